@@ -1,0 +1,126 @@
+# Everything a person or CI does with this tree. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+BIN := .venv/bin
+# How many worlds `make test` simulates; the nightly run takes more.
+SIM_SEEDS ?= 500
+export FABRIC_SIM_SEEDS = $(SIM_SEEDS)
+# More for pytest, as in: make unit ARGS='-k quota -x'
+ARGS ?=
+# What ruff looks at. tools/ has scripts without a suffix, which it leaves alone.
+CODE := fabric hostd cmd tools tests
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^#@/ { printf "\n%s\n", substr($$0, 4) } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+#@ To run it
+.PHONY: setup demo down image
+setup: ## everything this tree needs, to run it and to test it
+	@tools/setup test
+
+demo: ## from a bare machine to a server you can log in to
+	@tools/setup demo
+	@$(BIN)/fabric dev demo
+
+down: ## end what `make demo` started, and leave nothing behind
+	@tools/setup demo
+	@$(BIN)/fabric dev down
+
+image: ready ## build the small guest image
+	@tools/guest_image/build
+
+#@ To change it
+.PHONY: ready fmt proto docs lock changelog
+ready:
+	@tools/setup test
+
+fmt: ready ## format, and fix what can be fixed
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+	@if compgen -G 'protos/fabric/*/v1/*.proto' >/dev/null; then $(BIN)/buf format -w; fi
+
+proto: ready ## fabric/pb from protos/
+	@$(BIN)/python tools/proto/generate.py
+
+docs: ready ## docs/generated/ from the code
+	@$(BIN)/python tools/docs.py
+
+lock: ready ## requirements/*.txt from pyproject.toml (UPGRADE=1: take the newest)
+	@$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
+
+changelog: ready ## gather changelog.d/ into CHANGELOG.md (VERSION=x.y.z)
+	@$(BIN)/towncrier build --yes --version "$${VERSION:?say VERSION=x.y.z}"
+
+#@ To check it
+.PHONY: check verify check-format lint type imports buf check-proto check-docs
+check: ## exactly what CI runs: verify, then test
+	@$(MAKE) verify
+	@$(MAKE) test
+
+verify: check-format lint type imports buf check-proto check-docs ## all that can be known without running it
+
+check-format: ready ## formatted? (fix: make fmt)
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/buf format --diff --exit-code
+
+lint: ready ## ruff, all rules but the ones explained in pyproject.toml
+	@$(BIN)/ruff check $(CODE)
+
+type: ready ## mypy --strict
+	@$(BIN)/mypy
+
+imports: ready ## layers, as import-linter sees them
+	@$(BIN)/lint-imports --no-logo
+
+buf: ready ## protos: lint, and no break with what came before
+	@$(BIN)/buf lint
+	@tools/proto/breaking
+
+check-proto: ready ## is fabric/pb what protos/ says? (fix: make proto)
+	@$(BIN)/python tools/proto/generate.py --check
+
+check-docs: ready ## is docs/generated/ what the code says? (fix: make docs)
+	@$(BIN)/python tools/docs.py --check
+
+#@ To test it
+# `make test` is plain `pytest`: the folders, and leaving out what is slow, are settings in pyproject.toml. It is one run, so there is one
+# closing line and one exit status: first what is fast, last what owns the machine. Not in parallel: guests under emulation want both
+# cores of a small machine for themselves.
+EVERYTHING := -m ''
+.PHONY: test test-all unit conformance sim integration e2e chaos bench
+test: ready ## what a change must pass: all but the slow ones, under 20 minutes on 2 cores
+	@$(BIN)/pytest $(ARGS)
+
+test-all: ready ## the slow ones too, and chaos
+	@$(BIN)/pytest $(EVERYTHING) tests/unit tests/conformance tests/sim tests/integration tests/e2e tests/chaos $(ARGS)
+
+unit: ready ## values and rules, in seconds
+	@$(BIN)/pytest -n 2 tests/unit $(ARGS)
+
+conformance: ready ## the laws that every implementation of a port keeps
+	@$(BIN)/pytest $(EVERYTHING) tests/conformance $(ARGS)
+
+sim: ready ## whole cells on a virtual clock (SIM_SEEDS=500)
+	@$(BIN)/pytest $(EVERYTHING) tests/sim $(ARGS)
+
+integration: ready ## one real thing at a time: etcd, libvirt, nftables
+	@$(BIN)/pytest $(EVERYTHING) tests/integration $(ARGS)
+
+e2e: ready ## the processes of cmd/, as a user meets them
+	@$(BIN)/pytest $(EVERYTHING) tests/e2e $(ARGS)
+
+chaos: ready ## the same with faults
+	@$(BIN)/pytest $(EVERYTHING) tests/chaos $(ARGS)
+
+bench: ready ## how fast, as numbers to compare and not to pass
+	@$(BIN)/pytest $(EVERYTHING) tests/bench $(ARGS)
+
+#@ To leave it
+.PHONY: clean
+clean: ## remove what can be made again (.venv, .cache and caches); `make down` first
+	@rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
