@@ -49,17 +49,27 @@ def lock(name: str, requirements: list[str], *, earlier: list[str], upgrade: boo
     command = [
         str(Path(sysconfig.get_path("scripts")) / "uv"),
         *("pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--generate-hashes"),
-        *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--custom-compile-command", "make lock"),
+        *(
+            "--no-emit-index-url",
+            "--no-emit-find-links",
+            "--no-annotate",
+            "--custom-compile-command",
+            "make lock",
+        ),
         *(["--upgrade"] if upgrade else []),
         *(word for other in earlier for word in ("--constraint", str(LOCKS / f"{other}.txt"))),
         *("--output-file", str(LOCKS / f"{name}.txt"), "-"),
     ]
-    return subprocess.run(command, input="\n".join(requirements), text=True, stdout=subprocess.DEVNULL, check=False).returncode
+    return subprocess.run(
+        command, input="\n".join(requirements), text=True, stdout=subprocess.DEVNULL, check=False
+    ).returncode
 
 
 def main() -> int:
     """Write all four files, or stop at the first that cannot be resolved."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that fit")
     upgrade = parser.parse_args().upgrade
     LOCKS.mkdir(exist_ok=True)

@@ -144,8 +144,12 @@ def replace(fresh: Path, kept: Path) -> int:
 
 def main() -> int:
     """Regenerate, or with --check only say what regenerating would change."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if fabric/pb is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; fail if fabric/pb is out of date"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="proto-") as scratch:
         fresh = Path(scratch) / "pb"
@@ -158,7 +162,10 @@ def main() -> int:
             found = list(differences(fresh, TARGET))
             print(*found, sep="\n", end="\n" if found else "")
             if found:
-                print("fabric/pb is not what protos/ says: run `make proto` and commit the result", file=sys.stderr)
+                print(
+                    "fabric/pb is not what protos/ says: run `make proto` and commit the result",
+                    file=sys.stderr,
+                )
             return 1 if found else 0
         print(f"proto: {replace(fresh, TARGET)} files changed, {len(files_of(TARGET))} in fabric/pb")
     return 0
