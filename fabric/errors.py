@@ -130,7 +130,12 @@ class TooMuch(FabricError):
     reason = Reason.RATE_LIMITED
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, reason: Reason | None = None, **facts: str | int
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        reason: Reason | None = None,
+        **facts: str | int,
     ) -> None:
         super().__init__(message, reason=reason, **facts)
         self.retry_after_s = retry_after_s

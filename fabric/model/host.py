@@ -1,0 +1,119 @@
+"""Hosts as the cell sees them: what the admin approved, what is claimed, and the session that fences every write for them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class SessionState(enum.IntEnum):
+    """Where a host's session stands (host protocol, section 2). Only UP hosts get claims (R8)."""
+
+    UNSPECIFIED = 0
+    JOIN = 1
+    UP = 2
+    DRAIN = 3
+    UNREACHABLE = 4
+    DEAD = 5
+    QUARANTINED = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """Amounts of what hosts have and guests take. Totals, claims and frees are all of this shape."""
+
+    vcpus: int = 0
+    ram_mib: int = 0
+    disk_gib: int = 0
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(
+            vcpus=self.vcpus + other.vcpus,
+            ram_mib=self.ram_mib + other.ram_mib,
+            disk_gib=self.disk_gib + other.disk_gib,
+        )
+
+    def __sub__(self, other: Resources) -> Resources:
+        return Resources(
+            vcpus=self.vcpus - other.vcpus,
+            ram_mib=self.ram_mib - other.ram_mib,
+            disk_gib=self.disk_gib - other.disk_gib,
+        )
+
+    def covers(self, other: Resources) -> bool:
+        """Whether `other` fits into this, in every dimension."""
+        return self.vcpus >= other.vcpus and self.ram_mib >= other.ram_mib and self.disk_gib >= other.disk_gib
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The admin-approved inventory: never written by hosts, so a hostile host cannot lure servers with invented memory.
+
+    `capacity` is what may be claimed at most: hardware less what is reserved, times the overcommit ratio (vCPUs). `traits`
+    are capability names (`HW_ARCH_X86_64`, `FIRMWARE_UEFI`, `SECURE_BOOT`, `GPU`, …). `cert_serial` is the allow-listed
+    certificate. `guest_cidr` is the host-local guest subnet, `slots` how many addresses it can give.
+    """
+
+    name: str
+    cell: str
+    zone: str
+    capacity: Resources
+    traits: tuple[str, ...] = ()
+    enabled: bool = True
+    disabled_reason: str = ""
+    cert_serial: str = ""
+    guest_cidr: str = ""
+    slots: int = 0
+    create_time_ms: int = 0
+    update_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """The fence of a host: every write made for it compares this key's revision (R1)."""
+
+    host: str
+    epoch: int
+    state: SessionState
+    conductor: str = ""
+    boot_id: str = ""
+    agent_version: str = ""
+    since_ms: int = 0
+    renew_time_ms: int = 0
+    reason: str = ""
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What is claimed of a host: the compare-and-set point of every claim. `slots` are the taken address slots, ascending."""
+
+    host: str
+    claimed: Resources = field(default_factory=Resources)
+    instances: int = 0
+    slots: tuple[int, ...] = ()
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
+    """What the resource tracker measured on the host. Shown to people and compared with the inventory; grants nothing."""
+
+    host: str
+    total: Resources
+    used: Resources
+    running: int = 0
+    hypervisor: str = ""
+    hypervisor_version: str = ""
+    agent_version: str = ""
+    health: str = "ok"
+    report_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A cell as the global store knows it."""
+
+    name: str
+    enabled: bool = True
+    create_time_ms: int = 0

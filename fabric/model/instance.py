@@ -1,0 +1,224 @@
+"""Instances, as the cell's store keeps them, and the guest that a host is told to make true."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fabric.model.host import Resources
+from fabric.model.image import ImageFormat
+from fabric.model.network import Port
+from fabric.model.placement import Decision
+from fabric.model.quota import Charge
+from fabric.model.states import PowerState, TaskState, VmState, Want
+
+
+class OneShot(enum.IntEnum):
+    """One-shot actions: not states to converge to but things to do once, counted by `ActionMark.seq` (R13)."""
+
+    NONE = 0
+    REBOOT_SOFT = 1
+    REBOOT_HARD = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionMark:
+    """The latest one-shot action asked for. `seq` only grows; a host does each seq at least once, in order of the latest."""
+
+    seq: int = 0
+    kind: OneShot = OneShot.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRef:
+    """The bytes a disk starts as: everything a host needs to fetch and to verify them."""
+
+    id: str
+    name: str
+    format: ImageFormat
+    sha256: str
+    size_bytes: int
+    virtual_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """What a host needs to make a server true, complete and immutable for one placement.
+
+    `public_keys` maps keypair names to OpenSSH public keys. `user_data` is at most 65,535 bytes (as in the reference), and a
+    secret: never logged.
+    """
+
+    id: str
+    name: str
+    hostname: str
+    project_id: str
+    user_id: str
+    vcpus: int
+    ram_mib: int
+    disk_gib: int
+    image: ImageRef
+    kernel: ImageRef | None = None
+    ramdisk: ImageRef | None = None
+    kernel_args: str = ""
+    firmware: str = "bios"
+    ports: tuple[Port, ...] = ()
+    public_keys: Mapping[str, str] = field(default_factory=dict)
+    user_data: bytes = field(default=b"", repr=False)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    availability_zone: str = ""
+    config_drive: bool = True
+    create_time_ms: int = 0
+
+    def resources(self) -> Resources:
+        """What the guest takes of its host."""
+        return Resources(vcpus=self.vcpus, ram_mib=self.ram_mib, disk_gib=self.disk_gib)
+
+    def images(self) -> tuple[ImageRef, ...]:
+        """Every image the guest is made from."""
+        return tuple(ref for ref in (self.image, self.kernel, self.ramdisk) if ref is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Why something failed: a code from a closed list, words for people, where and when. Never carries a secret."""
+
+    code: str
+    message: str
+    host: str = ""
+    time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What was asked for, as the scheduler needs it: the guest without its place, and the constraints on where."""
+
+    guest: Guest
+    zone: str = ""
+    architecture: str = ""
+    required_traits: tuple[str, ...] = ()
+    forbidden_traits: tuple[str, ...] = ()
+    network_id: str = ""
+    network_name: str = ""
+    network_mtu: int = 1500
+    dns_servers: tuple[str, ...] = ()
+    flavor_id: str = ""
+    flavor_name: str = ""
+    key_name: str = ""
+    create_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """The record of a server in its cell.
+
+    `host` and `placement_epoch` say which copy is the one and only (I1); `generation` counts changes of intent,
+    `observed_generation` the last one its host confirmed. `task` is what is in flight and the lock, `task_deadline_ms` when
+    somebody must look, `task_request_id` and `task_start_ms` who asked and since when. `attempt` counts placements tried. `op_id` names
+    the write that made this value (R12).
+    """
+
+    id: str
+    request: Request
+    vm_state: VmState
+    task: TaskState = TaskState.NONE
+    power: PowerState = PowerState.NOSTATE
+    power_seen_ms: int = 0
+    want: Want = Want.RUN
+    host: str = ""
+    placement_epoch: int = 0
+    slot: int = 0
+    generation: int = 1
+    observed_generation: int = 0
+    action: ActionMark = field(default_factory=ActionMark)
+    observed_action: int = 0
+    ports: tuple[Port, ...] = ()
+    attempt: int = 1
+    alternates: tuple[str, ...] = ()
+    decision: Decision | None = None
+    fault: Fault | None = None
+    task_deadline_ms: int = 0
+    task_start_ms: int = 0
+    task_request_id: str = ""
+    launch_time_ms: int = 0
+    create_time_ms: int = 0
+    update_time_ms: int = 0
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What one host must make true of one instance: the conductor's only queue, and the host's only orders."""
+
+    instance_id: str
+    placement_epoch: int
+    generation: int
+    want: Want
+    action: ActionMark
+    guest: Guest
+    stop_timeout_s: int = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tombstone:
+    """The host must forget every copy of the instance with a placement epoch up to this one, then say so."""
+
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Over:
+    """The instance's life is over: no claim may raise it again, however late (hole 3 of the protocol draft)."""
+
+    instance_id: str
+    over_time_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refund:
+    """Work for the reconciler: the cell confirmed the end, so the project's charge is to be given back, once."""
+
+    instance_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """The global index row of a server: where it lives, whose it is, what it is charged."""
+
+    instance_id: str
+    project_id: str
+    user_id: str
+    name: str
+    cell: str
+    charge: Charge
+    create_time_ms: int = 0
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Build:
+    """An accepted create on its way to a host. `cancelled` is set by a delete that came before the claim."""
+
+    instance_id: str
+    cell: str
+    request: Request
+    project_id: str
+    cancelled: bool = False
+    tried_cells: tuple[str, ...] = ()
+    create_time_ms: int = 0
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The answer to a request_id: which resource it made or changed, and the digest of the body it came with."""
+
+    request_id: str
+    project_id: str
+    method: str
+    body_sha256: str
+    resource_id: str
+    expire_time_ms: int

@@ -1,0 +1,38 @@
+"""Quota: exact, because the counter and what it counts change in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What servers cost: how many, and their vCPUs and memory."""
+
+    instances: int = 0
+    vcpus: int = 0
+    ram_mib: int = 0
+
+    def __add__(self, other: Charge) -> Charge:
+        return Charge(
+            instances=self.instances + other.instances,
+            vcpus=self.vcpus + other.vcpus,
+            ram_mib=self.ram_mib + other.ram_mib,
+        )
+
+    def __sub__(self, other: Charge) -> Charge:
+        return Charge(
+            instances=self.instances - other.instances,
+            vcpus=self.vcpus - other.vcpus,
+            ram_mib=self.ram_mib - other.ram_mib,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """A project's limits and what is charged now. `op_id` names the write that made this value (R12)."""
+
+    project_id: str
+    limit: Charge
+    used: Charge = field(default_factory=Charge)
+    op_id: str = ""

@@ -1,0 +1,223 @@
+"""What a host and its conductor say to each other, as values (their wire form is fabric.host.v1).
+
+The complete list: nothing else can be said (security.md, section 5). The host's name is in none of them, because it comes from the
+certificate. Every message of a session carries its epoch; one with another epoch is dropped (R1).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from fabric.model.host import Resources
+from fabric.model.instance import Guest, OneShot
+from fabric.model.states import PowerState, Want
+
+
+class HostState(enum.IntEnum):
+    """What a host may say an instance is (R9)."""
+
+    UNSPECIFIED = 0
+    ACTIVE = 1
+    STOPPED = 2
+    ERROR = 3
+    ABSENT = 4
+
+
+# -- from the host --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Opens a session. `boot_id` tells two machines with one certificate apart."""
+
+    boot_id: str
+    agent_version: str
+    highest_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """I am alive; the permit to start guests counts from when this was sent (R5)."""
+
+    seq: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """An instance's state on this host, for (placement_epoch, generation) and the last one-shot action done."""
+
+    epoch: int
+    instance_id: str
+    placement_epoch: int
+    generation: int
+    action_seq: int
+    state: HostState
+    power: PowerState
+    fault_code: str = ""
+    fault_message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """Every copy of the instance up to this placement epoch is gone from the host."""
+
+    epoch: int
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What the resource tracker measured."""
+
+    epoch: int
+    total: Resources
+    used: Resources
+    running: int
+    hypervisor: str
+    hypervisor_version: str
+    agent_version: str
+    health: str = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleLog:
+    """The answer to a ConsoleLogWanted."""
+
+    question: int
+    data: bytes = b""
+    fault_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a step is; shown to people, stored nowhere."""
+
+    epoch: int
+    instance_id: str
+    placement_epoch: int
+    step: str
+    percent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """One placement that a host holds."""
+
+    instance_id: str
+    placement_epoch: int
+    power: PowerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inventory:
+    """Everything a host holds: a fact for people and for R8's first report, never a ground to destroy (R4)."""
+
+    epoch: int
+    held: tuple[Held, ...] = ()
+    strays: tuple[str, ...] = ()
+
+
+# -- from the conductor ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """The session is granted: its epoch, and how long an acknowledged beat permits starting guests (R5)."""
+
+    epoch: int
+    permit_ms: int
+    host: str
+    guest_cidr: str
+    zone: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What must be true of one instance: converge to (placement_epoch, generation), and do action_seq once."""
+
+    epoch: int
+    placement_epoch: int
+    generation: int
+    want: Want
+    action_seq: int
+    action: OneShot
+    stop_timeout_s: int
+    guest: Guest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Forget every copy of the instance up to this placement epoch."""
+
+    epoch: int
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All orders and releases at one revision, in parts; what is not in it is not thereby to be destroyed (R4)."""
+
+    epoch: int
+    revision: int
+    orders: tuple[Order, ...]
+    releases: tuple[Release, ...]
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeatAck:
+    """The beat was received, and the store still knows this session."""
+
+    seq: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusAck:
+    """The status need not be sent again: it was accepted, or refused for good."""
+
+    instance_id: str
+    placement_epoch: int
+    generation: int
+    action_seq: int
+    state: HostState
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseAck:
+    """The release is dealt with."""
+
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsoleLogWanted:
+    """The end of a serial console's log is wanted."""
+
+    question: int
+    instance_id: str
+    placement_epoch: int
+    tail_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Goodbye:
+    """The session is over. Wait this long before dialling this conductor again."""
+
+    reason: str
+    retry_after_ms: int = 0
+
+
+FromHost = Hello | Beat | Status | Released | Report | ConsoleLog | Progress | Inventory
+"""What a host may say."""
+
+FromConductor = (
+    Granted | Snapshot | Order | Release | BeatAck | StatusAck | ReleaseAck | ConsoleLogWanted | Goodbye
+)
+"""What a conductor may say."""

@@ -1,0 +1,91 @@
+"""The host session's values to their wire messages and back (fabric.host.v1)."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+from google.protobuf.message import DecodeError, Message
+
+from fabric.errors import InvalidRequest, Reason
+from fabric.mapping import Mapping
+from fabric.model import host, instance, network, session
+from fabric.pb.host.v1 import host_session_service_pb2 as pb
+
+_MAPPING = Mapping(
+    {
+        host.Resources: pb.Amounts,
+        network.Port: pb.Port,
+        instance.ImageRef: pb.ImageRef,
+        instance.Guest: pb.Guest,
+        session.Hello: pb.Hello,
+        session.Beat: pb.Beat,
+        session.Status: pb.Status,
+        session.Released: pb.Released,
+        session.Report: pb.Report,
+        session.ConsoleLog: pb.ConsoleLog,
+        session.Progress: pb.Progress,
+        session.Held: pb.Held,
+        session.Inventory: pb.Inventory,
+        session.Granted: pb.Granted,
+        session.Order: pb.Order,
+        session.Release: pb.Release,
+        session.Snapshot: pb.Snapshot,
+        session.BeatAck: pb.BeatAck,
+        session.StatusAck: pb.StatusAck,
+        session.ReleaseAck: pb.ReleaseAck,
+        session.ConsoleLogWanted: pb.ConsoleLogWanted,
+        session.Goodbye: pb.Goodbye,
+    }
+)
+
+
+def _arm(kind: type) -> str:
+    """The name of the oneof's field that carries this kind: the kind's own name, in snake case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+_FROM_HOST = {_arm(kind): kind for kind in session.FromHost.__args__}
+_FROM_CONDUCTOR = {_arm(kind): kind for kind in session.FromConductor.__args__}
+
+
+def pack_from_host(value: session.FromHost) -> bytes:
+    """What a host says, as bytes."""
+    return _pack(pb.SessionRequest(), value)
+
+
+def pack_from_conductor(value: session.FromConductor) -> bytes:
+    """What a conductor says, as bytes."""
+    return _pack(pb.SessionResponse(), value)
+
+
+def unpack_from_host(data: bytes) -> session.FromHost:
+    """What a host said. Raises InvalidRequest for bytes that say nothing we know: the stream's owner decides what that costs."""
+    return cast("session.FromHost", _unpack(pb.SessionRequest(), _FROM_HOST, data))
+
+
+def unpack_from_conductor(data: bytes) -> session.FromConductor:
+    """What a conductor said. Raises InvalidRequest for bytes that say nothing we know."""
+    return cast("session.FromConductor", _unpack(pb.SessionResponse(), _FROM_CONDUCTOR, data))
+
+
+def _pack(envelope: Message, value: object) -> bytes:
+    arm = getattr(envelope, _arm(type(value)))
+    arm.SetInParent()
+    _MAPPING.fill(value, arm)
+    return envelope.SerializeToString()
+
+
+def _unpack(envelope: Message, kinds: dict[str, type], data: bytes) -> object:
+    try:
+        envelope.ParseFromString(data)
+        arm = envelope.WhichOneof("message")
+        if arm is None:
+            raise InvalidRequest(
+                "the message is empty, or of a kind this version does not know", field="message"
+            )
+        return _MAPPING.take(kinds[arm], getattr(envelope, arm))
+    except (DecodeError, ValueError) as broken:
+        raise InvalidRequest(
+            "the message does not parse", field="message", reason=Reason.MESSAGE_MALFORMED
+        ) from broken

@@ -1,0 +1,172 @@
+"""Every key that is ever stored, one row each: its template, its record, who writes it, and why it exists.
+
+Nothing else in the fabric spells a key. Templates are for people and for the generated reference; `Key.at` fills one in, `Key.under` is
+the prefix of a listing. Values of fields may not contain a slash (ids, names of hosts and cells never do; other names are escaped).
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+from fabric.model import flavor, host, identity, image, instance, keypair, network, quota
+
+V = TypeVar("V")
+
+
+class Place(enum.StrEnum):
+    """Which store a key lives in."""
+
+    GLOBAL = "global"
+    CELL = "cell"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key(Generic[V]):
+    """One kind of key. `fields` are the placeholders of `template`, in order."""
+
+    template: str
+    record: type[V]
+    place: Place
+    owner: str
+    why: str
+    leased: bool = False
+
+    def at(self, *fields: str) -> str:
+        """The key with these fields filled in. Raises ValueError when their number is not the template's."""
+        head, *rest = self.template.split("{")
+        if len(fields) != len(rest):
+            raise ValueError(f"{self.template} takes {len(rest)} fields, not {len(fields)}")
+        return head + "".join(
+            quote(name, safe="") + tail.partition("}")[2] for name, tail in zip(fields, rest, strict=True)
+        )
+
+    def under(self, *fields: str) -> str:
+        """The prefix of every key whose first fields are these."""
+        head, *rest = self.template.split("{")
+        return head + "".join(
+            quote(name, safe="") + tail.partition("}")[2] for name, tail in zip(fields, rest, strict=False)
+        )
+
+
+def _global(template: str, record: type[V], owner: str, why: str) -> Key[V]:
+    return Key(template=template, record=record, place=Place.GLOBAL, owner=owner, why=why)
+
+
+def _cell(template: str, record: type[V], owner: str, why: str, *, leased: bool = False) -> Key[V]:
+    return Key(template=template, record=record, place=Place.CELL, owner=owner, why=why, leased=leased)
+
+
+PROJECT = _global("project/{project}", identity.Project, "api", "What owns servers and quota.")
+PROJECT_NAME = _global("project-name/{name}", str, "api", "Makes project names unique; the value is the id.")
+USER = _global("user/{user}", identity.User, "api", "Somebody, with the hash of their password.")
+USER_NAME = _global("user-name/{name}", str, "api", "Makes user names unique; the value is the id.")
+ROLE = _global("role/{user}/{project}", identity.RoleGrant, "api", "What a user may do in a project.")
+TOKEN = _global(
+    "token/{sha256}",
+    identity.Token,
+    "api",
+    "A token that was issued; deleting it revokes it. Leased to its lifetime.",
+)
+FLAVOR = _global("flavor/{flavor}", flavor.Flavor, "api", "A size on the menu.")
+FLAVOR_NAME = _global("flavor-name/{name}", str, "api", "Makes flavor names unique; the value is the id.")
+KEYPAIR = _global("keypair/{user}/{name}", keypair.Keypair, "api", "A user's public key.")
+IMAGE = _global("image/{image}", image.Image, "api", "An image's record; its bytes are in the blob store.")
+IMAGE_NAME = _global(
+    "image-name/{project}/{name}", str, "api", "Makes image names unique in a project; the value is the id."
+)
+NETWORK = _global("network/{network}", network.Network, "api", "A network that servers can be attached to.")
+NETWORK_NAME = _global("network-name/{name}", str, "api", "Makes network names unique; the value is the id.")
+QUOTA = _global(
+    "quota/{project}",
+    quota.Quota,
+    "api, reconciler",
+    "Limits and what is charged: the compare-and-set point of creates.",
+)
+CELL = _global("cell/{cell}", host.Cell, "operator", "A cell that servers may be placed in.")
+ANSWERED = _global(
+    "request/{project}/{request}",
+    instance.Answered,
+    "api",
+    "What a request_id was answered with, for 24 hours.",
+)
+LOCATION = _global(
+    "location/{instance}",
+    instance.Location,
+    "api, scheduler",
+    "Which cell a server lives in, whose it is, what it is charged.",
+)
+BUILD = _global(
+    "build/{cell}/{instance}", instance.Build, "api, scheduler", "An accepted create that has no host yet."
+)
+
+HOST = _cell(
+    "host/{host}", host.Host, "api", "What the admin approved of a host; never written by or for hosts."
+)
+SESSION = _cell("session/{host}", host.Session, "conductor", "The fence of every write made for a host (R1).")
+ALIVE = _cell(
+    "alive/{host}",
+    str,
+    "conductor",
+    "The host's session beats; the value is its epoch. A hint only.",
+    leased=True,
+)
+USE = _cell(
+    "use/{host}",
+    host.Use,
+    "scheduler, conductor",
+    "What is claimed of a host: the compare-and-set point of claims.",
+)
+REPORT = _cell(
+    "report/{host}",
+    host.HostReport,
+    "conductor",
+    "What the host's resource tracker measured, when it changed.",
+)
+ASSIGNMENT = _cell(
+    "assignment/{host}/{instance}",
+    instance.Assignment,
+    "scheduler, api, conductor",
+    "What a host must make true.",
+)
+TOMBSTONE = _cell(
+    "tombstone/{host}/{instance}",
+    instance.Tombstone,
+    "conductor",
+    "A copy that a host must forget, and has not confirmed yet.",
+)
+INSTANCE = _cell(
+    "instance/{instance}",
+    instance.Instance,
+    "scheduler, api, conductor",
+    "A server: what was asked, what is wanted, what is.",
+)
+OVER = _cell(
+    "over/{instance}",
+    instance.Over,
+    "api, conductor",
+    "The server's life is over: stops a late claim from raising it.",
+)
+REFUND = _cell(
+    "refund/{instance}",
+    instance.Refund,
+    "api, conductor",
+    "The cell has let go: the reconciler gives the charge back, once.",
+)
+ACTED = _cell(
+    "acted/{project}/{request}",
+    instance.Answered,
+    "api",
+    "What an action's request_id was answered with, for 24 hours.",
+)
+
+KEYS: tuple[Key[object], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Key))
+"""All of them, in the order above."""
+
+
+def token_key(secret: str) -> str:
+    """The key of a token: the SHA-256 of its secret, so that the store never holds what would let somebody in."""
+    return TOKEN.at(hashlib.sha256(secret.encode()).hexdigest())
