@@ -1,0 +1,1 @@
+"""Carrying out: one serial queue per instance, and the journal that makes a crash harmless."""

@@ -1,0 +1,142 @@
+"""The hypervisor as a port: what a driver must be able to do, and nothing more.
+
+Every method is idempotent: asking for what already is, is success. No method decides anything: hostd's core does, and
+re-checks epoch, generation and permit immediately before each call that cannot be taken back (R2). The laws are in
+`tests/conformance/driver`; the fake and libvirt are held to the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from fabric.model.host import Resources
+from fabric.model.instance import Guest
+from fabric.model.states import PowerState
+
+
+class DriverError(Exception):
+    """The hypervisor refused or failed. `code` is from hostd/core/faults.py; the message is for people, without host paths."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypervisor:
+    """What this host is: for the report and for people."""
+
+    kind: str
+    version: str
+    accelerator: str
+    architecture: str
+    total: Resources
+    traits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domain:
+    """A domain as the hypervisor has it. The marks are read from the domain's own metadata (R3), empty/0 where it carries none.
+
+    `ours` tells whether it carries our mark: what does not is never touched, only reported.
+    """
+
+    name: str
+    instance_id: str
+    placement_epoch: int
+    generation: int
+    power: PowerState
+    ours: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskFile:
+    """One disk of a domain: an absolute path on the host and its format, always explicit (CVE-2026-24708)."""
+
+    path: str
+    format: str
+    serial: str
+    readonly: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """One interface of a domain: the tap's name on the host and the guest's MAC."""
+
+    tap: str
+    mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainSpec:
+    """Everything that a domain's definition is made of."""
+
+    guest: Guest
+    placement_epoch: int
+    generation: int
+    disks: tuple[DiskFile, ...]
+    interfaces: tuple[Interface, ...]
+    kernel_path: str = ""
+    ramdisk_path: str = ""
+    console_log_path: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainEvent:
+    """The hypervisor says a domain changed by itself or by us. A hint: whoever gets it observes (events may be lost)."""
+
+    instance_id: str
+    power: PowerState
+    detail: str = ""
+
+
+class Driver(Protocol):
+    """A hypervisor on this host."""
+
+    async def open(self) -> Hypervisor:
+        """Connect (again), and say what is there. Raises DriverError('HYPERVISOR_UNAVAILABLE')."""
+        ...
+
+    async def domains(self) -> tuple[Domain, ...]:
+        """Every domain, ours or not, running or not."""
+        ...
+
+    async def observe(self, instance_id: str) -> Domain | None:
+        """The instance's domain as it is now, None where there is none."""
+        ...
+
+    async def define(self, spec: DomainSpec) -> None:
+        """Write or replace the persistent definition; a running domain goes on unchanged until its next start."""
+        ...
+
+    async def start(self, instance_id: str) -> None:
+        """Boot the defined domain; running already is success."""
+        ...
+
+    async def press_power_button(self, instance_id: str) -> None:
+        """Ask the guest to shut down (ACPI). Returns at once; the guest may ignore it."""
+        ...
+
+    async def press_reset_button(self, instance_id: str) -> None:
+        """Ask the guest to reboot itself (soft). Returns at once; the guest may ignore it."""
+        ...
+
+    async def cut_power(self, instance_id: str) -> None:
+        """Stop the domain at once; stopped or absent already is success."""
+        ...
+
+    async def forget(self, instance_id: str) -> None:
+        """Cut power and remove the definition with its NVRAM; absent already is success. Disks are not the driver's."""
+        ...
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        """Changes as they come, for ever; ends when the connection does."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the hypervisor; guests run on."""
+        ...

@@ -1,0 +1,54 @@
+"""The host's network as a port: bridge, NAT, DHCP, metadata and one tap per guest interface.
+
+Idempotent: the whole wanted set is computed and converged to; what carries our mark and is not wanted goes, others are never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from fabric.model.instance import Guest
+from hostd.driver.base import Interface
+
+
+class NetworkError(Exception):
+    """A network step failed. `code` is from hostd/core/faults.py."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """A placement that must be wired: its taps, filters, DHCP entries and metadata."""
+
+    guest: Guest
+    placement_epoch: int
+
+
+class Wires(Protocol):
+    """The data plane of this host."""
+
+    async def prepare(self) -> None:
+        """Have the bridge, NAT, DHCP and metadata servers of the host's guest network. Safe to call at any time."""
+        ...
+
+    async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
+        """Wire every port of the guest: filters first, then the tap, then DHCP and metadata. Raises NetworkError."""
+        ...
+
+    async def unplug(self, instance_id: str, placement_epoch: int) -> None:
+        """Take away everything of the instance up to this placement epoch; absent already is success."""
+        ...
+
+    async def plugged(self) -> Mapping[str, int]:
+        """Which instances have wires here, with their placement epoch."""
+        ...
+
+    async def close(self) -> None:
+        """Stop what only this process serves (the metadata server); guests' traffic goes on."""
+        ...
