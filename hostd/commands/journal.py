@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class JournalDamaged(Exception):  # noqa: N818 - a fact about the file; the daemon goes on without it
+class JournalDamaged(Exception):
     """The journal cannot be trusted: it is set aside under another name, and a new one is begun."""
 
 

@@ -54,12 +54,16 @@ class Domain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskFile:
-    """One disk of a domain: an absolute path on the host and its format, always explicit (CVE-2026-24708)."""
+    """One disk of a domain: an absolute path on the host and its format, always explicit (CVE-2026-24708).
+
+    `backing` is the file underneath an overlay, read only and shared: explicit too, so that nothing ever probes a header.
+    """
 
     path: str
     format: str
     serial: str
     readonly: bool = False
+    backing: DiskFile | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
