@@ -1,0 +1,452 @@
+"""A host without hardware: the physical machine, which outlives the daemon, and the driver that works on it.
+
+For simulations and benchmarks: asyncio only, nothing random, time only by `asyncio.sleep`. An operation belongs to the
+machine, as libvirt's jobs belong to libvirtd: when the daemon dies in the middle of it, it goes on, and the next daemon's
+operation on that domain waits for it. Laws: `tests/conformance/driver`, the same that real QEMU is held to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+from fabric.model.host import Resources
+from fabric.model.states import PowerState
+from hostd.core.faults import FaultCode, fault_text
+from hostd.driver.base import Domain, DomainEvent, DomainSpec, DriverError, Hypervisor, Interface
+from hostd.images.base import GuestDisks, Held
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delays:
+    """How long things take on the machine, in seconds of the loop's time."""
+
+    observe_s: float = 0.001
+    define_s: float = 0.003
+    start_s: float = 0.05
+    cut_power_s: float = 0.02
+    guest_shutdown_s: float = 3.0
+    wire_s: float = 0.03
+    disk_s: float = 0.03
+    image_chunk_s: float = 0.005
+
+
+INSTANT: Final = Delays(
+    observe_s=0,
+    define_s=0,
+    start_s=0,
+    cut_power_s=0,
+    guest_shutdown_s=0,
+    wire_s=0,
+    disk_s=0,
+    image_chunk_s=0,
+)
+"""No delays, for tests that are not about time: each operation still yields to the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineEvent:
+    """Something physical happened: what a checker of "one server runs once" is fed with.
+
+    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `power_lost` or `power_back`; the last two have no
+    instance. `detail` says by what.
+    """
+
+    host: str
+    kind: str
+    instance_id: str = ""
+    placement_epoch: int = 0
+    generation: int = 0
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class FakeDomain:
+    """A domain: what it is defined as, and what it runs as where it runs. The two differ between a redefine and a start."""
+
+    defined: DomainSpec
+    running: DomainSpec | None = None
+    power: PowerState = PowerState.SHUTDOWN
+    boots: int = 0
+
+    @property
+    def spec(self) -> DomainSpec:
+        """The definition that shows: the running one where there is one."""
+        return self.running or self.defined
+
+
+@dataclass(slots=True)
+class FakeMachine:
+    """The physical state of one host, and the switches of its faults.
+
+    Attributes for tests: `fail_next` maps a step (`start`, `define`, `plug`, `ensure_image`, …) to the fault codes its next
+    calls end with; `lost_events` is how many of the next events nobody hears; `deaf` are instances whose guest ignores the
+    power button; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail.
+    """
+
+    name: str
+    total: Resources = field(default_factory=lambda: Resources(vcpus=16, ram_mib=32768, disk_gib=200))
+    delays: Delays = field(default_factory=Delays)
+    record: Callable[[MachineEvent], None] = lambda _event: None
+    domains: dict[str, FakeDomain] = field(default_factory=dict)
+    strays: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    folders: dict[Held, GuestDisks] = field(default_factory=dict)
+    consoles: dict[Held, bytes] = field(default_factory=dict)
+    wires: dict[str, tuple[int, tuple[Interface, ...]]] = field(default_factory=dict)
+    fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
+    lost_events: int = 0
+    deaf: set[str] = field(default_factory=set)
+    hypervisor_up: bool = True
+    powered: bool = True
+    boot: int = 1
+    # What runs on the machine belongs to no daemon: not its task, not its context variables.
+    _context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    _jobs: set[asyncio.Task[Any]] = field(default_factory=set)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+    _listeners: list[asyncio.Queue[DomainEvent | None]] = field(default_factory=list)
+
+    # ------------------------------------------------------------------ faults
+
+    def crash_guest(self, instance_id: str) -> None:
+        """The guest's QEMU dies by itself."""
+        self._stop(instance_id, PowerState.CRASHED, "crashed")
+
+    def shut_down_guest(self, instance_id: str) -> None:
+        """The guest powers itself off."""
+        self._stop(instance_id, PowerState.SHUTDOWN, "by the guest")
+
+    def restart_hypervisor(self) -> None:
+        """A libvirtd that dies and comes back: every connection ends, no guest does."""
+        self._hang_up()
+
+    def lose_power(self) -> None:
+        """Everything stops at once; definitions and files stay, wires do not."""
+        self.powered = False
+        self.boot += 1
+        self.record(MachineEvent(host=self.name, kind="power_lost"))
+        for instance_id in sorted(self.domains):
+            self._stop(instance_id, PowerState.SHUTDOWN, "power lost", told=False)
+        self.wires.clear()
+        self._hang_up()
+
+    def restore_power(self) -> None:
+        """The machine boots again; no guest starts by itself (R5)."""
+        self.powered = True
+        self.record(MachineEvent(host=self.name, kind="power_back"))
+
+    def power_cycle(self) -> None:
+        """Off and on again."""
+        self.lose_power()
+        self.restore_power()
+
+    # ------------------------------------------------------------- observation
+
+    def running(self) -> dict[str, int]:
+        """Which instances run now, with the placement epoch they were started with: what checkers compare."""
+        return {
+            instance_id: domain.running.placement_epoch
+            for instance_id, domain in self.domains.items()
+            if domain.running is not None
+        }
+
+    def used(self) -> Resources:
+        """What defined domains were promised."""
+        return sum((domain.defined.guest.resources() for domain in self.domains.values()), Resources())
+
+    async def settle(self) -> None:
+        """Wait for the operations that are under way, whoever asked for them."""
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
+    # --------------------------------------------------------------- machinery
+
+    def pop_fault(self, step: str) -> FaultCode | None:
+        """The fault that the next `step` must end with."""
+        queue = self.fail_next.get(step)
+        return queue.popleft() if queue else None
+
+    def listen(self) -> asyncio.Queue[DomainEvent | None]:
+        """A queue of what happens from now on; None ends it."""
+        queue: asyncio.Queue[DomainEvent | None] = asyncio.Queue()
+        self._listeners.append(queue)
+        return queue
+
+    def unlisten(self, queue: asyncio.Queue[DomainEvent | None]) -> None:
+        """Stop filling the queue."""
+        with contextlib.suppress(ValueError):
+            self._listeners.remove(queue)
+
+    async def operate(
+        self, lock: str, delay_s: float, work: Callable[[], _T], down: Callable[[], Exception]
+    ) -> _T:
+        """Do `work` in the middle of `delay_s`, alone among operations on `lock`, even if the caller dies meanwhile.
+
+        Raises `down()` where the machine lost power before the work was done, or has none.
+        """
+        if not self.powered:
+            raise down()
+        boot = self.boot
+
+        async def job() -> _T:
+            async with self._locks.setdefault(lock, asyncio.Lock()):
+                await asyncio.sleep(delay_s / 2)
+                if boot != self.boot or not self.powered:
+                    raise down()
+                result = work()
+                await asyncio.sleep(delay_s / 2)
+                return result
+
+        return await asyncio.shield(self._spawn(job()))
+
+    def after(self, delay_s: float, work: Callable[[], None]) -> None:
+        """Do `work` later, unless the power fails first: what a guest does in its own time."""
+        boot = self.boot
+
+        async def job() -> None:
+            await asyncio.sleep(delay_s)
+            if boot == self.boot:
+                work()
+
+        self._spawn(job())
+
+    def start(self, instance_id: str) -> None:
+        """Boot a defined domain as it is defined now."""
+        domain = self.domains[instance_id]
+        if domain.running is not None:
+            return
+        domain.running = domain.defined
+        domain.power = PowerState.RUNNING
+        self._booted(domain)
+        self._happened("started", domain.running)
+        self._tell(instance_id, PowerState.RUNNING, "started")
+
+    def reset(self, instance_id: str) -> None:
+        """The guest reboots itself: same definition, same process."""
+        domain = self.domains.get(instance_id)
+        if domain is None or domain.running is None:
+            return
+        self._booted(domain)
+        self._happened("reset", domain.running)
+        self._tell(instance_id, PowerState.RUNNING, "rebooted")
+
+    def cut(self, instance_id: str) -> None:
+        """Stop a domain at once."""
+        self._stop(instance_id, PowerState.SHUTDOWN, "power cut")
+
+    def define(self, spec: DomainSpec) -> None:
+        """Write or replace a definition."""
+        domain = self.domains.get(spec.guest.id)
+        if domain is None:
+            self.domains[spec.guest.id] = FakeDomain(defined=spec)
+        else:
+            domain.defined = spec
+        self._happened("defined", spec)
+
+    def forget(self, instance_id: str) -> None:
+        """Stop a domain and drop its definition."""
+        self.cut(instance_id)
+        domain = self.domains.pop(instance_id, None)
+        if domain is not None:
+            self._happened("forgotten", domain.defined)
+
+    def _booted(self, domain: FakeDomain) -> None:
+        assert domain.running is not None
+        domain.boots += 1
+        held = Held(domain.running.guest.id, domain.running.placement_epoch)
+        line = f"boot {domain.boots}: {domain.running.guest.hostname} login: \n"
+        self.consoles[held] = self.consoles.get(held, b"") + line.encode()
+
+    def _stop(self, instance_id: str, power: PowerState, detail: str, *, told: bool = True) -> None:
+        domain = self.domains.get(instance_id)
+        if domain is None or domain.running is None:
+            return
+        spec, domain.running, domain.power = domain.running, None, power
+        self._happened("stopped", spec, detail)
+        if told:
+            self._tell(instance_id, power, detail)
+
+    def _happened(self, kind: str, spec: DomainSpec, detail: str = "") -> None:
+        self.record(
+            MachineEvent(
+                host=self.name,
+                kind=kind,
+                instance_id=spec.guest.id,
+                placement_epoch=spec.placement_epoch,
+                generation=spec.generation,
+                detail=detail,
+            )
+        )
+
+    def _tell(self, instance_id: str, power: PowerState, detail: str) -> None:
+        if self.lost_events > 0:
+            self.lost_events -= 1
+            return
+        if not self.hypervisor_up:
+            return
+        for queue in self._listeners:
+            queue.put_nowait(DomainEvent(instance_id=instance_id, power=power, detail=detail))
+
+    def _hang_up(self) -> None:
+        for queue in self._listeners:
+            queue.put_nowait(None)
+        self._listeners.clear()
+
+    def _spawn(self, job: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(job, context=self._context.copy())
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+        return task
+
+
+class FakeDriver:
+    """`Driver` on a `FakeMachine`. Any number of them may come and go on one machine, as daemons do."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+        self._queues: list[asyncio.Queue[DomainEvent | None]] = []
+
+    async def open(self) -> Hypervisor:
+        await self._do("", "open", self._machine.delays.observe_s, lambda: None)
+        return Hypervisor(
+            kind="fake",
+            version="1.0.0",
+            accelerator="none",
+            architecture="x86_64",
+            total=self._machine.total,
+            traits=("HW_ARCH_X86_64",),
+        )
+
+    async def domains(self) -> tuple[Domain, ...]:
+        def read() -> tuple[Domain, ...]:
+            ours = tuple(_seen(domain) for _, domain in sorted(self._machine.domains.items()))
+            strays = tuple(
+                Domain(
+                    name=name,
+                    instance_id="",
+                    placement_epoch=0,
+                    generation=0,
+                    power=PowerState.RUNNING,
+                    ours=False,
+                )
+                for name in self._machine.strays
+            )
+            return ours + strays
+
+        return await self._do("", "domains", self._machine.delays.observe_s, read)
+
+    async def observe(self, instance_id: str) -> Domain | None:
+        def read() -> Domain | None:
+            domain = self._machine.domains.get(instance_id)
+            return None if domain is None else _seen(domain)
+
+        return await self._do("", "observe", self._machine.delays.observe_s, read)
+
+    async def define(self, spec: DomainSpec) -> None:
+        await self._do(
+            spec.guest.id, "define", self._machine.delays.define_s, lambda: self._machine.define(spec)
+        )
+
+    async def start(self, instance_id: str) -> None:
+        def boot() -> None:
+            self._need(instance_id)
+            self._machine.start(instance_id)
+
+        await self._do(instance_id, "start", self._machine.delays.start_s, boot)
+
+    async def press_power_button(self, instance_id: str) -> None:
+        def press() -> None:
+            domain = self._need(instance_id)
+            pressed = domain.running
+            if pressed is None or instance_id in self._machine.deaf:
+                return
+
+            def obey() -> None:
+                # The guest that heard the button may have been stopped, and another boot begun, since.
+                if domain.running is pressed:
+                    self._machine.shut_down_guest(instance_id)
+
+            self._machine.after(self._machine.delays.guest_shutdown_s, obey)
+
+        await self._do(instance_id, "press_power_button", self._machine.delays.observe_s, press)
+
+    async def press_reset_button(self, instance_id: str) -> None:
+        def press() -> None:
+            if self._need(instance_id).running is None:
+                raise _error(FaultCode.DOMAIN_START_FAILED, "it is not running, so it cannot reboot itself")
+            if instance_id not in self._machine.deaf:
+                self._machine.after(
+                    self._machine.delays.guest_shutdown_s, lambda: self._machine.reset(instance_id)
+                )
+
+        await self._do(instance_id, "press_reset_button", self._machine.delays.observe_s, press)
+
+    async def cut_power(self, instance_id: str) -> None:
+        await self._do(
+            instance_id, "cut_power", self._machine.delays.cut_power_s, lambda: self._machine.cut(instance_id)
+        )
+
+    async def forget(self, instance_id: str) -> None:
+        await self._do(
+            instance_id, "forget", self._machine.delays.cut_power_s, lambda: self._machine.forget(instance_id)
+        )
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        queue = self._machine.listen()
+        self._queues.append(queue)
+        return self._listen(queue)
+
+    async def close(self) -> None:
+        for queue in self._queues:
+            self._machine.unlisten(queue)
+            queue.put_nowait(None)
+        self._queues.clear()
+
+    async def _listen(self, queue: asyncio.Queue[DomainEvent | None]) -> AsyncIterator[DomainEvent]:
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._machine.unlisten(queue)
+
+    def _need(self, instance_id: str) -> FakeDomain:
+        domain = self._machine.domains.get(instance_id)
+        if domain is None:
+            raise _error(FaultCode.DOMAIN_MISSING)
+        return domain
+
+    async def _do(self, lock: str, step: str, delay_s: float, work: Callable[[], _T]) -> _T:
+        def checked() -> _T:
+            if not self._machine.hypervisor_up:
+                raise _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+            fault = self._machine.pop_fault(step)
+            if fault is not None:
+                raise _error(fault)
+            return work()
+
+        if not self._machine.hypervisor_up:
+            raise _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+        return await self._machine.operate(
+            f"domain/{lock or step}", delay_s, checked, lambda: _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+        )
+
+
+def _error(code: FaultCode, detail: str = "") -> DriverError:
+    return DriverError(code, fault_text(code, detail))
+
+
+def _seen(domain: FakeDomain) -> Domain:
+    return Domain(
+        name=f"cellfabric-{domain.spec.guest.id}",
+        instance_id=domain.spec.guest.id,
+        placement_epoch=domain.spec.placement_epoch,
+        generation=domain.spec.generation,
+        power=domain.power,
+    )

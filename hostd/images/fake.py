@@ -1,0 +1,129 @@
+"""Disks of a simulated machine: the folders and cached images of a `FakeMachine`, without a byte on a real disk."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import TypeVar
+
+from fabric.model.instance import Guest, ImageRef
+from hostd.core.faults import FaultCode, fault_text
+from hostd.driver.base import DiskFile
+from hostd.driver.fake import FakeMachine
+from hostd.images.base import DiskError, Fetch, GuestDisks, Held
+
+_T = TypeVar("_T")
+_GIB = 1 << 30
+
+
+class FakeDisks:
+    """`Disks` on a `FakeMachine`. Downloads belong to the daemon and die with it; files belong to the machine."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+        self._downloads: dict[str, asyncio.Lock] = {}
+
+    async def ensure_image(self, image: ImageRef, fetch: Fetch, progress: Callable[[int], None]) -> None:
+        async with self._downloads.setdefault(image.sha256, asyncio.Lock()):
+            if image.sha256 in self._machine.images:
+                progress(100)
+                return
+            digest = hashlib.sha256()
+            received = 0
+            async for chunk in fetch(image):
+                digest.update(chunk)
+                received += len(chunk)
+                if received > image.size_bytes:
+                    raise _error(FaultCode.IMAGE_CORRUPT, "there are more bytes than its record says")
+                progress(min(99, 100 * received // max(image.size_bytes, 1)))
+                await asyncio.sleep(self._machine.delays.image_chunk_s)
+            if digest.hexdigest() != image.sha256:
+                raise _error(FaultCode.IMAGE_CORRUPT)
+
+            def store() -> None:
+                self._machine.images[image.sha256] = max(image.virtual_size_bytes, received)
+
+            await self._do(f"image/{image.sha256}", "ensure_image", store)
+            progress(100)
+
+    async def ensure_guest(self, guest: Guest, placement_epoch: int) -> GuestDisks:
+        held = Held(guest.id, placement_epoch)
+
+        def make() -> GuestDisks:
+            existing = self._machine.folders.get(held)
+            if existing is not None:
+                return existing
+            if any(image.sha256 not in self._machine.images for image in guest.images()):
+                raise _error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
+            if guest.disk_gib and guest.image.virtual_size_bytes > guest.disk_gib * _GIB:
+                raise _error(FaultCode.IMAGE_TOO_LARGE)
+            disks = _describe(guest, placement_epoch)
+            self._machine.folders[held] = disks
+            return disks
+
+        return await self._do(f"folder/{guest.id}", "ensure_guest", make)
+
+    async def remove(self, instance_id: str, placement_epoch: int) -> None:
+        def drop() -> None:
+            for held in sorted(self._machine.folders):
+                if held.instance_id == instance_id and held.placement_epoch <= placement_epoch:
+                    del self._machine.folders[held]
+                    self._machine.consoles.pop(held, None)
+
+        await self._do(f"folder/{instance_id}", "remove", drop)
+
+    async def held(self) -> frozenset[Held]:
+        return await self._do("folders", "held", lambda: frozenset(self._machine.folders))
+
+    async def console_log(self, instance_id: str, placement_epoch: int, tail_bytes: int) -> bytes:
+        def read() -> bytes:
+            written = self._machine.consoles.get(Held(instance_id, placement_epoch), b"")
+            return written[max(0, len(written) - tail_bytes) :]
+
+        return await self._do("folders", "console_log", read)
+
+    async def free_gib(self) -> int:
+        def count() -> int:
+            used = sum(self._machine.images.values()) // _GIB
+            return max(0, self._machine.total.disk_gib - self._machine.used().disk_gib - used)
+
+        return await self._do("folders", "free_gib", count)
+
+    async def prune(self, in_use: frozenset[str]) -> None:
+        def drop() -> None:
+            for sha256 in sorted(set(self._machine.images) - in_use):
+                del self._machine.images[sha256]
+
+        await self._do("images", "prune", drop)
+
+    async def _do(self, lock: str, step: str, work: Callable[[], _T]) -> _T:
+        def checked() -> _T:
+            fault = self._machine.pop_fault(step)
+            if fault is not None:
+                raise _error(fault)
+            return work()
+
+        return await self._machine.operate(
+            lock,
+            self._machine.delays.disk_s,
+            checked,
+            lambda: _error(FaultCode.DISK_FAILED, "the host lost power"),
+        )
+
+
+def _describe(guest: Guest, placement_epoch: int) -> GuestDisks:
+    folder = f"/fake/{guest.id}.{placement_epoch}"
+    base = DiskFile(path=f"/fake/cache/{guest.image.sha256}", format="raw", serial="", readonly=True)
+    root = DiskFile(path=f"{folder}/root.qcow2", format="qcow2", serial="root", backing=base)
+    config = DiskFile(path=f"{folder}/config.iso", format="raw", serial="config-2", readonly=True)
+    return GuestDisks(
+        disks=(root, config) if guest.config_drive else (root,),
+        kernel_path=f"/fake/cache/{guest.kernel.sha256}" if guest.kernel else "",
+        ramdisk_path=f"/fake/cache/{guest.ramdisk.sha256}" if guest.ramdisk else "",
+        console_log_path=f"{folder}/console.log",
+    )
+
+
+def _error(code: FaultCode, detail: str = "") -> DiskError:
+    return DiskError(code, fault_text(code, detail))
