@@ -1,0 +1,154 @@
+"""The journal in SQLite: WAL with synchronous=FULL, so that a row is on the disk when `write` returns (R3).
+
+Every row carries a checksum of its own, because SQLite checks the structure of its pages but not what is in them. A journal
+that is missing, unreadable or fails a check is not trusted, and stays so over restarts until the first row written after it,
+which only a conductor's snapshot can cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import zlib
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hostd.commands.journal import JournalDamaged, JournalRow, JournalState
+
+_SCHEMA: Final = 1
+_COLUMNS: Final = "instance_id, placement_epoch, generation, action_started, action_done, released"
+_log = structlog.get_logger(__name__)
+
+
+def checksum(row: JournalRow) -> int:
+    """CRC-32 of the row's fields: for rot and torn pages, not against an adversary (who owns the host anyway)."""
+    fields = (
+        row.instance_id,
+        row.placement_epoch,
+        row.generation,
+        row.action_started,
+        row.action_done,
+        int(row.released),
+    )
+    return zlib.crc32("\x1f".join(map(str, fields)).encode())
+
+
+class SqliteJournal:
+    """`Journal` in one file. Not for two processes: the second to open it fails at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+
+    def open(self) -> JournalState:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._load()
+        except (JournalDamaged, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise
+            self.close()
+            _log.error("journal.damaged", reason=str(error), set_aside=str(self._set_aside()))
+            return self._load()
+
+    def write_epoch(self, epoch: int) -> None:
+        self._execute(
+            "INSERT INTO mark (name, value) VALUES ('epoch', ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            (epoch,),
+        )
+
+    def write(self, row: JournalRow) -> None:
+        database = self._opened()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            database.execute(
+                f"REPLACE INTO instance ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+                (
+                    row.instance_id,
+                    row.placement_epoch,
+                    row.generation,
+                    row.action_started,
+                    row.action_done,
+                    row.released,
+                    checksum(row),
+                ),
+            )
+            database.execute("REPLACE INTO mark (name, value) VALUES ('trusted', 1)")
+        except sqlite3.Error:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def erase(self, instance_id: str) -> None:
+        self._execute("DELETE FROM instance WHERE instance_id = ?", (instance_id,))
+
+    def close(self) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise RuntimeError("the journal is not open")
+        return self._database
+
+    def _execute(self, statement: str, values: tuple[str | int, ...]) -> None:
+        self._opened().execute(statement, values)
+
+    def _load(self) -> JournalState:
+        database = sqlite3.connect(self._path, isolation_level=None, timeout=1.0)
+        self._database = database
+        database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = FULL")
+        schema: int = database.execute("PRAGMA user_version").fetchone()[0]
+        if schema == 0:
+            self._create(database)
+        elif schema != _SCHEMA:
+            raise JournalDamaged(f"schema {schema} is not {_SCHEMA}")
+        verdict: str = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if verdict != "ok":
+            raise JournalDamaged(verdict)
+        rows: dict[str, JournalRow] = {}
+        statement = f"SELECT {_COLUMNS}, checksum FROM instance"  # noqa: S608 - constants
+        for *fields, released, expected in database.execute(statement):
+            row = JournalRow(
+                instance_id=fields[0],
+                placement_epoch=fields[1],
+                generation=fields[2],
+                action_started=fields[3],
+                action_done=fields[4],
+                released=bool(released),
+            )
+            if checksum(row) != expected:
+                raise JournalDamaged(f"the row of instance {row.instance_id} fails its checksum")
+            rows[row.instance_id] = row
+        marks: dict[str, int] = dict(database.execute("SELECT name, value FROM mark"))
+        return JournalState(epoch=marks.get("epoch", 0), rows=rows, trusted=bool(marks.get("trusted", 0)))
+
+    @staticmethod
+    def _create(database: sqlite3.Connection) -> None:
+        database.execute("BEGIN IMMEDIATE")
+        database.execute(
+            "CREATE TABLE instance (instance_id TEXT PRIMARY KEY, placement_epoch INTEGER NOT NULL, "
+            "generation INTEGER NOT NULL, action_started INTEGER NOT NULL, action_done INTEGER NOT NULL, "
+            "released INTEGER NOT NULL, checksum INTEGER NOT NULL) STRICT"
+        )
+        database.execute("CREATE TABLE mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT")
+        database.execute(f"PRAGMA user_version = {_SCHEMA}")
+        database.execute("COMMIT")
+
+    def _set_aside(self) -> Path:
+        """Move the damaged files out of the way, never over an earlier damage."""
+        number = 1
+        while (target := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
+            number += 1
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self._path}{suffix}", f"{target}{suffix}")  # noqa: PTH105 - suffixed names
+        return target
