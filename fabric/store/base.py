@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 
-class Compacted(Exception):  # noqa: N818 - a fact, like StopIteration: list again, then watch from there
+class Compacted(Exception):
     """History before `revision` is gone: the watcher must list again. Not an error of anybody's."""
 
     def __init__(self, revision: int) -> None:
