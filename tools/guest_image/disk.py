@@ -52,7 +52,10 @@ def ext4(source: Path, image: Path, *, owners: Mapping[str, tuple[int, int]]) ->
         [
             *("mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "1", "-L", ROOT_LABEL),
             *("-U", _ROOT_UUID, "-J", "size=4", "-O", "^metadata_csum,^64bit,resize_inode", "-d", source),
-            *("-E", f"hash_seed={_HASH_SEED},root_owner=0:0,resize={_LARGEST_ROOT_BLOCKS},lazy_itable_init=0"),
+            *(
+                "-E",
+                f"hash_seed={_HASH_SEED},root_owner=0:0,resize={_LARGEST_ROOT_BLOCKS},lazy_itable_init=0",
+            ),
             image,
         ],
         env={"E2FSPROGS_FAKE_TIME": str(_EPOCH_S)},
@@ -74,7 +77,9 @@ def _inode_commands(source: Path, owners: Mapping[str, tuple[int, int]]) -> list
         fields = {"uid": uid, "gid": gid} | dict.fromkeys(("atime", "ctime", "mtime", "crtime"), _EPOCH_S)
         fields |= dict.fromkeys(("atime_extra", "ctime_extra", "mtime_extra", "crtime_extra"), 0)
         at = "/" if path == source else f"/{name}"
-        commands += [f"set_inode_field {at} {field} {_debugfs_value(field, v)}\n" for field, v in fields.items()]
+        commands += [
+            f"set_inode_field {at} {field} {_debugfs_value(field, v)}\n" for field, v in fields.items()
+        ]
     return commands
 
 
@@ -88,7 +93,9 @@ def bootable(image: Path, *, kernel: Path, initrd: Path, root: Path, cache: Pack
     Raises:
         BuildError: the boot loader could not be installed.
     """
-    syslinux, common, mtools, dosfstools = cache.fetch(["syslinux", "syslinux-common", "mtools", "dosfstools"])
+    syslinux, common, mtools, dosfstools = cache.fetch(
+        ["syslinux", "syslinux-common", "mtools", "dosfstools"]
+    )
     boot = image.with_suffix(".boot")
     config = image.with_suffix(".cfg")
     config.write_text(
@@ -109,7 +116,9 @@ def bootable(image: Path, *, kernel: Path, initrd: Path, root: Path, cache: Pack
             stream.truncate(boot_size)
         make_fat = dosfstools.file("sbin/mkfs.fat")
         hidden = str(_BOOT_START // _SECTOR)
-        run([make_fat, "-F", "16", "-n", "BOOT", "-i", _VOLUME_ID, "--invariant", "-h", hidden, boot], env=env)
+        run(
+            [make_fat, "-F", "16", "-n", "BOOT", "-i", _VOLUME_ID, "--invariant", "-h", hidden, boot], env=env
+        )
         for name, file in files.items():
             run(["mcopy", "-i", boot, file, f"::{name}"], env=env, path_first=tools)
         run([syslinux.file("usr/bin/syslinux"), "--install", boot], env=env, path_first=tools)
@@ -155,4 +164,6 @@ def qcow2(raw: Path, image: Path) -> None:
     Raises:
         BuildError: qemu-img failed.
     """
-    run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1,lazy_refcounts=off", raw, image])
+    run(
+        ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-o", "compat=1.1,lazy_refcounts=off", raw, image]
+    )

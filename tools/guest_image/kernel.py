@@ -41,7 +41,20 @@ GUEST_MODULES = (
 )
 # What the initial RAM disk's init calls, besides its shell's own words.
 _INIT_APPLETS = (
-    *("basename", "blockdev", "cat", "dd", "insmod", "ls", "mount", "readlink", "sh", "sleep", "switch_root", "sync"),
+    *(
+        "basename",
+        "blockdev",
+        "cat",
+        "dd",
+        "insmod",
+        "ls",
+        "mount",
+        "readlink",
+        "sh",
+        "sleep",
+        "switch_root",
+        "sync",
+    ),
     *("tr", "usleep"),
 )
 _DEPENDS = re.compile(rb"(?:^|\0)depends=([^\0]*)\0")

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 _URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})$")
-_UNKNOWN = re.compile(r"E: (?:Unable to locate package|Can't find a source to download).*|E: No packages found")
+_UNKNOWN = re.compile(
+    r"E: (?:Unable to locate package|Can't find a source to download).*|E: No packages found"
+)
 _STALE_REMEDY = "run 'apt-get update' and try again"
 
 
@@ -137,7 +139,9 @@ def _candidates(names: Sequence[str]) -> dict[str, tuple[str, str]]:
         printed = run(["apt-get", "download", "--print-uris", *_apt_options(), *names])
     except BuildError as error:
         if _UNKNOWN.search(str(error)):
-            raise BuildError(f"apt does not know all of {' '.join(names)}: {_STALE_REMEDY}; {error}") from error
+            raise BuildError(
+                f"apt does not know all of {' '.join(names)}: {_STALE_REMEDY}; {error}"
+            ) from error
         raise
     found = {}
     for line in printed.splitlines():

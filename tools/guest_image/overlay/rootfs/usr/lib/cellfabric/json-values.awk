@@ -1,8 +1,10 @@
 # Reads one JSON value from standard input (RFC 8259) and prints what JSON_PATH leads to; see json-values.
+# JSON_PATH holds, one a line: the number of keys, the keys, and a last line without meaning.
 # Nothing is printed when the text is malformed. Written for any awk that works on bytes (LC_ALL=C).
 
 BEGIN {
-    wanted = split(ENVIRON["JSON_PATH"], want, "\n")
+    split(ENVIRON["JSON_PATH"], want, "\n")
+    wanted = want[1] + 0
     plain["\""] = "\""; plain["\\"] = "\\"; plain["/"] = "/"
     plain["b"] = "\b"; plain["f"] = "\f"; plain["n"] = "\n"; plain["r"] = "\r"; plain["t"] = "\t"
     DEEPEST = 64
@@ -46,7 +48,7 @@ function value(depth, on,    first, text) {
     if (on && depth == wanted) emit(text)
 }
 
-function leads(key, depth, on) { return on && depth < wanted && (want[depth + 1] == "*" || want[depth + 1] "" == key "") }
+function leads(key, depth, on) { return on && depth < wanted && (want[depth + 2] == "*" || want[depth + 2] "" == key "") }
 
 function object(depth, on,    key) {
     take(1)
