@@ -17,6 +17,7 @@ from pathlib import Path
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 
 from fabric import errors, pb
+from fabric.lifecycle import docs
 from fabric.pb.common.v1 import options_pb2
 from fabric.store import keys
 
@@ -135,7 +136,7 @@ def permissions() -> Iterator[str]:
 
 def lifecycle() -> Iterator[str]:
     """What the lifecycle says of itself."""
-    yield from importlib.import_module("fabric.lifecycle.docs").page().splitlines()
+    yield from docs.page().splitlines()
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
