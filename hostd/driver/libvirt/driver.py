@@ -1,0 +1,333 @@
+"""`Driver` on libvirt.
+
+A domain is found by its UUID, which is the instance's id, and is ours only with our mark in it, made by this host. Marks and power
+of a running domain are those it was started with, not those of a definition written since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+import libvirt
+import structlog
+
+from fabric.model.states import PowerState
+from hostd.core.faults import FaultCode, fault_text
+from hostd.driver.base import Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
+from hostd.driver.libvirt.connection import Connection, Lifecycle
+from hostd.driver.libvirt.probe import gather, judge
+from hostd.driver.libvirt.xml import (
+    NAMESPACE,
+    Mark,
+    Platform,
+    domain_xml,
+    offers_kvm,
+    parse_architecture,
+    parse_mark,
+)
+from hostd.resources.tracker import measure_total
+
+_T = TypeVar("_T")
+_log = structlog.get_logger(__name__)
+
+_POWER: Final = {
+    libvirt.VIR_DOMAIN_NOSTATE: PowerState.NOSTATE,
+    libvirt.VIR_DOMAIN_RUNNING: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: PowerState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTDOWN: PowerState.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTOFF: PowerState.SHUTDOWN,
+    libvirt.VIR_DOMAIN_CRASHED: PowerState.CRASHED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: PowerState.SUSPENDED,
+}
+"""`SHUTDOWN` in libvirt's words is a guest on its way down, and still runs."""
+
+_ENDED_BADLY: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED})
+
+_EVENTS: Final = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED: (PowerState.RUNNING, "started"),
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: (PowerState.RUNNING, "resumed"),
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: (PowerState.PAUSED, "suspended"),
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: (PowerState.SHUTDOWN, "stopped"),
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: (PowerState.SUSPENDED, "suspended by the guest"),
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: (PowerState.CRASHED, "crashed"),
+}
+"""Which events are news. Being defined, undefined or on the way down is not: the next one is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LibvirtSettings:
+    """How to reach libvirt and what to make of the machine.
+
+    `host` is the name in our marks. `accelerator` is `auto`, `kvm` or `qemu`. `storage` is any path on the filesystem of the
+    guests' disks. `own_users` runs each guest as the owner of its root disk; off, it is libvirt's configuration that decides.
+    """
+
+    uri: str = "qemu:///system"
+    host: str
+    storage: Path
+    accelerator: str = "auto"
+    own_users: bool = True
+    call_deadline_s: float = 30.0
+
+
+class LibvirtDriver:
+    """`Driver` on one libvirtd. The laws are in `tests/conformance/driver`."""
+
+    def __init__(self, settings: LibvirtSettings) -> None:
+        self._settings = settings
+        self._connection = Connection(settings.uri, call_deadline_s=settings.call_deadline_s)
+        self._hypervisor: Hypervisor | None = None
+
+    async def open(self) -> Hypervisor:
+        await self._connection.open()
+        self._hypervisor = await self._connection.call(FaultCode.HYPERVISOR_FAILED, self._describe)
+        return self._hypervisor
+
+    async def domains(self) -> tuple[Domain, ...]:
+        def read(connect: libvirt.virConnect) -> tuple[Domain, ...]:
+            found = []
+            for domain in connect.listAllDomains():
+                # One that goes away while the list is read is not there.
+                with _absent_is_fine():
+                    found.append(self._seen(domain))
+            return tuple(sorted(found, key=lambda domain: domain.name))
+
+        return await self._connection.call(FaultCode.HYPERVISOR_FAILED, read)
+
+    async def observe(self, instance_id: str) -> Domain | None:
+        def read(connect: libvirt.virConnect) -> Domain | None:
+            try:
+                return self._seen(connect.lookupByUUIDString(instance_id))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+
+        return await self._connection.call(FaultCode.HYPERVISOR_FAILED, read)
+
+    async def define(self, spec: DomainSpec) -> None:
+        def write(connect: libvirt.virConnect) -> None:
+            with _absent_is_fine():
+                self._refuse_foreign(connect.lookupByUUIDString(spec.guest.id))
+            document = domain_xml(spec, self._platform(spec))
+            connect.defineXMLFlags(document, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+
+        await self._connection.call(FaultCode.DOMAIN_INVALID, write)
+
+    async def start(self, instance_id: str) -> None:
+        def boot(domain: libvirt.virDomain) -> None:
+            if not domain.isActive():
+                domain.create()
+
+        try:
+            await self._on(instance_id, FaultCode.DOMAIN_START_FAILED, boot)
+        except DriverError as error:
+            # Two daemons, or a start that outlived its caller: what counts is whether it runs.
+            if error.code != FaultCode.DOMAIN_START_FAILED or not await self._runs(instance_id):
+                raise
+
+    async def press_power_button(self, instance_id: str) -> None:
+        def press(domain: libvirt.virDomain) -> None:
+            if domain.isActive():
+                domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+
+        with _stopped_meanwhile_is_fine():
+            await self._on(instance_id, FaultCode.DOMAIN_STOP_FAILED, press)
+
+    async def press_reset_button(self, instance_id: str) -> None:
+        def press(domain: libvirt.virDomain) -> None:
+            domain.reboot(libvirt.VIR_DOMAIN_REBOOT_DEFAULT)
+
+        await self._on(instance_id, FaultCode.DOMAIN_START_FAILED, press)
+
+    async def cut_power(self, instance_id: str) -> None:
+        with contextlib.suppress(_Absent):
+            await self._on(instance_id, FaultCode.DOMAIN_STOP_FAILED, _destroy)
+
+    async def forget(self, instance_id: str) -> None:
+        def drop(domain: libvirt.virDomain) -> None:
+            _destroy(domain)
+            with _absent_is_fine():
+                domain.undefineFlags(
+                    libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+                    | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+                )
+
+        with contextlib.suppress(_Absent):
+            await self._on(instance_id, FaultCode.DOMAIN_STOP_FAILED, drop)
+
+    def events(self) -> AsyncIterator[DomainEvent]:
+        return self._listen(self._connection.listen())
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def _listen(self, queue: asyncio.Queue[Lifecycle | None]) -> AsyncIterator[DomainEvent]:
+        try:
+            while (lifecycle := await queue.get()) is not None:
+                event = _news(lifecycle)
+                if event is not None:
+                    yield event
+        finally:
+            self._connection.unlisten(queue)
+
+    def _describe(self, connect: libvirt.virConnect) -> Hypervisor:
+        capabilities = connect.getCapabilities()
+        architecture = parse_architecture(capabilities)
+        kind = str(connect.getType()).lower()
+        verdict = judge(
+            gather(architecture=architecture, offered=offers_kvm(capabilities, architecture)),
+            self._settings.accelerator,
+        )
+        _log.info("hypervisor.open", kind=kind, accelerator=verdict.accelerator, reason=verdict.reason)
+        return Hypervisor(
+            kind=kind,
+            version=_version(connect.getVersion()),
+            accelerator=verdict.accelerator,
+            architecture=architecture,
+            total=measure_total(self._settings.storage),
+            traits=(f"HW_ARCH_{architecture.upper()}",),
+        )
+
+    def _platform(self, spec: DomainSpec) -> Platform:
+        assert self._hypervisor is not None, "a call was made on a driver that never opened"
+        accelerator = self._hypervisor.accelerator
+        return Platform(
+            accelerator=accelerator,
+            architecture=self._hypervisor.architecture,
+            host=self._settings.host,
+            owner=_owner(spec, accelerator) if self._settings.own_users else None,
+        )
+
+    def _seen(self, domain: libvirt.virDomain) -> Domain:
+        state, reason = domain.state()
+        power = _POWER.get(state, PowerState.NOSTATE)
+        if power is PowerState.SHUTDOWN and reason in _ENDED_BADLY:
+            power = PowerState.CRASHED
+        mark = self._mark(domain)
+        return Domain(
+            name=domain.name(),
+            instance_id=mark.instance_id if mark else "",
+            placement_epoch=mark.placement_epoch if mark else 0,
+            generation=mark.generation if mark else 0,
+            power=power,
+            ours=mark is not None,
+        )
+
+    def _mark(self, domain: libvirt.virDomain) -> Mark | None:
+        """Our mark, where it is ours: by this host, and about the instance whose UUID the domain has."""
+        try:
+            text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, 0)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+                return None
+            raise
+        mark = parse_mark(text)
+        if mark is None or mark.host != self._settings.host or mark.instance_id != domain.UUIDString():
+            return None
+        return mark
+
+    def _refuse_foreign(self, domain: libvirt.virDomain) -> None:
+        if self._mark(domain) is None:
+            raise DriverError(
+                FaultCode.DOMAIN_INVALID,
+                fault_text(FaultCode.DOMAIN_INVALID, "a domain that is not ours has its id"),
+            )
+
+    async def _on(self, instance_id: str, otherwise: FaultCode, act: Callable[[libvirt.virDomain], _T]) -> _T:
+        """Do something to a domain of ours. Raises DriverError, `_Absent` where there is none."""
+
+        def run(connect: libvirt.virConnect) -> _T:
+            domain = connect.lookupByUUIDString(instance_id)
+            self._refuse_foreign(domain)
+            return act(domain)
+
+        try:
+            return await self._connection.call(otherwise, run)
+        except DriverError as error:
+            if error.code == FaultCode.DOMAIN_MISSING:
+                raise _Absent(error.code, error.message) from error
+            raise
+
+    async def _runs(self, instance_id: str) -> bool:
+        seen = await self.observe(instance_id)
+        return seen is not None and seen.ours and seen.power is PowerState.RUNNING
+
+
+class _Absent(DriverError):
+    """There is no such domain."""
+
+
+def _destroy(domain: libvirt.virDomain) -> None:
+    """Cut the power; a domain that stopped by itself meanwhile is as stopped."""
+    try:
+        if domain.isActive():
+            domain.destroyFlags(libvirt.VIR_DOMAIN_DESTROY_DEFAULT)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in {libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN}:
+            raise
+
+
+def _owner(spec: DomainSpec, accelerator: str) -> tuple[int, int]:
+    """Who the guest's QEMU runs as: the owner of its root disk, in the group that may use KVM.
+
+    Guests' files are readable to their owner alone, so guests that share KVM's group share nothing else.
+    """
+    disk = os.stat(spec.disks[0].path)  # noqa: PTH116 - one system call
+    if accelerator != "kvm":
+        return disk.st_uid, disk.st_gid
+    device = os.stat("/dev/kvm")  # noqa: PTH116
+    if device.st_mode & stat.S_IRWXO & (stat.S_IROTH | stat.S_IWOTH):
+        return disk.st_uid, disk.st_gid
+    return disk.st_uid, device.st_gid
+
+
+def _news(lifecycle: Lifecycle) -> DomainEvent | None:
+    known = _EVENTS.get(lifecycle.event)
+    if known is None:
+        return None
+    power, detail = known
+    if lifecycle.event == libvirt.VIR_DOMAIN_EVENT_STOPPED and lifecycle.detail in {
+        libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED,
+        libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED,
+    }:
+        power, detail = PowerState.CRASHED, "ended by a fault"
+    return DomainEvent(instance_id=lifecycle.instance_id, power=power, detail=detail)
+
+
+def _version(number: int) -> str:
+    """A version packed as libvirt does: 1,000,000 · major + 1,000 · minor + release."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+@contextlib.contextmanager
+def _absent_is_fine() -> Iterator[None]:
+    """End the block quietly where libvirt says that the domain is not there (any more)."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+            raise
+
+
+@contextlib.contextmanager
+def _stopped_meanwhile_is_fine() -> Iterator[None]:
+    """End the block quietly where the domain stopped between the look and the press."""
+    try:
+        yield
+    except DriverError as error:
+        cause = error.__cause__
+        if not isinstance(cause, libvirt.libvirtError):
+            raise
+        if cause.get_error_code() != libvirt.VIR_ERR_OPERATION_INVALID:
+            raise
