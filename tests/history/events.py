@@ -1,0 +1,77 @@
+"""What a checker is told: everything that was written, everything that physically happened, and what clients saw.
+
+The same events come from a simulation (as they happen) and from real processes (afterwards: the stores' watches from revision 1, the
+hosts' domain logs, the client's own notes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Wrote:
+    """One key changed in a store. None stands for absence."""
+
+    store: str
+    revision: int
+    key: str
+    before: bytes | None
+    after: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A domain began to run on a host."""
+
+    host: str
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A domain no longer runs on a host; its disks are still there. `why` is for people."""
+
+    host: str
+    instance_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Destroyed:
+    """A host removed a copy for good: its definition or its disks."""
+
+    host: str
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLost:
+    """A whole host went off: everything on it stopped, by nobody's decision."""
+
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A client asked for something. `call` is unique to the attempt; retries share `request_id`."""
+
+    call: int
+    method: str
+    project_id: str
+    request_id: str
+    instance_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The call was answered. `error` is the reason of a definite refusal; an answer that never came has no event (I16)."""
+
+    call: int
+    instance_id: str = ""
+    error: str = ""
+
+
+Event = Wrote | Started | Stopped | Destroyed | PowerLost | Called | Returned

@@ -1,0 +1,295 @@
+"""What may never happen, asserted event by event (the invariants of the failure model, by their numbers there).
+
+- I1 one running domain for a server, cloud-wide, and a record that names one place
+- I2 never over a host's capacity, and its claims equal its assignments
+- I3 quota never over its limit, and equal to the servers charged
+- I4 one request_id, one server
+- I5 only transitions the lifecycle knows; I6 what was asked for never changes; I15 generations never go back
+- I8 nothing destroyed that its record still wants there
+- I11 what was acknowledged is there; I12 reads after an acknowledged write see it
+- I16 what was not acknowledged may have happened, or not
+
+I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fabric.model.host import Host, Resources, Use
+from fabric.model.instance import Assignment, Instance, Location
+from fabric.model.quota import Charge, Quota
+from fabric.model.states import TaskState, VmState, Want
+from fabric.store import codec
+from tests.history.events import Called, Destroyed, Event, PowerLost, Returned, Started, Stopped, Wrote
+
+
+class Violation(AssertionError):
+    """Something happened that may never happen."""
+
+
+GLOBAL = "global"
+
+_LEGAL_VM: frozenset[tuple[VmState | None, VmState | None]] = frozenset(
+    {
+        (None, VmState.BUILDING),
+        (None, VmState.ERROR),
+        (VmState.BUILDING, VmState.ACTIVE),
+        (VmState.BUILDING, VmState.ERROR),
+        (VmState.BUILDING, None),
+        (VmState.ACTIVE, VmState.STOPPED),
+        (VmState.ACTIVE, VmState.ERROR),
+        (VmState.ACTIVE, None),
+        (VmState.STOPPED, VmState.ACTIVE),
+        (VmState.STOPPED, VmState.ERROR),
+        (VmState.STOPPED, None),
+        (VmState.ERROR, VmState.ACTIVE),
+        (VmState.ERROR, VmState.STOPPED),
+        (VmState.ERROR, None),
+    }
+)
+"""Written by hand from lifecycle.md, not from our table: a checker that reads what it checks would agree with any mistake."""
+
+
+@dataclass(slots=True)
+class _Books:
+    """One cell, added up as it changes."""
+
+    hosts: dict[str, Host] = field(default_factory=dict)
+    uses: dict[str, Use] = field(default_factory=dict)
+    assigned: dict[str, dict[str, Assignment]] = field(default_factory=dict)
+    instances: dict[str, Instance] = field(default_factory=dict)
+    tombstones: set[tuple[str, str]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Run:
+    host: str
+    placement_epoch: int
+
+
+class Checker:
+    """Fed with events in order; raises Violation at the first that breaks an invariant.
+
+    Writes of one revision belong together: they are checked as a whole when the next event (or `end_of_revision`) comes.
+    """
+
+    def __init__(self) -> None:
+        self.cells: dict[str, _Books] = {}
+        self.quotas: dict[str, Quota] = {}
+        self.locations: dict[str, Location] = {}
+        self.running: dict[str, _Run] = {}
+        self.by_request: dict[tuple[str, str], str] = {}
+        self.accepted: set[str] = set()
+        self.deleting: set[str] = set()
+        self.deleted: set[str] = set()
+        self._open: dict[int, Called] = {}
+        self._pending: tuple[str, int] | None = None
+        self._touched_hosts: set[tuple[str, str]] = set()
+        self._touched_projects: set[str] = set()
+
+    def take(self, event: Event) -> None:
+        """The next event. Raises Violation."""
+        if not (isinstance(event, Wrote) and self._pending == (event.store, event.revision)):
+            self.end_of_revision()
+        match event:
+            case Wrote():
+                self._pending = (event.store, event.revision)
+                self._wrote(event)
+            case Started():
+                self._started(event)
+            case Stopped():
+                if (run := self.running.get(event.instance_id)) is not None and run.host == event.host:
+                    del self.running[event.instance_id]
+            case Destroyed():
+                self._destroyed(event)
+            case PowerLost():
+                self.running = {each: run for each, run in self.running.items() if run.host != event.host}
+            case Called():
+                self._open[event.call] = event
+                if event.method == "delete":
+                    self.deleting.add(event.instance_id)
+            case Returned():
+                self._returned(event)
+
+    def end_of_revision(self) -> None:
+        """Check what only has to hold when a whole revision has been seen."""
+        self._pending = None
+        for cell, host in self._touched_hosts:
+            self._check_host(cell, host)
+        for project in self._touched_projects:
+            self._check_quota(project)
+        self._touched_hosts.clear()
+        self._touched_projects.clear()
+
+    # ---------------------------------------------------------------- stores
+
+    def _wrote(self, event: Wrote) -> None:
+        kind, _, rest = event.key.partition("/")
+        if event.store == GLOBAL:
+            if kind == "quota":
+                self._touched_projects.add(rest)
+                if event.after is None:
+                    raise Violation(f"I3 the quota of {rest} was removed")
+                self.quotas[rest] = codec.decode(Quota, event.after)
+            elif kind == "location":
+                self._located(rest, event)
+            return
+        books = self.cells.setdefault(event.store, _Books())
+        if kind == "host" and event.after is not None:
+            books.hosts[rest] = codec.decode(Host, event.after)
+        elif kind == "use":
+            books.uses[rest] = codec.decode(Use, event.after) if event.after is not None else Use(host=rest)
+            self._touched_hosts.add((event.store, rest))
+        elif kind == "assignment":
+            self._assigned(event.store, books, rest, event.after)
+        elif kind == "tombstone":
+            host, _, instance_id = rest.partition("/")
+            (books.tombstones.discard if event.after is None else books.tombstones.add)((host, instance_id))
+        elif kind == "instance":
+            self._instance(books, rest, event)
+
+    def _located(self, instance_id: str, event: Wrote) -> None:
+        before = self.locations.pop(instance_id, None)
+        if event.after is not None:
+            self.locations[instance_id] = codec.decode(Location, event.after)
+            self._touched_projects.add(self.locations[instance_id].project_id)
+        if before is not None:
+            self._touched_projects.add(before.project_id)
+
+    def _assigned(self, cell: str, books: _Books, rest: str, after: bytes | None) -> None:
+        host, _, instance_id = rest.partition("/")
+        of_host = books.assigned.setdefault(host, {})
+        if after is None:
+            of_host.pop(instance_id, None)
+        else:
+            of_host[instance_id] = codec.decode(Assignment, after)
+        self._touched_hosts.add((cell, host))
+
+    def _instance(self, books: _Books, instance_id: str, event: Wrote) -> None:
+        before = books.instances.pop(instance_id, None)
+        after = codec.decode(Instance, event.after) if event.after is not None else None
+        states = (before.vm_state if before else None, after.vm_state if after else None)
+        if states[0] is not states[1] and states not in _LEGAL_VM:
+            raise Violation(f"I5 {instance_id} went from {states[0]} to {states[1]}")
+        if after is None:
+            return
+        books.instances[instance_id] = after
+        if before is None:
+            return
+        if after.generation < before.generation or after.placement_epoch < before.placement_epoch:
+            raise Violation(f"I15 {instance_id} went back: {before.generation} to {after.generation}")
+        if after.observed_generation > after.generation:
+            raise Violation(f"I15 {instance_id} was observed ahead of what was asked")
+        if before.host != after.host and after.placement_epoch == before.placement_epoch:
+            raise Violation(f"I1 {instance_id} changed its host without a new placement epoch")
+        if before.request != after.request:
+            raise Violation(f"I6 what was asked of {instance_id} was changed")
+        if before.want is Want.ABSENT and after.want is not Want.ABSENT:
+            raise Violation(f"I5 {instance_id} was to be gone, and is wanted again")
+
+    def _check_host(self, cell: str, name: str) -> None:
+        books = self.cells[cell]
+        claimed = sum((each.guest.resources() for each in books.assigned.get(name, {}).values()), Resources())
+        use = books.uses.get(name, Use(host=name))
+        held = len(books.assigned.get(name, {}))
+        if (
+            use.claimed != claimed
+            or use.instances != held
+            or len(use.slots) != held
+            or len(set(use.slots)) != held
+        ):
+            raise Violation(
+                f"I2 the claims of {name} differ from its assignments: {use} for {held} of {claimed}"
+            )
+        host = books.hosts.get(name)
+        if host is not None and not host.capacity.covers(use.claimed):
+            raise Violation(f"I2 {name} is over its capacity: {use.claimed} of {host.capacity}")
+
+    def _check_quota(self, project: str) -> None:
+        quota = self.quotas.get(project)
+        if quota is None:
+            return
+        charged = sum(
+            (each.charge for each in self.locations.values() if each.project_id == project), Charge()
+        )
+        if charged != quota.used:
+            raise Violation(f"I3 {project} is charged {quota.used} for servers that cost {charged}")
+        over = (
+            quota.used.instances > quota.limit.instances
+            or quota.used.vcpus > quota.limit.vcpus
+            or quota.used.ram_mib > quota.limit.ram_mib
+        )
+        if over:
+            raise Violation(f"I3 {project} is over its quota: {quota.used} of {quota.limit}")
+
+    # ---------------------------------------------------------------- hosts
+
+    def _started(self, event: Started) -> None:
+        other = self.running.get(event.instance_id)
+        if other is not None and other.host != event.host:
+            raise Violation(f"I1 {event.instance_id} runs on {other.host} and on {event.host}")
+        self.running[event.instance_id] = _Run(event.host, event.placement_epoch)
+        on_host = [each for each, run in self.running.items() if run.host == event.host]
+        for books in self.cells.values():
+            host = books.hosts.get(event.host)
+            if host is None:
+                continue
+            known = [
+                books.instances[each].request.guest.resources() for each in on_host if each in books.instances
+            ]
+            if not host.capacity.covers(sum(known, Resources())):
+                raise Violation(f"I2 {event.host} runs more than it has: {', '.join(sorted(on_host))}")
+
+    def _destroyed(self, event: Destroyed) -> None:
+        run = self.running.get(event.instance_id)
+        if run is not None and run.host == event.host:
+            del self.running[event.instance_id]
+        for books in self.cells.values():
+            record = books.instances.get(event.instance_id)
+            if record is None or record.host != event.host or record.placement_epoch != event.placement_epoch:
+                continue
+            if record.want is not Want.ABSENT:
+                raise Violation(
+                    f"I8 {event.host} destroyed {event.instance_id}, which its record wants there"
+                )
+
+    # ---------------------------------------------------------------- clients
+
+    def _returned(self, event: Returned) -> None:
+        call = self._open.pop(event.call)
+        if event.error:
+            return
+        if call.method == "create":
+            owner = (call.project_id, call.request_id)
+            known = self.by_request.setdefault(owner, event.instance_id)
+            if known != event.instance_id:
+                raise Violation(f"I4 request {owner} made both {known} and {event.instance_id}")
+            self.accepted.add(event.instance_id)
+            if event.instance_id not in self.locations and event.instance_id not in self.deleting:
+                raise Violation(f"I11 {event.instance_id} was acknowledged, and is not there")
+        elif call.method == "delete":
+            self.deleted.add(call.instance_id)
+        elif call.method == "get" and event.instance_id == "" and self._must_exist(call.instance_id):
+            raise Violation(f"I12 {call.instance_id} was acknowledged, and a read does not see it")
+
+    def _must_exist(self, instance_id: str) -> bool:
+        return instance_id in self.accepted and instance_id not in self.deleting
+
+
+def is_at_rest(record: Instance) -> bool:
+    """Whether nothing more is going to happen to a server by itself (I7): settled, or failed with a reason."""
+    if record.task is not TaskState.NONE:
+        return False
+    if record.vm_state is VmState.ERROR:
+        return record.fault is not None and bool(record.fault.code) and bool(record.fault.message)
+    return (
+        record.vm_state in {VmState.ACTIVE, VmState.STOPPED}
+        and record.observed_generation == record.generation
+    )
+
+
+def books_of(checker: Checker) -> Mapping[str, _Books]:
+    """Every cell's books, for the checks at the end of a run."""
+    return checker.cells
