@@ -24,13 +24,15 @@ setup: ## everything this tree needs, to run it and to test it
 
 demo: ## from a bare machine to a server you can log in to
 	@tools/setup demo
+	@tools/guest_image/build
 	@$(BIN)/fabric dev demo
 
 down: ## end what `make demo` started, and leave nothing behind
 	@tools/setup demo
 	@$(BIN)/fabric dev down
 
-image: ready ## build the small guest image
+image: ## build the small guest image
+	@tools/setup demo
 	@tools/guest_image/build
 
 #@ To change it
