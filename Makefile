@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 BIN := .venv/bin
+# A fabric on one machine makes network namespaces and starts libvirtd, which takes root.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 # How many worlds `make test` simulates; the nightly run takes more.
 SIM_SEEDS ?= 500
 export FABRIC_SIM_SEEDS = $(SIM_SEEDS)
@@ -25,11 +27,10 @@ setup: ## everything this tree needs, to run it and to test it
 demo: ## from a bare machine to a server you can log in to
 	@tools/setup demo
 	@tools/guest_image/build
-	@$(BIN)/fabric dev demo
+	@$(AS_ROOT) $(BIN)/fabric dev demo
 
 down: ## end what `make demo` started, and leave nothing behind
-	@tools/setup demo
-	@$(BIN)/fabric dev down
+	@if [ -x $(BIN)/fabric ]; then $(AS_ROOT) $(BIN)/fabric dev down; fi
 
 image: ## build the small guest image
 	@tools/setup demo
