@@ -87,7 +87,7 @@ class EtcdStore:
         await self._leases.keep(lease)
 
     async def revoke(self, lease: Lease) -> None:
-        self._leases.forget(lease.id)
+        self._leases.end(lease.id)
         with contextlib.suppress(NotFound):
             await self._call(LEASE_REVOKE, pb.LeaseRevokeRequest(id=lease.id), may_repeat=True)
 

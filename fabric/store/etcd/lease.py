@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from dataclasses import dataclass, field
 
 import grpc
 import grpc.aio
@@ -116,42 +117,56 @@ class Beats:
                     beat.exception()  # looked at: its owner may be gone already
 
 
+@dataclass(slots=True)
+class _Held:
+    until_s: float
+    """CLOCK_BOOTTIME up to which the lease may be believed in."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when we end it ourselves."""
+
+
 class Leases:
     """The leases of one store and until when each may be believed in."""
 
     def __init__(self, endpoints: Endpoints, settings: EtcdSettings, clock: Clock) -> None:
-        self._endpoints = endpoints
         self._clock = clock
         self._beats = Beats(endpoints, settings)
-        self._until_s: dict[int, float] = {}
+        self._held: dict[int, _Held] = {}
 
     def granted(self, lease: Lease, *, asked_at_s: float) -> None:
         """Remember a new lease; its time runs from when it was asked for."""
-        self._until_s[lease.id] = asked_at_s + lease.ttl_s
+        self._held[lease.id] = _Held(asked_at_s + lease.ttl_s)
 
-    def forget(self, lease_id: int) -> None:
-        self._until_s.pop(lease_id, None)
+    def end(self, lease_id: int) -> None:
+        """Believe in a lease no longer; whoever keeps it is told."""
+        held = self._held.pop(lease_id, None)
+        if held is not None:
+            held.ended.set()
 
     async def keep(self, lease: Lease) -> None:
         """Beat until the lease is, or may be, lost."""
-        # A lease granted by another process: nothing is known of it until its first beat is answered.
-        until_s = self._until_s.get(lease.id, self._clock.boot_s() + lease.ttl_s / BEATS_PER_TTL)
-        try:
-            while (left_s := until_s - self._clock.boot_s()) > 0 and not self._endpoints.is_closed:
-                sent_s = self._clock.boot_s()
-                try:
-                    ttl_s = await self._beats.beat(lease.id, min(lease.ttl_s / BEATS_PER_TTL, left_s))
-                except BeatLost as lost:
-                    log.info("store.beat_lost", lease=f"{lease.id:x}", left_s=round(left_s, 1), why=str(lost))
-                    await asyncio.sleep(min(RETRY_S, max(0.0, until_s - self._clock.boot_s())))
-                    continue
+        held = self._held.get(lease.id)
+        if held is None:
+            # Granted by another process, or over: nothing is known of it until its first beat is answered.
+            held = self._held[lease.id] = _Held(self._clock.boot_s() + lease.ttl_s / BEATS_PER_TTL)
+        while (left_s := held.until_s - self._clock.boot_s()) > 0 and not held.ended.is_set():
+            sent_s = self._clock.boot_s()
+            try:
+                ttl_s = await self._beats.beat(lease.id, min(lease.ttl_s / BEATS_PER_TTL, left_s))
+            except BeatLost as lost:
+                log.info("store.beat_lost", lease=f"{lease.id:x}", left_s=round(left_s, 1), why=str(lost))
+                pause_s = min(RETRY_S, max(0.0, held.until_s - self._clock.boot_s()))
+            else:
                 if ttl_s <= 0:
-                    return
-                self._until_s[lease.id] = until_s = sent_s + ttl_s
-                await asyncio.sleep(ttl_s / BEATS_PER_TTL)
-        finally:
-            if until_s <= self._clock.boot_s():
-                self.forget(lease.id)
+                    break
+                held.until_s = sent_s + ttl_s
+                pause_s = ttl_s / BEATS_PER_TTL
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await held.ended.wait()
+        self.end(lease.id)
 
     async def close(self) -> None:
+        for lease_id in [*self._held]:
+            self.end(lease_id)
         await self._beats.close()
