@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class SessionState(enum.IntEnum):
@@ -94,6 +94,35 @@ class Use:
     slots: tuple[int, ...] = ()
     op_id: str = ""
 
+    def free_slot(self, limit: int) -> int | None:
+        """The lowest address slot below `limit` that nobody has, or None."""
+        taken = set(self.slots)
+        return next((slot for slot in range(limit) if slot not in taken), None)
+
+    def plus(self, resources: Resources, slot: int, *, op_id: str) -> Use:
+        """With one more guest, at this slot. Raises ValueError when the slot is taken: two guests would have one address."""
+        if slot in self.slots:
+            raise ValueError(f"slot {slot} of host {self.host} is taken")
+        return replace(
+            self,
+            claimed=self.claimed + resources,
+            instances=self.instances + 1,
+            slots=tuple(sorted((*self.slots, slot))),
+            op_id=op_id,
+        )
+
+    def minus(self, resources: Resources, slot: int, *, op_id: str) -> Use:
+        """With that guest gone. Raises ValueError when no guest has the slot: something would be given back twice."""
+        if slot not in self.slots:
+            raise ValueError(f"slot {slot} of host {self.host} is free already")
+        return replace(
+            self,
+            claimed=self.claimed - resources,
+            instances=self.instances - 1,
+            slots=tuple(taken for taken in self.slots if taken != slot),
+            op_id=op_id,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
@@ -117,3 +146,18 @@ class Cell:
     name: str
     enabled: bool = True
     create_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellCapacity:
+    """What a cell can take, as a scheduler published it lately: a hint for choosing the first cell, never a promise.
+
+    Counts the `hosts` that take servers now; `free` is their sum, `largest` the most one of them has of each. `zones` are theirs.
+    """
+
+    cell: str
+    hosts: int
+    free: Resources
+    largest: Resources
+    zones: tuple[str, ...] = ()
+    update_time_ms: int = 0

@@ -40,6 +40,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     host.Use: host_pb2.Use,
     host.HostReport: host_pb2.HostReport,
     host.Cell: host_pb2.Cell,
+    host.CellCapacity: host_pb2.CellCapacity,
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,
     instance.Guest: instance_pb2.Guest,

@@ -87,6 +87,12 @@ QUOTA = _global(
     "Limits and what is charged: the compare-and-set point of creates.",
 )
 CELL = _global("cell/{cell}", host.Cell, "operator", "A cell that servers may be placed in.")
+CAPACITY = _global(
+    "capacity/{cell}",
+    host.CellCapacity,
+    "scheduler",
+    "What a cell can take: a hint for choosing the first cell of a create.",
+)
 ANSWERED = _global(
     "request/{project}/{request}",
     instance.Answered,
@@ -147,13 +153,13 @@ INSTANCE = _cell(
 OVER = _cell(
     "over/{instance}",
     instance.Over,
-    "api, conductor",
+    "api, scheduler, conductor",
     "The server's life is over: stops a late claim from raising it.",
 )
 REFUND = _cell(
     "refund/{instance}",
     instance.Refund,
-    "api, conductor",
+    "api, scheduler, conductor",
     "The cell has let go: the reconciler gives the charge back, once.",
 )
 ACTED = _cell(

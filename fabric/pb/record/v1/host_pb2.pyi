@@ -319,3 +319,46 @@ class Cell(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cell: _TypeAlias = Cell  # noqa: Y015
+
+@_typing.final
+class CellCapacity(_message.Message):
+    """What a cell can take, as a scheduler published it lately: a hint for choosing the first cell, never a promise."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    CELL_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    LARGEST_FIELD_NUMBER: _builtins.int
+    ZONES_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    cell: _builtins.str
+    hosts: _builtins.int
+    update_time_ms: _builtins.int
+    @_builtins.property
+    def free(self) -> Global___Resources: ...
+    @_builtins.property
+    def largest(self) -> Global___Resources: ...
+    @_builtins.property
+    def zones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        cell: _builtins.str = ...,
+        hosts: _builtins.int = ...,
+        free: Global___Resources | None = ...,
+        largest: Global___Resources | None = ...,
+        zones: _abc.Iterable[_builtins.str] | None = ...,
+        update_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "largest", b"largest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "free", b"free", "hosts", b"hosts", "largest", b"largest", "schema_version", b"schema_version", "update_time_ms", b"update_time_ms", "zones", b"zones"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CellCapacity: _TypeAlias = CellCapacity  # noqa: Y015
