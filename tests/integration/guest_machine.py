@@ -33,14 +33,15 @@ class Machine:
         self._arguments = arguments
         self._key = key
         self._machine = machine
-        self._net = "user,id=lan"
+        # restrict: nothing but the ports given here passes; the guest cannot reach the machine or beyond.
+        self._net = "user,id=lan,restrict=on"
         self._exit = ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
         self._read = 0
 
     def with_network(self, options: str) -> Self:
         """Use these further options of QEMU's user-mode network."""
-        self._net = f"user,id=lan,{options}"
+        self._net += f",{options}"
         return self
 
     def __enter__(self) -> Self:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,11 @@ pytestmark = [
 ]
 
 
-def build(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def build(out: Path, *options: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.guest_image", "--out", str(out), "--cache", str(CACHE), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **(env or {})}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +287,28 @@ def test_the_same_packages_give_the_same_bytes(image: Path, tmp_path: Path) -> N
     ]
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (image, tmp_path / "again")]
     assert manifests[0]["files"] == manifests[1]["files"]
+
+
+def test_a_missing_program_is_named_with_its_package_and_nothing_is_left(tmp_path: Path) -> None:
+    done = build(tmp_path / "out", env={"PATH": str(tmp_path)})
+
+    assert done.returncode == 1
+    assert "apt-get install apt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_old_package_lists_are_told_with_their_remedy(tmp_path: Path) -> None:
+    (tmp_path / "lists" / "partial").mkdir(parents=True)
+    settings = tmp_path / "apt.conf"
+    settings.write_text(f'Dir::State::Lists "{tmp_path}/lists";\nDir::Cache "{tmp_path}";\n')
+
+    done = build(tmp_path / "out", env={"APT_CONFIG": str(settings)})
+
+    assert done.returncode == 1
+    assert "apt does not know" in done.stderr
+    assert "run 'apt-get update'" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def applets(busybox: Path) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -41,10 +42,12 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     path_first: Path | None = None,
+    complaint: str | None = None,
 ) -> str:
     """Run a program to its end and return what it printed.
 
     `path_first` is searched before the host's PATH: programs that call others of the same package find them there.
+    `complaint` is a pattern for lines of the error output which mean failure in a program whose status is 0 all the same.
 
     Raises:
         BuildError: the program is missing, or failed; the message carries the end of what it said.
@@ -67,6 +70,8 @@ def run(
         errors="replace",
         check=False,
     )
+    if complaint and (found := re.search(complaint, done.stderr, flags=re.MULTILINE)):
+        raise BuildError(f"{name} failed: {found[0]}")
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-6:]
         raise BuildError(f"{name} failed with status {done.returncode}: " + "\n  ".join(said))
