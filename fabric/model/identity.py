@@ -70,7 +70,11 @@ class Token:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who is asking, as proven: by a token (a user in a project) or by a client certificate (a service)."""
+    """Who is asking, as proven: by a token (a user in a project) or by a client certificate (a service, or a host).
+
+    `service` is `api`, `scheduler` or `conductor`; `host` a host's name. `cell` and `cert_serial` (hexadecimal) are of the
+    certificate. `expire_time_ms` is the token's.
+    """
 
     user_id: str = ""
     user_name: str = ""
@@ -80,3 +84,7 @@ class Principal:
     system_admin: bool = False
     service: str = ""
     token_id: str = ""
+    expire_time_ms: int = 0
+    host: str = ""
+    cell: str = ""
+    cert_serial: str = ""

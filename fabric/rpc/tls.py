@@ -1,0 +1,102 @@
+"""TLS for servers and clients, from files, and what a client certificate proves.
+
+Names are SPIFFE ids in the URI SAN: `spiffe://cellfabric/cell/<cell>/host/<name>` for hosts, `spiffe://cellfabric/service/<service>[/<cell>]`
+for servers. The common name proves nothing. Serial numbers are hexadecimal, lower case, without leading zeros.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import grpc
+from cryptography import x509
+
+from fabric.model.identity import Principal
+from fabric.rpc.authz import ANYBODY
+
+TRUST_DOMAIN: Final = "cellfabric"
+
+_NAME = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
+_HOST = re.compile(rf"spiffe://{TRUST_DOMAIN}/cell/({_NAME})/host/({_NAME})")
+_SERVICE = re.compile(rf"spiffe://{TRUST_DOMAIN}/service/(api|scheduler|conductor)(?:/({_NAME}))?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """One end's own certificate and key, and whom it believes. PEM."""
+
+    ca_path: Path
+    cert_path: Path
+    key_path: Path
+
+
+def server_credentials(files: TlsFiles, *, client_certificates: bool) -> grpc.ServerCredentials:
+    """A server's side. With `client_certificates` nobody gets in without one signed by our CA."""
+    return grpc.ssl_server_credentials(
+        [(files.key_path.read_bytes(), files.cert_path.read_bytes())],
+        root_certificates=files.ca_path.read_bytes(),
+        require_client_auth=client_certificates,
+    )
+
+
+def client_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
+    """A client that shows its certificate."""
+    return grpc.ssl_channel_credentials(
+        root_certificates=files.ca_path.read_bytes(),
+        private_key=files.key_path.read_bytes(),
+        certificate_chain=files.cert_path.read_bytes(),
+    )
+
+
+def host_uri(cell: str, host: str) -> str:
+    """The SPIFFE id of a host."""
+    return f"spiffe://{TRUST_DOMAIN}/cell/{cell}/host/{host}"
+
+
+def service_uri(service: str, cell: str = "") -> str:
+    """The SPIFFE id of a control-plane server."""
+    return f"spiffe://{TRUST_DOMAIN}/service/{service}" + (f"/{cell}" if cell else "")
+
+
+def serial_text(serial: int) -> str:
+    """A serial number as it is stored and compared."""
+    return f"{serial:x}"
+
+
+def named(uris: Iterable[str], serial: str) -> Principal:
+    """Whom the URI names of a certificate prove. Exactly one of ours counts: a certificate for two is for nobody."""
+    found = [
+        principal
+        for uri in uris
+        for principal in (_host(uri, serial), _service(uri, serial))
+        if principal is not None
+    ]
+    return found[0] if len(found) == 1 else ANYBODY
+
+
+@functools.lru_cache(maxsize=4096)
+def proven(pem: bytes) -> Principal:
+    """Whom a certificate proves that the TLS layer has verified; ANYBODY where it names nobody of ours."""
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ANYBODY
+    return named(
+        names.get_values_for_type(x509.UniformResourceIdentifier), serial_text(certificate.serial_number)
+    )
+
+
+def _host(uri: str, serial: str) -> Principal | None:
+    match = _HOST.fullmatch(uri)
+    return None if match is None else Principal(cell=match[1], host=match[2], cert_serial=serial)
+
+
+def _service(uri: str, serial: str) -> Principal | None:
+    match = _SERVICE.fullmatch(uri)
+    return None if match is None else Principal(service=match[1], cell=match[2] or "", cert_serial=serial)
