@@ -1,0 +1,31 @@
+"""The page is only worth generating if nothing of the table is missing from it."""
+
+from __future__ import annotations
+
+from fabric.lifecycle.docs import page
+from fabric.lifecycle.table import HOST_WORDS, RULES, shown
+from fabric.model.states import TaskState, VmState
+
+
+def _lines(start: str) -> list[str]:
+    return [line for line in page().splitlines() if line.startswith(start)]
+
+
+def test_every_action_has_its_line() -> None:
+    for rule in RULES:
+        (line,) = _lines(f"| `{rule.action}` |")
+        assert rule.summary in line
+        assert all(shown(state, TaskState.NONE) in line for state in rule.allowed)
+
+
+def test_every_word_of_a_host_has_its_line() -> None:
+    for word in HOST_WORDS:
+        assert len(_lines(f"| `{word.name.lower()}` |")) == 1
+
+
+def test_the_diagram_leads_to_every_state_and_from_it() -> None:
+    arrows = [line.split(":")[0].split() for line in page().splitlines() if "-->" in line]
+    states = {shown(state, TaskState.NONE) for state in VmState if state is not VmState.UNSPECIFIED}
+
+    assert states == {before for before, _, _ in arrows} - {"[*]"}
+    assert states == {after for _, _, after in arrows} - {"[*]"}
