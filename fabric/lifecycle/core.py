@@ -134,7 +134,8 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
 def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
     """The record after what is in flight has failed: the task cleared, the fault kept, the state as the table's row says.
 
-    With nothing in flight it is the server itself that failed, and it goes to ERROR. A delete that failed keeps wanting the instance gone: `want` is never turned back by a failure.
+    With nothing in flight it is the server itself that failed, and it goes to ERROR. A delete that failed keeps wanting the instance
+    gone: `want` is never turned back by a failure.
     """
     rule = BY_TASK.get(now.task)
     onto = VmState.ERROR if rule is None else rule.on_failure or now.vm_state

@@ -1,8 +1,8 @@
 """The lifecycle table: what people may ask for in which state, what it does, and who may say so.
 
-Everything about actions derives from these rows: the API's refusals, what the conductor writes, what hosts are told, permissions, the command
-line's verbs, metrics, documentation and tests. Facts about the reference are in Nova's `check_instance_state` decorators; where a row
-differs, its comment says why. Rows are append only: task numbers are stored.
+Everything about actions derives from these rows: the API's refusals, what the conductor writes, what hosts are told, permissions,
+the command line's verbs, metrics, documentation and tests. Facts about the reference are in Nova's `check_instance_state`
+decorators; where a row differs, its comment says why. Rows are append only: task numbers are stored.
 """
 
 from __future__ import annotations
