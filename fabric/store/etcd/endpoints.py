@@ -46,6 +46,13 @@ def raise_if_cancelled() -> None:
         raise asyncio.CancelledError
 
 
+async def hang_up(stream: grpc.aio.StreamStreamCall[Q, A]) -> None:
+    """End a stream and see it end: one that is only told to would hold its connection open when the loop stops now."""
+    stream.cancel()
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await stream.code()
+
+
 class Endpoint:
     """One member: its channel, whether it is connected, and what version answered last."""
 

@@ -20,7 +20,7 @@ from fabric.clock import Clock
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.base import Lease
-from fabric.store.etcd.endpoints import Endpoints, raise_if_cancelled
+from fabric.store.etcd.endpoints import Endpoints, hang_up, raise_if_cancelled
 from fabric.store.etcd.settings import EtcdSettings
 from fabric.store.etcd.wire import LEASE_KEEP_ALIVE
 
@@ -89,10 +89,11 @@ class Beats:
             return answer
 
     async def _read(self, stream: Stream) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        # CancelledError is grpc.aio's word for a stream we dropped ourselves; nobody cancels this task.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
             while isinstance(answer := await stream.read(), pb.LeaseKeepAliveResponse):
                 if self._stream is not stream:
-                    return
+                    break
                 beats = self._under_way.get(answer.id)
                 if not beats:
                     continue
@@ -103,6 +104,7 @@ class Beats:
                     first.set_result(answer.ttl)
         if self._stream is stream:
             self._drop()
+        await hang_up(stream)
 
     def _drop(self) -> None:
         """Give the stream up; every beat under way on it is lost."""

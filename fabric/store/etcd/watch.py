@@ -14,7 +14,7 @@ import structlog
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.base import Batch, Compacted
-from fabric.store.etcd.endpoints import Endpoint, Endpoints, raise_if_cancelled
+from fabric.store.etcd.endpoints import Endpoint, Endpoints, hang_up, raise_if_cancelled
 from fabric.store.etcd.sequence import Sequence
 from fabric.store.etcd.settings import EtcdSettings
 from fabric.store.etcd.translate import Namespace
@@ -59,7 +59,7 @@ async def follow(
                 why=why,
             )
         finally:
-            stream.cancel()
+            await hang_up(stream)
         endpoints.avoid(member)
         # A stream that brought something was a good one: its successor need not wait.
         backoff_s = BACKOFF_S[0] if sequence.revision > reached else min(backoff_s * 2, BACKOFF_S[1])
