@@ -1,0 +1,166 @@
+"""What a guest is told about itself, in the words cloud-init and its kin understand. Pure.
+
+One source for the config drive and the metadata service. Formats: OpenStack's metadata (nova, doc/source/user/metadata.rst) with its
+network_data.json, and the part of EC2's tree that guests without OpenStack support ask for.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fabric.model.instance import Guest
+from fabric.model.network import Port
+
+CONFIG_DRIVE_LABEL: Final = "config-2"
+VERSIONS: Final = ("2018-08-27", "latest")
+"""The OpenStack metadata versions served; a client takes the newest it knows, else `latest`."""
+
+EC2_VERSIONS: Final = ("2009-04-04", "latest")
+TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - where tokens are asked for
+
+
+def meta_data(guest: Guest, *, random_seed: bytes = b"") -> dict[str, Any]:
+    """meta_data.json. `random_seed` is entropy for the guest's first boot."""
+    document: dict[str, Any] = {
+        "uuid": guest.id,
+        "name": guest.name,
+        "hostname": guest.hostname,
+        "launch_index": 0,
+        "availability_zone": guest.availability_zone,
+        "project_id": guest.project_id,
+        "meta": dict(guest.metadata),
+        "public_keys": dict(guest.public_keys),
+        "keys": [
+            {"name": name, "type": "ssh", "data": key} for name, key in sorted(guest.public_keys.items())
+        ],
+        "devices": [],
+        "dedicated_cpus": [],
+    }
+    if random_seed:
+        document["random_seed"] = base64.b64encode(random_seed).decode()
+    return document
+
+
+def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
+    """network_data.json: every link by its MAC, every address static, so that a guest is reachable without DHCP too."""
+    links = []
+    networks = []
+    servers: dict[str, None] = {}
+    for number, port in enumerate(ports):
+        services = [{"type": "dns", "address": address} for address in port.dns_servers]
+        servers.update(dict.fromkeys(port.dns_servers))
+        links.append(
+            {
+                "id": f"link{number}",
+                "vif_id": port.id,
+                "type": "bridge",
+                "mtu": port.mtu,
+                "ethernet_mac_address": port.mac,
+            }
+        )
+        networks.append(
+            {
+                "id": f"network{number}",
+                "network_id": port.network_id,
+                "link": f"link{number}",
+                "type": "ipv4",
+                "ip_address": port.address,
+                "netmask": str(ipaddress.IPv4Network(f"0.0.0.0/{port.prefix_length}").netmask),
+                # One default route: that of the first port, which the address of record is on.
+                "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": port.gateway}]  # noqa: S104
+                if number == 0
+                else [],
+                "services": services,
+            }
+        )
+    return {
+        "links": links,
+        "networks": networks,
+        "services": [{"type": "dns", "address": address} for address in servers],
+    }
+
+
+def documents(guest: Guest, *, random_seed: bytes = b"") -> dict[str, bytes]:
+    """Every file of the config drive by its path; the same tree below `/` is what the service serves."""
+    files = {
+        "meta_data.json": _json(meta_data(guest, random_seed=random_seed)),
+        "network_data.json": _json(network_data(guest.ports)),
+        "vendor_data.json": b"{}",
+        "vendor_data2.json": b"{}",
+    }
+    if guest.user_data:
+        files["user_data"] = guest.user_data
+    return {f"openstack/{version}/{name}": content for version in VERSIONS for name, content in files.items()}
+
+
+def answer(guest: Guest, path: str, *, random_seed: bytes = b"") -> bytes | None:
+    """What the metadata service says to its guest at `path`; None for not found."""
+    parts = tuple(part for part in path.split("/") if part)
+    if not parts:
+        return _lines(EC2_VERSIONS)
+    if parts[0] == "openstack":
+        return _openstack(guest, parts[1:], random_seed)
+    if parts[0] in EC2_VERSIONS:
+        return _ec2(guest, parts[1:])
+    return None
+
+
+def _openstack(guest: Guest, parts: tuple[str, ...], random_seed: bytes) -> bytes | None:
+    if not parts:
+        return _lines(VERSIONS)
+    tree = documents(guest, random_seed=random_seed)
+    if len(parts) == 1 and parts[0] in VERSIONS:
+        prefix = f"openstack/{parts[0]}/"
+        return _lines(sorted(name.removeprefix(prefix) for name in tree if name.startswith(prefix)))
+    return tree.get("/".join(("openstack", *parts)))
+
+
+def _ec2(guest: Guest, parts: tuple[str, ...]) -> bytes | None:
+    if not parts:
+        return _lines(("meta-data/", "user-data") if guest.user_data else ("meta-data/",))
+    if parts == ("user-data",):
+        return guest.user_data or None
+    if parts[0] != "meta-data":
+        return None
+    node: Any = _ec2_tree(guest)
+    for part in parts[1:]:
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    if isinstance(node, str):
+        return node.encode()
+    if parts[1:] == ("public-keys",):
+        return _lines(f"{number}={name}" for number, name in enumerate(sorted(guest.public_keys)))
+    return _lines(f"{name}/" if isinstance(child, Mapping) else name for name, child in sorted(node.items()))
+
+
+def _ec2_tree(guest: Guest) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        # EC2's form: i- and 17 hexadecimal digits.
+        "instance-id": f"i-{guest.id.replace('-', '')[:17]}",
+        "hostname": guest.hostname,
+        "local-hostname": guest.hostname,
+        "placement": {"availability-zone": guest.availability_zone},
+        "ami-id": f"ami-{guest.image.id.replace('-', '')[:17]}",
+    }
+    if guest.ports:
+        tree["local-ipv4"] = guest.ports[0].address
+        tree["mac"] = guest.ports[0].mac
+    if guest.public_keys:
+        tree["public-keys"] = {
+            str(number): {"openssh-key": key}
+            for number, (_, key) in enumerate(sorted(guest.public_keys.items()))
+        }
+    return tree
+
+
+def _lines(names: Any) -> bytes:
+    return "\n".join(names).encode()
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, sort_keys=True).encode()

@@ -1,0 +1,252 @@
+"""`Disks` on a filesystem.
+
+    STATE/images/                 the cache (cache.py)
+    STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log
+
+Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
+the owner of its root disk, and the files are readable to nobody else. So every folder above must be searchable by others; the
+folders themselves tell which ids are taken. Needs root for that; without, everything belongs to whoever runs this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.model.instance import Guest, ImageRef
+from hostd.core.faults import FaultCode
+from hostd.core.metadata import CONFIG_DRIVE_LABEL, documents
+from hostd.driver.base import DiskFile
+from hostd.images.base import Fetch, GuestDisks, Held
+from hostd.images.cache import ImageCache
+from hostd.images.qemu_img import QemuImg
+from hostd.images.storage import disk_error, disk_faults, publish
+from hostd.processes import run
+from hostd.resources.tracker import GIB, measure_free_gib
+
+_log = structlog.get_logger(__name__)
+
+_FOLDER: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(\d{1,18})")
+_ROOT: Final = "root.qcow2"
+_CONFIG: Final = "config.iso"
+_CONSOLE: Final = "console.log"
+_SEED_BYTES: Final = 512
+_MAX_TAIL_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskSettings:
+    """Where guests' files live, and whose they are.
+
+    `first_user` is the start of a range of `users` ids that are ours on this machine: the first is for programs that read
+    foreign images, the others for guests. The default lies in a part that systemd's table of ids calls unused.
+    """
+
+    state: Path
+    first_user: int = 1_900_000_000
+    users: int = 65_536
+    cache_max_age_s: float = 24 * 3600.0
+
+
+class LocalDisks:
+    """`Disks` below one folder. One process at a time."""
+
+    def __init__(self, settings: DiskSettings, clock: Clock) -> None:
+        self._settings = settings
+        self._instances = settings.state / "instances"
+        self._is_root = os.geteuid() == 0
+        reader = settings.first_user if self._is_root else None
+        self._cache = ImageCache(
+            settings.state / "images", user=reader, clock=clock, max_age_s=settings.cache_max_age_s
+        )
+        self._qemu_img = QemuImg(None)
+        self._allocating = asyncio.Lock()
+        self._folders: dict[str, asyncio.Lock] = {}
+
+    async def ensure_image(self, image: ImageRef, fetch: Fetch, progress: Callable[[int], None]) -> None:
+        await self._cache.ensure(image, fetch, progress)
+
+    async def ensure_guest(self, guest: Guest, placement_epoch: int) -> GuestDisks:
+        async with self._folders.setdefault(guest.id, asyncio.Lock()):
+            with disk_faults("guest"):
+                return await self._make(guest, self._folder(guest.id, placement_epoch))
+
+    async def remove(self, instance_id: str, placement_epoch: int) -> None:
+        async with self._folders.setdefault(instance_id, asyncio.Lock()):
+            with disk_faults("remove"):
+                await asyncio.to_thread(self._remove, instance_id, placement_epoch)
+        self._folders.pop(instance_id, None)
+
+    async def held(self) -> frozenset[Held]:
+        with disk_faults("held"):
+            return frozenset(held for held, _ in self._held())
+
+    async def console_log(self, instance_id: str, placement_epoch: int, tail_bytes: int) -> bytes:
+        path = self._folder(instance_id, placement_epoch) / _CONSOLE
+        with disk_faults("console", FaultCode.CONSOLE_UNAVAILABLE):
+            return await asyncio.to_thread(_tail, path, min(tail_bytes, _MAX_TAIL_BYTES))
+
+    async def free_gib(self) -> int:
+        with disk_faults("free"):
+            self._settings.state.mkdir(parents=True, exist_ok=True)
+            return measure_free_gib(self._settings.state)
+
+    async def prune(self, in_use: frozenset[str]) -> None:
+        with disk_faults("prune"):
+            await asyncio.to_thread(self._cache.prune, in_use)
+
+    # ------------------------------------------------------------------ making
+
+    async def _make(self, guest: Guest, folder: Path) -> GuestDisks:
+        if any(not self._cache.has(image) for image in guest.images()):
+            raise disk_error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
+        self._make_folder(folder)
+        root = await self._ensure_root(guest, folder)
+        disks = [root]
+        if guest.config_drive:
+            disks.append(await self._ensure_config_drive(guest, folder))
+        console = folder / _CONSOLE
+        console.touch(mode=0o600, exist_ok=True)
+        return GuestDisks(
+            disks=tuple(disks),
+            kernel_path=str(self._cache.path(guest.kernel)) if guest.kernel else "",
+            ramdisk_path=str(self._cache.path(guest.ramdisk)) if guest.ramdisk else "",
+            console_log_path=str(console),
+        )
+
+    def _make_folder(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o711)
+        if not self._is_root:
+            return
+        for parent in folder.parents:
+            if not parent.stat().st_mode & stat.S_IXOTH:
+                _log.error("disk.unreachable", folder=str(parent))
+                raise disk_error(
+                    FaultCode.DISK_FAILED, "a folder above hostd's state is closed to other users (chmod o+x)"
+                )
+
+    async def _ensure_root(self, guest: Guest, folder: Path) -> DiskFile:
+        path = folder / _ROOT
+        base = self._cache.base(guest.image)
+        size_bytes = guest.disk_gib * GIB or guest.image.virtual_size_bytes
+        if size_bytes < guest.image.virtual_size_bytes:
+            raise disk_error(FaultCode.IMAGE_TOO_LARGE)
+        if not path.exists():
+            part = folder / f"{_ROOT}.part"
+            owner = await self._claim_user(part)
+            await self._qemu_img.create_overlay(
+                part, base=Path(base.path), base_format=base.format, size_bytes=size_bytes, owner=owner
+            )
+            await asyncio.to_thread(publish, part, path)
+        elif (await self._qemu_img.info(path, "qcow2")).virtual_size_bytes < size_bytes:
+            await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
+        return DiskFile(path=str(path), format="qcow2", serial="root", backing=base)
+
+    async def _claim_user(self, part: Path) -> int | None:
+        """Make `part` anew, empty, owned by a user id that no other placement has."""
+        async with self._allocating:
+            return self._give_to_nobody_else(part)
+
+    def _give_to_nobody_else(self, part: Path) -> int | None:
+        part.unlink(missing_ok=True)
+        part.touch(mode=0o600)
+        if not self._is_root:
+            return None
+        taken = set(self._owners())
+        guests = range(self._settings.first_user + 1, self._settings.first_user + self._settings.users)
+        user = next((each for each in guests if each not in taken), None)
+        if user is None:
+            raise disk_error(FaultCode.DISK_FAILED, "no user id is left for another server")
+        os.chown(part, user, user)
+        return user
+
+    def _owners(self) -> Iterator[int]:
+        for _, folder in self._held():
+            for name in (_ROOT, f"{_ROOT}.part"):
+                with contextlib.suppress(FileNotFoundError):
+                    yield (folder / name).stat().st_uid
+
+    def _owner(self, path: Path) -> int | None:
+        return path.stat().st_uid if self._is_root else None
+
+    async def _ensure_config_drive(self, guest: Guest, folder: Path) -> DiskFile:
+        path = folder / _CONFIG
+        if not path.exists():
+            tree = folder / "config.part"
+            part = folder / f"{_CONFIG}.part"
+            await asyncio.to_thread(_write_tree, tree, documents(guest, random_seed=os.urandom(_SEED_BYTES)))
+            try:
+                await run(
+                    "genisoimage",
+                    *("-quiet", "-no-pad", "-ldots", "-allow-lowercase", "-allow-multidot", "-l", "-J", "-r"),
+                    *("-V", CONFIG_DRIVE_LABEL, "-o", str(part), str(tree)),
+                )
+                part.chmod(0o400)
+                owner = self._owner(folder / _ROOT)
+                if owner is not None:
+                    os.chown(part, owner, owner)
+                await asyncio.to_thread(publish, part, path)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, tree, ignore_errors=True)
+                part.unlink(missing_ok=True)
+        return DiskFile(path=str(path), format="raw", serial=CONFIG_DRIVE_LABEL, readonly=True)
+
+    # ---------------------------------------------------------------- removing
+
+    def _folder(self, instance_id: str, placement_epoch: int) -> Path:
+        name = f"{instance_id}.{placement_epoch}"
+        if _FOLDER.fullmatch(name) is None:
+            raise disk_error(FaultCode.DISK_FAILED, "the server's id is not a UUID")
+        return self._instances / name
+
+    def _held(self) -> Iterator[tuple[Held, Path]]:
+        if self._instances.is_dir():
+            for path in sorted(self._instances.iterdir()):
+                match = _FOLDER.fullmatch(path.name)
+                if match is not None:
+                    yield Held(match[1], int(match[2])), path
+
+    def _remove(self, instance_id: str, placement_epoch: int) -> None:
+        """Rename first: a folder under its own name is never half removed."""
+        for held, path in self._held():
+            if held.instance_id == instance_id and held.placement_epoch <= placement_epoch:
+                path.rename(path.with_name(f"{path.name}.removed"))
+        if self._instances.is_dir():
+            for path in self._instances.glob(f"{instance_id}.*.removed"):
+                shutil.rmtree(path)
+
+
+def _write_tree(root: Path, files: dict[str, bytes]) -> None:
+    """Write files below a folder made anew; they may hold secrets, so nobody else may look."""
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(mode=0o700)
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def _tail(path: Path, tail_bytes: int) -> bytes:
+    """The end of a log that virtlogd may have rotated a moment ago, into the same name with `.0`."""
+    written = b""
+    for each in (path, path.with_name(f"{path.name}.0")):
+        missing = tail_bytes - len(written)
+        if missing <= 0:
+            break
+        with contextlib.suppress(FileNotFoundError), each.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - missing))
+            written = file.read(missing) + written
+    return written

@@ -1,0 +1,61 @@
+"""qemu-img, never without an explicit format, always confined.
+
+Left to itself it believes a file's first bytes, and a guest writes those of a raw disk (CVE-2026-24708, CVE-2024-44082).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hostd.processes import Confinement, run
+
+_CONVERT_CPU_S: Final = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskInfo:
+    """What qemu-img says about a disk file."""
+
+    format: str
+    virtual_size_bytes: int
+
+
+class QemuImg:
+    """The few things we ask of qemu-img. Every method raises ProgramFailed.
+
+    `user` is whom it runs as, None for ourselves: files must be that user's to read, and to write where they are written.
+    """
+
+    def __init__(self, user: int | None) -> None:
+        self._user = user
+
+    async def info(self, path: Path, disk_format: str) -> DiskInfo:
+        """Look at a disk that may be in use (-U takes no lock)."""
+        command = ("qemu-img", "info", "-U", "--output=json", "-f", disk_format, str(path))
+        document = json.loads(await run(*self._confined().command(*command)))
+        return DiskInfo(format=document["format"], virtual_size_bytes=int(document["virtual-size"]))
+
+    async def flatten(self, source: Path, source_format: str, target: Path) -> None:
+        """Copy an image into `target`, which exists and is empty, as a raw disk with holes."""
+        command = ("qemu-img", "convert", "-f", source_format, "-O", "raw", str(source), str(target))
+        confined = Confinement(self._user, cpu_s=_CONVERT_CPU_S).command(*command)
+        await run(*confined, timeout_s=2 * _CONVERT_CPU_S)
+
+    async def create_overlay(
+        self, path: Path, *, base: Path, base_format: str, size_bytes: int, owner: int | None
+    ) -> None:
+        """Make an overlay in `path`, which exists and is the owner's, on a base of a said format."""
+        command = ("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", base_format)
+        confined = Confinement(owner).command(*command, str(path), str(size_bytes))
+        await run(*confined)
+
+    async def grow(self, path: Path, disk_format: str, size_bytes: int, *, owner: int | None) -> None:
+        """Make a disk larger. Fails on one in use."""
+        command = ("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
+        await run(*Confinement(owner).command(*command))
+
+    def _confined(self) -> Confinement:
+        return Confinement(self._user)

@@ -1,0 +1,53 @@
+"""Durable files: what is visible under its name is whole, and stays so over a power cut."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from hostd.core.faults import FaultCode, fault_text
+from hostd.images.base import DiskError
+from hostd.processes import ProgramFailed
+
+_log = structlog.get_logger(__name__)
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def publish(part: Path, target: Path) -> None:
+    """Make a finished file visible: synced, then renamed, then the folder synced. Blocks."""
+    _sync(part)
+    part.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def disk_error(code: FaultCode, detail: str = "") -> DiskError:
+    """A DiskError in the fixed words."""
+    return DiskError(code, fault_text(code, detail))
+
+
+@contextmanager
+def disk_faults(step: str, otherwise: FaultCode = FaultCode.DISK_FAILED) -> Iterator[None]:
+    """Turn what goes wrong with files and qemu-img into DiskErrors; paths and words of programs go to the log only."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("disk.failed", step=step, words=str(error))
+        raise disk_error(FaultCode.DISK_FULL if error.errno in _FULL else otherwise) from error
+    except ProgramFailed as error:
+        _log.warning("disk.failed", step=step, program=error.program, words=str(error))
+        full = "No space left on device" in error.words
+        raise disk_error(FaultCode.DISK_FULL if full else otherwise) from error
