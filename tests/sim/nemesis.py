@@ -1,0 +1,147 @@
+"""What goes wrong, and when: a seeded schedule of faults, each mended after a while, then everything healed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+from typing import Protocol
+
+
+class Target(Protocol):
+    """What the nemesis may do to the world."""
+
+    def processes(self) -> list[str]: ...
+    def kill(self, process: str) -> None: ...
+    def start(self, process: str) -> None: ...
+    def pause(self, process: str) -> None: ...
+    def resume(self, process: str) -> None: ...
+    def links(self) -> list[tuple[str, str]]: ...
+    def cut(self, one: str, other: str) -> None: ...
+    def mend(self, one: str, other: str) -> None: ...
+    def stores(self) -> list[str]: ...
+    def lose_quorum(self, store: str) -> None: ...
+    def regain_quorum(self, store: str) -> None: ...
+    def compact(self, store: str) -> None: ...
+    def hosts(self) -> list[str]: ...
+    def lose_power(self, host: str) -> None: ...
+    def restore_power(self, host: str) -> None: ...
+    def crash_hypervisor(self, host: str) -> None: ...
+    def fail_next_step(self, host: str, step: str) -> None: ...
+    def crash_a_guest(self, host: str) -> None: ...
+    def note(self, *what: object) -> None: ...
+
+
+LENGTHS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
+STEPS = ("define", "start", "ensure_guest", "plug", "ensure_image", "cut_power", "remove", "unplug")
+
+
+class Nemesis:
+    """Draws faults until `horizon_s`; every fault ends by itself, at the latest when `heal` is called."""
+
+    def __init__(self, target: Target, random: Random, horizon_s: float) -> None:
+        self._target = target
+        self._random = random
+        self._horizon_s = horizon_s
+        self._pending: dict[asyncio.TimerHandle, Callable[[], None]] = {}
+
+    async def run(self) -> None:
+        """Break things until the horizon."""
+        loop = asyncio.get_running_loop()
+        draws: tuple[tuple[float, Callable[[float], None]], ...] = (
+            (0.20, self._kill),
+            (0.14, self._pause),
+            (0.28, self._cut),
+            (0.06, self._isolate_host),
+            (0.06, self._lose_quorum),
+            (0.08, self._compact),
+            (0.06, self._power),
+            (0.04, self._hypervisor),
+            (0.05, self._step),
+            (0.03, self._guest),
+        )
+        while True:
+            pause_s = self._random.expovariate(1 / 1.5)
+            if loop.time() + pause_s > self._horizon_s:
+                return
+            await asyncio.sleep(pause_s)
+            (fault,) = self._random.choices([each for _, each in draws], [weight for weight, _ in draws])
+            fault(self._random.choice(LENGTHS_S))
+
+    def heal(self) -> None:
+        """End every fault now."""
+        for timer, mend in list(self._pending.items()):
+            timer.cancel()
+            mend()
+        self._pending.clear()
+
+    def _later(self, length_s: float, mend: Callable[[], None]) -> None:
+        def due() -> None:
+            del self._pending[timer]
+            mend()
+
+        timer = asyncio.get_running_loop().call_later(length_s, due)
+        self._pending[timer] = mend
+
+    def _kill(self, length_s: float) -> None:
+        name = self._random.choice(self._target.processes())
+        self._target.note("kill", name, length_s)
+        self._target.kill(name)
+        self._later(length_s, lambda: self._target.start(name))
+
+    def _pause(self, length_s: float) -> None:
+        name = self._random.choice(self._target.processes())
+        self._target.note("pause", name, length_s)
+        self._target.pause(name)
+        self._later(length_s, lambda: self._target.resume(name))
+
+    def _cut(self, length_s: float) -> None:
+        one, other = self._random.choice(self._target.links())
+        self._target.note("cut", one, other, length_s)
+        self._target.cut(one, other)
+        self._later(length_s, lambda: self._target.mend(one, other))
+
+    def _isolate_host(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        links = [link for link in self._target.links() if host in link]
+        self._target.note("isolate", host, length_s)
+        for one, other in links:
+            self._target.cut(one, other)
+
+        def mend() -> None:
+            for one, other in links:
+                self._target.mend(one, other)
+
+        self._later(length_s, mend)
+
+    def _lose_quorum(self, length_s: float) -> None:
+        store = self._random.choice(self._target.stores())
+        self._target.note("quorum lost", store, length_s)
+        self._target.lose_quorum(store)
+        self._later(min(length_s, 8.0), lambda: self._target.regain_quorum(store))
+
+    def _compact(self, _: float) -> None:
+        store = self._random.choice(self._target.stores())
+        self._target.note("compact", store)
+        self._target.compact(store)
+
+    def _power(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("power lost", host, length_s)
+        self._target.lose_power(host)
+        self._later(length_s, lambda: self._target.restore_power(host))
+
+    def _hypervisor(self, _: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("hypervisor restarts", host)
+        self._target.crash_hypervisor(host)
+
+    def _step(self, _: float) -> None:
+        host, step = self._random.choice(self._target.hosts()), self._random.choice(STEPS)
+        self._target.note("step will fail", host, step)
+        self._target.fail_next_step(host, step)
+
+    def _guest(self, _: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("a guest crashes", host)
+        self._target.crash_a_guest(host)
