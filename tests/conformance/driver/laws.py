@@ -1,0 +1,236 @@
+"""What every hypervisor driver must do. Each law gets a rig: a driver, and the hands of somebody who stands beside the machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+import pytest
+
+from fabric.model.states import PowerState
+from hostd.core.faults import FaultCode
+from hostd.driver.base import Domain, DomainEvent, DomainSpec, Driver, DriverError
+from tests.conformance.guests import an_id
+
+ID = an_id("server")
+
+
+class Rig(Protocol):
+    """One machine, with a driver that is open."""
+
+    driver: Driver
+
+    async def another_driver(self) -> Driver:
+        """A second daemon on the same machine, open."""
+        ...
+
+    def spec(self, *, placement_epoch: int = 1, generation: int = 1) -> DomainSpec:
+        """A definition of `ID` that boots (into nothing)."""
+        ...
+
+    def crash(self) -> None:
+        """Kill the guest's process."""
+        ...
+
+    async def add_foreign(self) -> str:
+        """Put a domain there that is not ours; its name."""
+        ...
+
+
+Law = Callable[[Rig], Awaitable[None]]
+
+
+async def seen(driver: Driver) -> Domain:
+    domain = await driver.observe(ID)
+    assert domain is not None
+    return domain
+
+
+async def news(events: AsyncIterator[DomainEvent], power: PowerState) -> DomainEvent:
+    """The next event that says so."""
+    async with asyncio.timeout(20):
+        async for event in events:
+            if event.power is power:
+                return event
+    raise AssertionError(f"the events ended before {power!r}")
+
+
+async def until(driver: Driver, power: PowerState) -> Domain:
+    async with asyncio.timeout(20):
+        # By looking: an event may be lost, so what was seen is what counts.
+        while (domain := await seen(driver)).power is not power:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return domain
+
+
+async def opening_says_what_is_there(rig: Rig) -> None:
+    hypervisor = await rig.driver.open()
+
+    assert hypervisor.kind
+    assert hypervisor.version.count(".") == 2
+    assert min(hypervisor.total.vcpus, hypervisor.total.ram_mib, hypervisor.total.disk_gib) > 0
+    assert f"HW_ARCH_{hypervisor.architecture.upper()}" in hypervisor.traits
+
+
+async def what_was_never_defined_is_not_there(rig: Rig) -> None:
+    assert await rig.driver.observe(ID) is None
+    assert await rig.driver.domains() == ()
+    await rig.driver.cut_power(ID)
+    await rig.driver.forget(ID)
+    for act in (rig.driver.start, rig.driver.press_power_button, rig.driver.press_reset_button):
+        with pytest.raises(DriverError) as refused:
+            await act(ID)
+        assert refused.value.code == FaultCode.DOMAIN_MISSING
+
+
+async def a_definition_is_off_and_carries_our_marks(rig: Rig) -> None:
+    await rig.driver.define(rig.spec(placement_epoch=3, generation=7))
+
+    domain = await seen(rig.driver)
+    assert (domain.instance_id, domain.placement_epoch, domain.generation) == (ID, 3, 7)
+    assert domain.ours
+    assert domain.power is PowerState.SHUTDOWN
+    assert await rig.driver.domains() == (domain,)
+
+
+async def defining_again_replaces_the_marks(rig: Rig) -> None:
+    await rig.driver.define(rig.spec(generation=1))
+    await rig.driver.define(rig.spec(placement_epoch=2, generation=5))
+
+    domain = await seen(rig.driver)
+    assert (domain.placement_epoch, domain.generation) == (2, 5)
+
+
+async def starting_twice_is_success_and_is_told_once(rig: Rig) -> None:
+    events = rig.driver.events()
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.start(ID)
+
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+    assert (await news(events, PowerState.RUNNING)).instance_id == ID
+
+
+async def two_starts_at_once_are_one(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+
+    await asyncio.gather(rig.driver.start(ID), rig.driver.start(ID))
+
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+
+async def a_running_domain_keeps_its_marks_until_its_next_start(rig: Rig) -> None:
+    await rig.driver.define(rig.spec(generation=1))
+    await rig.driver.start(ID)
+    await rig.driver.define(rig.spec(generation=2))
+
+    assert (await seen(rig.driver)).generation == 1
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+    await rig.driver.cut_power(ID)
+    assert (await seen(rig.driver)).generation == 2
+
+
+async def cutting_power_twice_is_success_and_keeps_the_definition(rig: Rig) -> None:
+    events = rig.driver.events()
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.cut_power(ID)
+    await rig.driver.cut_power(ID)
+
+    assert (await seen(rig.driver)).power is PowerState.SHUTDOWN
+    assert (await news(events, PowerState.SHUTDOWN)).instance_id == ID
+    await rig.driver.start(ID)
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+
+async def forgetting_twice_is_success_and_leaves_nothing(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.forget(ID)
+    await rig.driver.forget(ID)
+
+    assert await rig.driver.observe(ID) is None
+    assert await rig.driver.domains() == ()
+
+
+async def buttons_of_a_stopped_domain_start_nothing(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+
+    await rig.driver.press_power_button(ID)
+    with pytest.raises(DriverError) as refused:
+        await rig.driver.press_reset_button(ID)
+
+    assert refused.value.code == FaultCode.DOMAIN_START_FAILED
+    assert (await seen(rig.driver)).power is PowerState.SHUTDOWN
+
+
+async def buttons_of_a_running_domain_return_at_once(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+
+    await rig.driver.press_reset_button(ID)
+    await rig.driver.press_power_button(ID)
+
+
+async def a_crash_is_told_and_seen(rig: Rig) -> None:
+    events = rig.driver.events()
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    rig.crash()
+
+    assert (await news(events, PowerState.CRASHED)).instance_id == ID
+    await until(rig.driver, PowerState.CRASHED)
+    await rig.driver.start(ID)
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+
+async def guests_run_on_when_the_daemon_goes(rig: Rig) -> None:
+    await rig.driver.define(rig.spec(placement_epoch=4))
+    await rig.driver.start(ID)
+    events = rig.driver.events()
+    await rig.driver.close()
+
+    assert [event async for event in events] == []
+    successor = await rig.another_driver()
+    domain = await seen(successor)
+    assert (domain.power, domain.placement_epoch) == (PowerState.RUNNING, 4)
+    await successor.forget(ID)
+    await successor.close()
+
+
+async def opening_again_is_a_new_connection(rig: Rig) -> None:
+    events = rig.driver.events()
+    await rig.driver.open()
+    await rig.driver.define(rig.spec())
+
+    assert (await seen(rig.driver)).ours
+    await rig.driver.close()
+    assert [event async for event in events] == []
+
+
+async def a_foreign_domain_is_listed_and_is_not_ours(rig: Rig) -> None:
+    name = await rig.add_foreign()
+
+    (domain,) = await rig.driver.domains()
+    assert (domain.name, domain.ours, domain.instance_id) == (name, False, "")
+
+
+LAWS: tuple[Law, ...] = (
+    opening_says_what_is_there,
+    what_was_never_defined_is_not_there,
+    a_definition_is_off_and_carries_our_marks,
+    defining_again_replaces_the_marks,
+    starting_twice_is_success_and_is_told_once,
+    two_starts_at_once_are_one,
+    a_running_domain_keeps_its_marks_until_its_next_start,
+    cutting_power_twice_is_success_and_keeps_the_definition,
+    forgetting_twice_is_success_and_leaves_nothing,
+    buttons_of_a_stopped_domain_start_nothing,
+    buttons_of_a_running_domain_return_at_once,
+    a_crash_is_told_and_seen,
+    guests_run_on_when_the_daemon_goes,
+    opening_again_is_a_new_connection,
+    a_foreign_domain_is_listed_and_is_not_ours,
+)

@@ -1,0 +1,48 @@
+"""The simulated machine under the laws of real ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostd.driver.base import DiskFile, DomainSpec, Driver
+from hostd.driver.fake import INSTANT, FakeDriver, FakeMachine
+from tests.conformance.driver.laws import ID, LAWS, Law
+from tests.conformance.guests import a_guest
+
+
+class FakeRig:
+    def __init__(self) -> None:
+        self.machine = FakeMachine("fake-1", delays=INSTANT)
+        self.driver: Driver = FakeDriver(self.machine)
+
+    async def another_driver(self) -> Driver:
+        driver = FakeDriver(self.machine)
+        await driver.open()
+        return driver
+
+    def spec(self, *, placement_epoch: int = 1, generation: int = 1) -> DomainSpec:
+        return DomainSpec(
+            guest=a_guest(id=ID),
+            placement_epoch=placement_epoch,
+            generation=generation,
+            disks=(DiskFile(path="/fake/root", format="qcow2", serial="root"),),
+            interfaces=(),
+        )
+
+    def crash(self) -> None:
+        self.machine.crash_guest(ID)
+
+    async def add_foreign(self) -> str:
+        self.machine.strays.append("somebody-elses")
+        return "somebody-elses"
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+async def test_the_fake_driver(law: Law) -> None:
+    rig = FakeRig()
+    await rig.driver.open()
+
+    await law(rig)
+
+    await rig.driver.close()
+    await rig.machine.settle()

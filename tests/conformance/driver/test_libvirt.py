@@ -1,0 +1,191 @@
+"""libvirt with real QEMU under the laws, on a libvirtd of this module's own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from hostd.core.faults import FaultCode
+from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError
+from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
+from hostd.driver.libvirt.xml import domain_name
+from tests.conformance.driver.laws import ID, LAWS, Law
+from tests.conformance.guests import a_guest, an_id
+from tests.conformance.private_libvirt import Machine, a_machine, missing_programs
+
+pytestmark = [
+    pytest.mark.owns_machine,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
+]
+
+GUEST_USER = 1_900_000_001
+FOREIGN = an_id("foreign")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with a_machine("driver") as made:
+        yield made
+
+
+class LibvirtRig:
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.disk = machine.folder / "root.qcow2"
+        self.driver: Driver = self._make()
+
+    def _make(self) -> Driver:
+        return LibvirtDriver(
+            LibvirtSettings(uri=self.machine.uri, host=self.machine.hostname, storage=self.machine.folder)
+        )
+
+    async def another_driver(self) -> Driver:
+        driver = self._make()
+        await driver.open()
+        return driver
+
+    def spec(self, *, placement_epoch: int = 1, generation: int = 1) -> DomainSpec:
+        return DomainSpec(
+            guest=a_guest(id=ID, name='a <name> & "more"\x07'),
+            placement_epoch=placement_epoch,
+            generation=generation,
+            disks=(DiskFile(path=str(self.disk), format="qcow2", serial="root"),),
+            interfaces=(),
+            console_log_path=str(self.machine.folder / "console.log"),
+        )
+
+    def crash(self) -> None:
+        self.machine.kill(domain_name(ID))
+
+    async def add_foreign(self) -> str:
+        define(self.machine, f"<domain type='qemu'><name>foreign</name><uuid>{FOREIGN}</uuid>{TINY}</domain>")
+        return "foreign"
+
+
+TINY = "<memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os>"
+
+
+def define(machine: Machine, document: str) -> None:
+    connect = libvirt.open(machine.uri)
+    try:
+        connect.defineXML(document)
+    finally:
+        connect.close()
+
+
+def undefine_all(machine: Machine) -> None:
+    connect = libvirt.open(machine.uri)
+    try:
+        for domain in connect.listAllDomains():
+            if domain.isActive():
+                domain.destroy()
+            domain.undefine()
+    finally:
+        connect.close()
+
+
+@pytest.fixture
+async def rig(machine: Machine) -> AsyncIterator[LibvirtRig]:
+    made = LibvirtRig(machine)
+    make_disk(made.disk)
+    await made.driver.open()
+    yield made
+    await made.driver.close()
+    undefine_all(machine)
+
+
+def make_disk(path: Path) -> None:
+    subprocess.run(("qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"), check=True)
+    os.chown(path, GUEST_USER, GUEST_USER)
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+async def test_the_libvirt_driver(law: Law, rig: LibvirtRig) -> None:
+    await law(rig)
+
+
+async def test_a_guest_runs_as_its_disks_owner_without_any_capability(rig: LibvirtRig) -> None:
+    """Two escaped guests share no user: neither can open the other's disk, nor become anybody else."""
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+
+    status, devices = look_at(rig.machine.pid_of(domain_name(ID)))
+
+    assert set(status["Uid"].split()) == {str(GUEST_USER)}
+    assert set(status["Gid"].split()) == {str(GUEST_USER)}
+    assert set(status["Groups"].split()) == {str(GUEST_USER)}
+    assert int(status["CapEff"], 16) == 0
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert not any(name.startswith(("sd", "vd", "nvme", "mem", "tty")) for name in devices)
+
+
+def look_at(pid: int) -> tuple[dict[str, str], set[str]]:
+    """A process as the kernel sees it, and the devices that it sees."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return status, {path.name for path in Path(f"/proc/{pid}/root/dev").iterdir()}
+
+
+async def test_a_foreign_domain_with_the_servers_id_is_never_touched(rig: LibvirtRig) -> None:
+    document = f"<domain type='qemu'><name>taken</name><uuid>{ID}</uuid>{TINY}</domain>"
+    define(rig.machine, document)
+
+    for act in (rig.driver.start, rig.driver.cut_power, rig.driver.forget):
+        with pytest.raises(DriverError, match="not ours"):
+            await act(ID)
+    with pytest.raises(DriverError, match="not ours"):
+        await rig.driver.define(rig.spec())
+    assert [domain.name for domain in await rig.driver.domains()] == ["taken"]
+
+
+async def test_a_dead_libvirtd_is_said_and_its_guest_found_again(rig: LibvirtRig) -> None:
+    await rig.driver.define(rig.spec(placement_epoch=9))
+    await rig.driver.start(ID)
+    events = rig.driver.events()
+    rig.machine.kill("libvirtd", signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert [event async for event in events] == []
+    with pytest.raises(DriverError) as refused:
+        await rig.driver.observe(ID)
+    assert refused.value.code == FaultCode.HYPERVISOR_UNAVAILABLE
+
+    async with asyncio.timeout(20):
+        while not await opens(rig.driver):
+            await asyncio.sleep(0.1)
+    domain = await rig.driver.observe(ID)
+    assert domain is not None
+    assert (domain.placement_epoch, domain.power.name) == (9, "RUNNING")
+
+
+async def opens(driver: Driver) -> bool:
+    try:
+        await driver.open()
+    except DriverError:
+        return False
+    return True
+
+
+async def test_a_silent_libvirtd_costs_a_deadline_and_no_more(rig: LibvirtRig) -> None:
+    driver = LibvirtDriver(
+        LibvirtSettings(
+            uri=rig.machine.uri, host=rig.machine.hostname, storage=rig.machine.folder, call_deadline_s=0.3
+        )
+    )
+    await driver.open()
+    rig.machine.kill("libvirtd", signal.SIGSTOP)
+    try:
+        with pytest.raises(DriverError) as refused:
+            await driver.domains()
+    finally:
+        rig.machine.kill("libvirtd", signal.SIGCONT)
+    assert refused.value.code == FaultCode.HYPERVISOR_TIMEOUT
+    assert await driver.domains() == ()
+    await driver.close()
