@@ -43,6 +43,7 @@ async def follow(
         except Unavailable:
             return  # waiting for ever fails in one way: the store was closed
         reached = sequence.revision
+        gone: int | None = None
         stream = member.stream(WATCH)
         try:
             async for batch in _read(stream, member, settings, names, prefix, sequence):
@@ -58,8 +59,14 @@ async def follow(
                 endpoint=member.address,
                 why=why,
             )
+        except Compacted as told:
+            gone = told.revision
         finally:
             await hang_up(stream)
+        if gone is not None:
+            # Raised from here, with the stream forgotten: an exception keeps all its frames, and so a connection.
+            del stream
+            raise Compacted(gone)
         endpoints.avoid(member)
         # A stream that brought something was a good one: its successor need not wait.
         backoff_s = BACKOFF_S[0] if sequence.revision > reached else min(backoff_s * 2, BACKOFF_S[1])

@@ -25,13 +25,13 @@ MANY_BYTES = 256 << 20
 REQUIRE_LEADER = (("hasleader", "true"),)
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    # A silent peer is noticed after 15 s. All four are needed: keepalive_timeout_ms has no effect by itself in grpcio
-    # 1.85, and without the last two an idle connection is not probed. etcd answers pings more often than every 5 s by
-    # hanging up.
+    # A silent peer is noticed after 15 s. All are needed: keepalive_timeout_ms has no effect by itself in grpcio 1.85.
+    # etcd hangs up ("too_many_pings") on pings more often than every 5 s, and on any without a call under way: so a
+    # standby without a watch is not pinged, and its death shows when it is first used.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_permit_without_calls", 0),
     # Whether a call is sent again is ours to decide: see faults.py.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),

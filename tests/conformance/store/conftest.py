@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Clu
     """One running member of each version."""
     with contextlib.ExitStack() as stack:
         yield {
-            f"etcd-{version}": stack.enter_context(Cluster(tmp_path_factory.mktemp("etcd"), binary=binary))
+            f"etcd-{version}": stack.enter_context(
+                Cluster(tmp_path_factory.mktemp("etcd"), binary=binary, progress_s=0.2)
+            )
             for version, binary in BINARIES.items()
         }
 
@@ -50,6 +53,7 @@ async def store(
         made: CompactableMemory | CompactableEtcd = CompactableMemory(progress_s=0.2)
     else:
         cluster: Cluster = request.getfixturevalue("clusters")[kind]
-        made = CompactableEtcd(cluster.settings(prefix=f"{tmp_path}/"), name=kind)
+        settings = replace(cluster.settings(prefix=f"{tmp_path}/"), probe_s=0.3)
+        made = CompactableEtcd(settings, name=kind)
     yield made
     await made.close()
