@@ -1,0 +1,95 @@
+"""The log: one line for each event, JSON for machines or columns for people, on standard error, with secrets taken out.
+
+Configure once, before gRPC starts (gRPC's threads and a later reconfiguration can deadlock). Event names are constants, values are
+fields, and a field whose name or whose value looks like a secret is replaced: the last of several fences, not the first.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, Literal, TextIO
+
+import structlog
+
+HIDDEN: Final = "***"
+
+_SECRET_NAMES: Final = frozenset(
+    {
+        "authorization",
+        "password",
+        "password_hash",
+        "passphrase",
+        "private_key",
+        "secret",
+        "token",
+        "user_data",
+    }
+)
+"""Fields that are never shown. A test compares them with the `secret` option of the protos."""
+
+_SECRET_VALUES: Final = re.compile(
+    r"fab_[A-Za-z0-9_-]{20,}|\$argon2[a-z]*\$\S+|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+"""What our secrets look like, wherever they turn up."""
+
+_DEPTH: Final = 4
+
+
+def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A structlog processor: hide secrets in an event's fields, however deep they are."""
+    for name, value in event.items():
+        event[name] = HIDDEN if name in _SECRET_NAMES and value else _shown(value, _DEPTH)
+    return event
+
+
+def _shown(value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        return _SECRET_VALUES.sub(HIDDEN, value)
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes>"
+    if depth and isinstance(value, Mapping):
+        return {
+            name: HIDDEN if name in _SECRET_NAMES else _shown(inner, depth - 1)
+            for name, inner in value.items()
+        }
+    if depth and isinstance(value, list | tuple | set | frozenset):
+        return [_shown(inner, depth - 1) for inner in value]
+    return value
+
+
+def configure(
+    *,
+    process: str,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    style: Literal["json", "console"] = "json",
+    stream: TextIO | None = None,
+) -> None:
+    """Set up logging for the whole process. `process` is in every line, so that lines of several can be mixed."""
+    out = sys.stderr if stream is None else stream
+    number = getattr(logging, level.upper())
+    render: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer(sort_keys=False, default=str)
+        if style == "json"
+        else structlog.dev.ConsoleRenderer(colors=out.isatty())
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            redact,
+            render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(out),
+        cache_logger_on_first_use=False,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    # Libraries say little through the standard module, and what they say may be anything: warnings only, without arguments' objects.
+    logging.basicConfig(
+        level=max(number, logging.WARNING), stream=out, format="%(name)s: %(message)s", force=True
+    )
