@@ -59,6 +59,9 @@ class Call:
     facts: dict[str, object] = field(default_factory=dict)
 
 
+_TARGETS = ("instance", "flavor", "keypair", "image", "network", "host", "project", "user", "name")
+"""Fields that say what a request is about, by id, by name, or as a message with a name."""
+
 Endpoint = Callable[[Call], Awaitable[None]]
 """Answers a call, or raises."""
 
@@ -186,9 +189,20 @@ def _parse(method: Method, data: bytes, call: Call) -> Message:
             field="",
             reason=Reason.MESSAGE_MALFORMED,
         ) from None
-    # Known before it is checked: a refused request is found in the log by its id too.
-    request_id = getattr(request, "request_id", "")
-    if isinstance(request_id, str) and request_id:
-        call.facts["request_id"] = request_id[:64]
     validate(request)
+    _note(request, call)
     return request
+
+
+def _note(request: Message, call: Call) -> None:
+    """Keep which request this is and what it is about, for the log and the audit: both fields that are never secret."""
+    header = getattr(request, "header", request)
+    request_id = getattr(header, "request_id", "")
+    if request_id:
+        call.facts["request_id"] = request_id
+    for name in _TARGETS:
+        target = getattr(header, name, "")
+        named = target if isinstance(target, str) else getattr(target, "name", "")
+        if named:
+            call.facts["target"] = named
+            return

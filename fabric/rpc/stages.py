@@ -44,7 +44,16 @@ class Audit(Protocol):
     """Where calls that change something, and calls that were denied, are written down for ever."""
 
     def record(
-        self, *, method: str, principal: Principal, peer: str, request_id: str, outcome: str, target: str = ""
+        self,
+        *,
+        method: str,
+        principal: str,
+        project: str,
+        peer: str,
+        request_id: str,
+        outcome: str,
+        target: str = "",
+        is_denial: bool = False,
     ) -> None:
         """Write one line. `outcome` is `OK` or the reason of the error."""
         ...
@@ -152,11 +161,13 @@ def audit(book: Audit) -> Stage:
                 if call.method.authz.mutates or denied:
                     book.record(
                         method=call.method.path,
-                        principal=call.principal,
+                        principal=name_of(call.principal),
+                        project=call.principal.project_id,
                         peer=call.peer,
                         request_id=str(call.facts.get("request_id", "")),
                         outcome=outcome,
                         target=str(call.facts.get("target", "")),
+                        is_denial=denied,
                     )
 
         return answer

@@ -7,6 +7,7 @@ for servers. The common name proves nothing. Serial numbers are hexadecimal, low
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from fabric.model.identity import Principal
 from fabric.rpc.authz import ANYBODY
 
 TRUST_DOMAIN: Final = "cellfabric"
+
+# gRPC for Python has no setting for the least version of TLS. But version 1.2 binds a cipher suite to the kind of the certificate's
+# key, and ours are all ECDSA: with suites for RSA only, a handshake of 1.2 finds none in common, and 1.3, which has suites of its
+# own, goes on. gRPC reads this when the first credentials are made.
+os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384")
 
 _NAME = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"spiffe://{TRUST_DOMAIN}/cell/({_NAME})/host/({_NAME})")

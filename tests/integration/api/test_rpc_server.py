@@ -97,8 +97,8 @@ TOKEN = (("authorization", "Bearer any"),)
 
 
 async def _call(wire: grpc.aio.Channel, path: str, data: bytes, *, token: bool = True) -> bytes:
-    answer: bytes = await wire.unary_unary(path)(data, metadata=TOKEN if token else None, timeout=5)
-    return answer
+    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = wire.unary_unary(path)
+    return await method(data, metadata=TOKEN if token else None, timeout=5)
 
 
 def _error(raised: grpc.aio.AioRpcError) -> FabricError:
@@ -164,8 +164,12 @@ async def test_a_message_of_more_than_a_mebibyte_is_refused(wire: grpc.aio.Chann
 
 async def test_uploads_and_downloads_are_streamed(wire: grpc.aio.Channel) -> None:
     pieces = [image_service_pb2.CreateImageRequest(data=b"x" * size) for size in (1_000_000, 5)]
-    upload = wire.stream_unary("/fabric.image.v1.ImageService/CreateImage")
-    download = wire.unary_stream("/fabric.image.v1.ImageService/DownloadImage")
+    upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = wire.stream_unary(
+        "/fabric.image.v1.ImageService/CreateImage"
+    )
+    download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = wire.unary_stream(
+        "/fabric.image.v1.ImageService/DownloadImage"
+    )
 
     made = await upload((piece.SerializeToString() for piece in pieces), metadata=TOKEN, timeout=5)
     got = download(
