@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def main() -> int:
         "--check", action="store_true", help="only tell whether the results are there, whole and current"
     )
     arguments = parser.parse_args()
+    # Ending by exception, not at once, takes the half-made files along.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     out, cache = arguments.out.resolve(), arguments.cache.resolve()
     if arguments.check:
         reason = build.check(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
@@ -10,17 +9,17 @@ import platform
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.guest_image import disk, kernel, rootfs
 from tools.guest_image.commands import missing_programs
 from tools.guest_image.errors import BuildError
+from tools.guest_image.locking import locked
 from tools.guest_image.packages import PackageCache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DISK_IMAGE = "cellfabric-guest.qcow2"
 """Boots by itself from a BIOS."""
@@ -45,12 +44,14 @@ def build(out: Path, cache: Path, *, refresh: bool, say: Callable[[str], None]) 
         BuildError: a program or package is missing, or failed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out):
         if not refresh and not stale(out):
             say(f"guest image is up to date: {out / DISK_IMAGE}")
             return out / MANIFEST
         _require_host()
         started = time.monotonic()
+        for leftover in out.glob(".build-*"):  # of a build that was killed: nobody else works here now
+            shutil.rmtree(leftover)
         work = Path(tempfile.mkdtemp(dir=out, prefix=".build-"))
         try:
             manifest = _build_in(work, PackageCache(cache), say)
@@ -129,14 +130,6 @@ def _require_host() -> None:
         raise BuildError(
             f"missing {', '.join(missing)}: run 'apt-get install {' '.join(dict.fromkeys(missing.values()))}'"
         )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One build at a time per output folder; the second waits, and then finds nothing to do."""
-    with (out / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _sources_digest() -> str:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from tools.guest_image.commands import run
 from tools.guest_image.errors import BuildError
+from tools.guest_image.locking import locked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -74,11 +75,12 @@ class PackageCache:
         wanted = [name for name in names if name not in self._seen]
         if wanted:
             files = _candidates(wanted)
-            missing = [name for name, (file, sha256) in files.items() if not self._has(file, sha256)]
-            if missing:
-                self._download(missing)
-            for name, (file, sha256) in files.items():
-                self._seen[name] = self._unpack(name, file, sha256)
+            with locked(self._debs):
+                missing = [name for name, (file, sha256) in files.items() if not self._has(file, sha256)]
+                if missing:
+                    self._download(missing)
+                for name, (file, sha256) in files.items():
+                    self._seen[name] = self._unpack(name, file, sha256)
         return [self._seen[name] for name in names]
 
     def _has(self, file: str, sha256: str) -> bool:
