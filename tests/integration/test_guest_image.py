@@ -222,15 +222,15 @@ def test_without_a_config_drive_the_metadata_service_is_asked(image: Path, key: 
 
 def test_kernel_and_ram_disk_boot_the_bare_root_file_system(image: Path, key: Path, tmp_path: Path) -> None:
     root = overlay(image / "cellfabric-guest-root.ext4", tmp_path / "root.qcow2", size="700M", form="raw")
-    drive = config_drive(
-        tmp_path, {"uuid": "id-4", "hostname": "ami", "public_keys": {"k": public(key)}}, None
-    )
+    metadata = {"uuid": "id-4", "hostname": "ami", "public_keys": {"k": public(key)}}
+    drive = config_drive(tmp_path, metadata, "#cloud-config\nhostname: not-understood\n")
     boot = ("-kernel", str(image / "vmlinuz"), "-initrd", str(image / "initrd.img"))
     line = ("-append", "root=/dev/vda console=tty0 console=ttyS0 quiet")
 
     with Machine(
         *boot, *line, *disk(root), *disk(drive, form="raw", read_only=True), *CARD, key=key
     ) as machine:
+        machine.wait_for(r"user data does not begin with #! and is left alone$")
         name = machine.ready()
         size_mib = int(machine.run("df -m / | awk 'END { print $(NF-4) }'"))
 
@@ -242,8 +242,13 @@ def test_with_nothing_to_go_by_the_guest_still_comes_up_and_says_so(
     image: Path, key: Path, tmp_path: Path
 ) -> None:
     root = overlay(image / "cellfabric-guest.qcow2", tmp_path / "disk.qcow2", size="512M")
+    drive = config_drive(tmp_path, {}, None)
+    content = drive.read_bytes()
+    assert content.count(b"{}") == 1
+    drive.write_bytes(content.replace(b"{}", b"{,"))
 
-    with Machine(*disk(root), key=key) as machine:
+    with Machine(*disk(root), *disk(drive, form="raw", read_only=True), key=key) as machine:
+        machine.wait_for(r"has no readable openstack/latest/meta_data.json$")
         machine.wait_for(r"no network card$")
         machine.wait_for(r"neither a config drive nor a metadata service")
         name = machine.ready()
