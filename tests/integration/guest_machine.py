@@ -96,7 +96,8 @@ class Machine:
     def host_key(self) -> str:
         """The SSH host key that the console showed last, as `ssh-ed25519 AAAA...`."""
         block = r"-----BEGIN SSH HOST KEY KEYS-----\n(ssh-ed25519 \S+) \S+\n-----END SSH HOST KEY KEYS-----"
-        return re.findall(block, self.console)[-1]  # type: ignore[no-any-return]
+        shown: list[str] = re.findall(block, self.console)
+        return shown[-1]
 
     def ssh(
         self, command: str, *, user: str = "root", key: Path | None = None, options: tuple[str, ...] = ()
