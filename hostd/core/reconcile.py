@@ -1,0 +1,296 @@
+"""From what is wanted and what is seen to the next step: the whole of a host's decisions about one instance.
+
+Level-triggered: `next_step` is asked again after every step with what was measured anew, so it never matters how far an earlier pass,
+or an earlier process, came. What must hold:
+
+- a guest is started only at the newest placement accepted, and only under a permit (R2, R5; the caller checks both once more);
+- nothing is destroyed because it is missing from somewhere: only an order to be ABSENT or a release destroys, or a newer placement of
+  the same instance on this very host (R4);
+- a domain of a newer placement or generation than the order is never touched: then the order is the one that is stale (R3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fabric.model.instance import OneShot
+from fabric.model.session import HostState, Order, Release
+from fabric.model.states import PowerState, Want
+from hostd.commands.journal import JournalRow
+from hostd.core.faults import FaultCode
+from hostd.core.steps import (
+    Act,
+    CutPower,
+    Define,
+    Effort,
+    EnsureFiles,
+    EnsureImage,
+    Forget,
+    LetGo,
+    MarkDone,
+    MarkStarted,
+    Plug,
+    PressPower,
+    PressReset,
+    RemoveFiles,
+    Settled,
+    Start,
+    Step,
+    Stuck,
+    Unplug,
+    Wait,
+)
+from hostd.driver.base import Domain
+
+RUNNING = frozenset({PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED})
+"""Powers that hold memory: such a domain must be stopped before it may be elsewhere."""
+
+_TRANSIENT = frozenset(
+    {FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.HYPERVISOR_TIMEOUT, FaultCode.IMAGE_UNAVAILABLE}
+)
+"""Faults that trying again may cure without anybody doing anything."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long things are given, in seconds."""
+
+    press_again_s: float = 10.0
+    soft_reboot_s: float = 90.0
+    transient_s: float = 30.0
+    longest_retry_s: float = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was measured of one instance: its domain, the placements with files, the placement its wires are of.
+
+    `files` and `wired` are measured only where `looks_everywhere` says so.
+    """
+
+    domain: Domain | None = None
+    files: frozenset[int] = frozenset()
+    wired: int | None = None
+
+
+def looks_everywhere(goal: Order | Release) -> bool:
+    """Whether files and wires must be measured too: to let go of them, but not to make a guest run (there, having them is idempotent)."""
+    return isinstance(goal, Release) or goal.want is Want.ABSENT
+
+
+def next_step(
+    goal: Order | Release,
+    row: JournalRow,
+    seen: Seen,
+    effort: Effort,
+    *,
+    now_s: float,
+    permitted: bool,
+    patience: Patience,
+) -> Step:
+    """The next step towards the goal. `row` is the journal's, already accepted; `permitted` is R5's permit at this instant."""
+    if now_s < effort.retry_s:
+        return Wait(effort.retry_s, "a step failed and is tried again")
+    if isinstance(goal, Release):
+        return _let_go(goal.placement_epoch, seen, effort) or LetGo(goal.placement_epoch)
+    if goal.want is Want.ABSENT:
+        return _let_go(goal.placement_epoch, seen, effort) or Settled(HostState.ABSENT)
+    domain = seen.domain
+    if domain is not None and not domain.ours:
+        return Settled(HostState.ERROR, domain.power, FaultCode.DOMAIN_INVALID)
+    if domain is not None and _is_newer(domain, goal):
+        return Wait(None, "the domain is newer than the order")
+    if domain is not None and domain.placement_epoch < goal.placement_epoch:
+        return _once(Forget(), effort, FaultCode.DOMAIN_STOP_FAILED)
+    if goal.want is Want.STOP:
+        return _toward_stop(goal, domain, effort, now_s=now_s, patience=patience)
+    return _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
+
+
+def _is_newer(domain: Domain, order: Order) -> bool:
+    return (domain.placement_epoch, domain.generation) > (order.placement_epoch, order.generation)
+
+
+def _let_go(placement_epoch: int, seen: Seen, effort: Effort) -> Step | None:
+    """The next step of forgetting every copy up to a placement; None when there is none left. A newer copy is left alone."""
+    domain = seen.domain
+    if domain is not None and domain.ours and domain.placement_epoch <= placement_epoch:
+        return _once(Forget(), effort, FaultCode.DOMAIN_STOP_FAILED)
+    if seen.wired is not None and seen.wired <= placement_epoch:
+        return _once(Unplug(placement_epoch), effort, FaultCode.NETWORK_FAILED)
+    if any(held <= placement_epoch for held in seen.files):
+        return _once(RemoveFiles(placement_epoch), effort, FaultCode.DISK_FAILED)
+    return None
+
+
+def _once(step: Forget | Unplug | RemoveFiles, effort: Effort, fault: FaultCode) -> Step:
+    """The step; or, where it was done and what it removes is still there, the fault."""
+    return Stuck(fault) if type(step) in effort.let_go else step
+
+
+def _toward_stop(
+    order: Order, domain: Domain | None, effort: Effort, *, now_s: float, patience: Patience
+) -> Step:
+    if domain is None or domain.power not in RUNNING:
+        return Settled(HostState.STOPPED, domain.power if domain else PowerState.NOSTATE)
+    if effort.is_cut:
+        return Settled(HostState.ERROR, domain.power, FaultCode.DOMAIN_STOP_FAILED)
+    if order.stop_timeout_s <= 0:
+        return CutPower()
+    if effort.first_press_s is None or effort.last_press_s is None:
+        return PressPower()
+    cut_s = effort.first_press_s + order.stop_timeout_s
+    again_s = effort.last_press_s + patience.press_again_s
+    if now_s >= cut_s:
+        return CutPower()
+    return PressPower() if now_s >= again_s else Wait(min(cut_s, again_s), "the guest is shutting down")
+
+
+def _toward_run(
+    order: Order,
+    row: JournalRow,
+    domain: Domain | None,
+    effort: Effort,
+    *,
+    now_s: float,
+    permitted: bool,
+    patience: Patience,
+) -> Step:
+    pending = order.action_seq > row.action_done
+    if pending and row.action_started < order.action_seq:
+        return MarkStarted(order.action_seq)
+    if domain is not None and domain.power in RUNNING:
+        if pending:
+            return _reboot(order, domain, effort, now_s=now_s, patience=patience)
+        return Settled(HostState.ACTIVE, domain.power)
+    if effort.is_started:
+        crashed = domain is not None and domain.power is PowerState.CRASHED
+        fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
+        return Settled(HostState.ERROR, domain.power if domain else PowerState.NOSTATE, fault)
+    return _spawn(order, effort, permitted=permitted)
+
+
+def _reboot(order: Order, domain: Domain, effort: Effort, *, now_s: float, patience: Patience) -> Step:
+    """The next step of a reboot, of a running guest. Soft first where asked; one that is not heard of in time is rebooted hard.
+
+    A guest that runs a definition of this generation was booted by this order, whoever remembers it: that is a reboot.
+    """
+    rebooted = effort.is_started or effort.is_rebooted or domain.generation >= order.generation
+    if rebooted or order.action is OneShot.NONE:
+        return MarkDone(order.action_seq)
+    if effort.is_cut:
+        return Settled(HostState.ERROR, domain.power, FaultCode.DOMAIN_STOP_FAILED)
+    if order.action is OneShot.REBOOT_SOFT:
+        if effort.reset_s is None:
+            return PressReset()
+        if now_s < effort.reset_s + patience.soft_reboot_s:
+            return Wait(effort.reset_s + patience.soft_reboot_s, "the guest is rebooting")
+    return CutPower()
+
+
+def _spawn(order: Order, effort: Effort, *, permitted: bool) -> Step:
+    """The next step of booting a guest. All of them, at every start: each is idempotent, and a power cut takes the wires."""
+    for image in order.guest.images():
+        if image.sha256 not in effort.images:
+            return EnsureImage(image)
+    if effort.files is None:
+        return EnsureFiles()
+    if effort.interfaces is None:
+        return Plug()
+    if not effort.is_defined:
+        return Define(effort.files, effort.interfaces)
+    return Start() if permitted else Wait(None, "no permit to start guests")
+
+
+def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
+    """The effort once a step has succeeded. What `EnsureFiles` and `Plug` brought is the caller's to add."""
+    effort = replace(effort, failures=0, retry_s=0.0)
+    match step:
+        case EnsureImage(image):
+            return replace(effort, images=effort.images | {image.sha256})
+        case Define():
+            return replace(effort, is_defined=True)
+        case Start():
+            return replace(effort, is_started=True)
+        case PressPower():
+            first = now_s if effort.first_press_s is None else effort.first_press_s
+            return replace(effort, first_press_s=first, last_press_s=now_s)
+        case PressReset():
+            return replace(effort, reset_s=now_s)
+        case CutPower():
+            return replace(effort, is_cut=True)
+        case Forget() | Unplug() | RemoveFiles():
+            return replace(effort, let_go=effort.let_go | {type(step)})
+        case EnsureFiles() | Plug():
+            return effort
+
+
+def after_failure(
+    goal: Order | Release,
+    effort: Effort,
+    step: Act | None,
+    fault: FaultCode,
+    *,
+    now_s: float,
+    patience: Patience,
+) -> tuple[Effort, Settled | None]:
+    """The effort after a step (None: a measurement) has failed, and what to report of it, if anything.
+
+    What is reported of an order to run or to stop ends the pass; of letting go it does not.
+    Buttons are pressed by courtesy: a guest without ACPI is one that does not answer. Transient faults are tried again for as long as
+    patience lasts. Letting go is tried for ever, because nobody else can, but its failure is reported once, so that people can help.
+    """
+    if isinstance(step, PressPower | PressReset) and fault not in _TRANSIENT:
+        return after(effort, step, now_s=now_s), None
+    began_s = now_s if effort.failures == 0 else effort.began_s
+    wait_s = min(patience.longest_retry_s, 0.5 * 2.0 ** min(effort.failures, 10))
+    if isinstance(step, PressReset):
+        effort = replace(effort, reset_s=None)
+    retrying = replace(
+        effort,
+        began_s=began_s,
+        failures=effort.failures + 1,
+        retry_s=now_s + wait_s,
+        let_go=frozenset(),
+        is_cut=False,
+    )
+    patient = fault in _TRANSIENT and now_s - began_s < patience.transient_s
+    if patient:
+        return retrying, None
+    if not looks_everywhere(goal):
+        return effort, Settled(HostState.ERROR, fault=fault)
+    if isinstance(goal, Release) or effort.told is fault:
+        return retrying, None
+    return replace(retrying, told=fault), Settled(HostState.ERROR, fault=fault)
+
+
+class Resume:
+    """What was settled is true no more, and is to be made true again."""
+
+
+def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resume | None:
+    """What a change that nobody ordered means (lifecycle.md, drift); None where nothing changed that matters.
+
+    A guest that shut itself down stays down and is reported; one that runs although it is wanted off is stopped; one that was paused by
+    hand is reported so. What vanished is reported: it is not made anew, because its disks may tell why.
+    """
+    if domain is not None and (not domain.ours or domain.placement_epoch != order.placement_epoch):
+        return None
+    power = domain.power if domain is not None else PowerState.NOSTATE
+    now: Settled
+    if power in RUNNING:
+        if order.want is Want.STOP:
+            return Resume()
+        now = Settled(HostState.ACTIVE, power)
+    elif said.state is HostState.ERROR or order.want is Want.ABSENT:
+        return None
+    elif domain is None:
+        missed = said.power is not PowerState.NOSTATE
+        now = Settled(HostState.ERROR, power, FaultCode.DOMAIN_MISSING) if missed else said
+    elif said.state is HostState.STOPPED:
+        now = said
+    elif power is PowerState.CRASHED:
+        now = Settled(HostState.ERROR, power, FaultCode.GUEST_CRASHED)
+    else:
+        now = Settled(HostState.STOPPED, power)
+    return None if now == said else now

@@ -1,0 +1,191 @@
+"""The steps that make an order true, as values: each measures or acts once, and may run again after a crash.
+
+`reached` names the failpoint just after a step, so that a test can end the process there and see that nothing is lost or done twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from fabric.model.instance import ImageRef
+from fabric.model.session import HostState
+from fabric.model.states import PowerState
+from hostd.core.faults import FaultCode
+from hostd.driver.base import Interface
+from hostd.images.base import GuestDisks
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureImage:
+    """Have an image in the cache."""
+
+    reached: ClassVar[str] = "hostd.spawn.image"
+    image: ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureFiles:
+    """Have the guest's own disks."""
+
+    reached: ClassVar[str] = "hostd.spawn.files"
+
+
+@dataclass(frozen=True, slots=True)
+class Plug:
+    """Have the guest's taps, with their filters."""
+
+    reached: ClassVar[str] = "hostd.spawn.plugged"
+
+
+@dataclass(frozen=True, slots=True)
+class Define:
+    """Write the domain's definition, with its marks."""
+
+    reached: ClassVar[str] = "hostd.spawn.defined"
+    files: GuestDisks
+    interfaces: tuple[Interface, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Boot the domain. The one step that needs a permit (R5)."""
+
+    reached: ClassVar[str] = "hostd.spawn.started"
+
+
+@dataclass(frozen=True, slots=True)
+class PressPower:
+    """Ask the guest to shut down."""
+
+    reached: ClassVar[str] = "hostd.stop.pressed"
+
+
+@dataclass(frozen=True, slots=True)
+class PressReset:
+    """Ask the guest to reboot."""
+
+    reached: ClassVar[str] = "hostd.reboot.pressed"
+
+
+@dataclass(frozen=True, slots=True)
+class CutPower:
+    """Stop the domain at once."""
+
+    reached: ClassVar[str] = "hostd.stop.cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Stop the domain and remove its definition."""
+
+    reached: ClassVar[str] = "hostd.delete.forgotten"
+
+
+@dataclass(frozen=True, slots=True)
+class Unplug:
+    """Remove taps, filters and leases of every placement up to this one."""
+
+    reached: ClassVar[str] = "hostd.delete.unplugged"
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFiles:
+    """Remove the files of every placement up to this one."""
+
+    reached: ClassVar[str] = "hostd.delete.removed"
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkStarted:
+    """Journal that a one-shot action begins (R13)."""
+
+    reached: ClassVar[str] = "hostd.action.started"
+    action_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkDone:
+    """Journal that a one-shot action is done, before anybody is told (R13)."""
+
+    reached: ClassVar[str] = "hostd.action.done"
+    action_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do until an instant of the boot clock, or, with None, until something changes."""
+
+    until_s: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """As true as it gets: what to tell the conductor."""
+
+    state: HostState
+    power: PowerState = PowerState.NOSTATE
+    fault: FaultCode | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """A step was done, and what it removes is still there: to be treated as its failure."""
+
+    fault: FaultCode
+
+
+@dataclass(frozen=True, slots=True)
+class LetGo:
+    """Every copy up to the placement is gone."""
+
+    placement_epoch: int
+
+
+Act = (
+    EnsureImage
+    | EnsureFiles
+    | Plug
+    | Define
+    | Start
+    | PressPower
+    | PressReset
+    | CutPower
+    | Forget
+    | Unplug
+    | RemoveFiles
+)
+"""What touches the host; before each, what permits it is checked once more (R2)."""
+
+Mark = MarkStarted | MarkDone
+"""What touches the journal only."""
+
+Step = Act | Mark | Wait | Stuck | Settled | LetGo
+"""What `reconcile` may answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What one pass towards one order has done so far. Lost in a crash, on purpose: the next pass measures anew.
+
+    Instants are of the boot clock. `failures` counts the failures in a row, `told` whether one was reported.
+    """
+
+    began_s: float
+    images: frozenset[str] = frozenset()
+    files: GuestDisks | None = None
+    interfaces: tuple[Interface, ...] | None = None
+    is_defined: bool = False
+    is_started: bool = False
+    is_cut: bool = False
+    first_press_s: float | None = None
+    last_press_s: float | None = None
+    reset_s: float | None = None
+    is_rebooted: bool = False
+    let_go: frozenset[type] = field(default_factory=frozenset)
+    failures: int = 0
+    retry_s: float = 0.0
+    told: FaultCode | None = None
