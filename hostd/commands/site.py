@@ -1,0 +1,44 @@
+"""What every instance's worker shares: the host's ports, its journal, its fence, and where results go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fabric.clock import Clock
+from fabric.model.session import Progress, Released, Status
+from fabric.observability.failpoints import Failpoints
+from hostd.commands.journal import Journal
+from hostd.core.fencing import Fence
+from hostd.core.reconcile import Patience
+from hostd.driver.base import Driver
+from hostd.images.base import Disks, Fetch
+from hostd.network.base import Wires
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mouth:
+    """What workers tell. Their messages carry epoch 0; the session that sends them puts its own."""
+
+    say: Callable[[Status], None]
+    unsay: Callable[[str], None]
+    released: Callable[[Released], None]
+    show: Callable[[Progress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The place of work. `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns."""
+
+    driver: Driver
+    disks: Disks
+    wires: Wires
+    journal: Journal
+    clock: Clock
+    fetch: Fetch
+    fence: Callable[[], Fence]
+    mouth: Mouth
+    slots: asyncio.Semaphore
+    patience: Patience
+    failpoints: Failpoints
