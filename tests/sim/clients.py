@@ -1,0 +1,141 @@
+"""Clients that behave as clients do: retry with the same request_id, sometimes twice at once on two API servers, and give up.
+
+What they were told is recorded for the checker; what they were not told is recorded as nothing at all (I16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from fabric.errors import FabricError, NotFound, Unavailable
+from fabric.model.identity import Principal
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from tests.history.events import Called, Event, Returned
+
+PATIENCE_S = 20.0
+"""How long a client waits for one answer."""
+
+ATTEMPTS = 8
+
+Call = Callable[[str, str, Any, Principal], Awaitable[Any]]
+"""(api server, handler, request, principal) -> response; raises what the handler raises, or Unavailable when it is down."""
+
+
+@dataclass(slots=True)
+class Client:
+    """One user of one or two projects."""
+
+    name: str
+    random: Random
+    principals: list[Principal]
+    apis: list[str]
+    call: Call
+    record: Callable[[Event], None]
+    number: Callable[[], int]
+    mine: list[tuple[str, Principal]] = field(default_factory=list)
+    _asked: int = 0
+
+    async def run(self, is_over: Callable[[], bool]) -> None:
+        """Work until it is over."""
+        while not is_over():
+            await asyncio.sleep(self.random.uniform(0.2, 3.0))
+            draw = self.random.random()
+            if draw < 0.45 or not self.mine:
+                await self._create()
+            elif draw < 0.65:
+                await self._delete()
+            elif draw < 0.72:
+                await self._get()
+            else:
+                await self._act()
+
+    async def _create(self) -> None:
+        self._asked += 1
+        principal = self.random.choice(self.principals)
+        request = pb.CreateInstanceRequest(
+            request_id=f"{self.name}-{self._asked}",
+            name=f"{self.name}-{self._asked}",
+            flavor=self.random.choice(["small", "small", "large"]),
+            image="tiny",
+            network="default",
+        )
+        twice = self.random.random() < 0.3
+        for _ in range(ATTEMPTS):
+            servers = self.apis if twice else [self.random.choice(self.apis)]
+            answers = await asyncio.gather(
+                *(self._ask(api, "create", "create_instance", request, principal) for api in servers)
+            )
+            made = [each.instance.id for each in answers if isinstance(each, pb.CreateInstanceResponse)]
+            if made:
+                self.mine.append((made[0], principal))
+                return
+            if any(each is not None and not isinstance(each, Unavailable) for each in answers):
+                return
+            await asyncio.sleep(0.5)
+
+    async def _delete(self) -> None:
+        instance_id, principal = self.random.choice(self.mine)
+        self._asked += 1
+        request = pb.DeleteInstanceRequest(request_id=f"{self.name}-{self._asked}", instance=instance_id)
+        await self._retry("delete", "delete_instance", request, principal)
+
+    async def _act(self) -> None:
+        instance_id, principal = self.random.choice(self.mine)
+        self._asked += 1
+        rid = f"{self.name}-{self._asked}"
+        handler, request = self.random.choice(
+            [
+                ("stop_instance", pb.StopInstanceRequest(request_id=rid, instance=instance_id, timeout_s=5)),
+                ("start_instance", pb.StartInstanceRequest(request_id=rid, instance=instance_id)),
+                (
+                    "reboot_instance",
+                    pb.RebootInstanceRequest(
+                        request_id=rid,
+                        instance=instance_id,
+                        kind=self.random.choice([pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]),
+                    ),
+                ),
+            ]
+        )
+        await self._retry(handler.partition("_")[0], handler, request, principal)
+
+    async def _get(self) -> None:
+        instance_id, principal = self.random.choice(self.mine)
+        request = pb.GetInstanceRequest(instance=instance_id)
+        await self._ask(self.random.choice(self.apis), "get", "get_instance", request, principal)
+
+    async def _retry(self, method: str, handler: str, request: Any, principal: Principal) -> None:
+        for _ in range(ATTEMPTS):
+            answer = await self._ask(self.random.choice(self.apis), method, handler, request, principal)
+            if answer is not None and not isinstance(answer, Unavailable):
+                return
+            await asyncio.sleep(0.5)
+
+    async def _ask(self, api: str, method: str, handler: str, request: Any, principal: Principal) -> Any:
+        """One attempt: the response, the error, or None when no answer came."""
+        call = self.number()
+        instance_id = getattr(request, "instance", "")
+        self.record(
+            Called(call, method, principal.project_id, getattr(request, "request_id", ""), instance_id)
+        )
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                answer = await self.call(api, handler, request, principal)
+        except TimeoutError:
+            return None
+        except NotFound as gone:
+            self.record(Returned(call, error="" if method in {"get", "delete"} else gone.reason))
+            return gone
+        except Unavailable as away:
+            return away
+        except FabricError as refusal:
+            self.record(Returned(call, error=refusal.reason))
+            return refusal
+        self.record(
+            Returned(call, instance_id=answer.instance.id if method in {"create", "get"} else instance_id)
+        )
+        return answer
