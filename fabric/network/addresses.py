@@ -42,7 +42,8 @@ def slot_limit(host: Host) -> int:
 
 def port_id(instance_id: str, network_id: str) -> str:
     """The id of the instance's port on a network: a UUID made of both (RFC 9562, version 8), so that every try and every move
-    of the instance has the same port, and with it the same MAC."""
+    of the instance has the same port, and with it the same MAC.
+    """
     digest = bytearray(
         blake2b(f"{instance_id}/{network_id}".encode(), digest_size=16, person=b"port").digest()
     )

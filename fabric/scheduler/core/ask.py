@@ -1,0 +1,49 @@
+"""What a placement asks of a host, boiled down from a request: the filters and the weighers look at nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fabric.model.host import Resources
+from fabric.model.instance import Request
+
+ARCHITECTURE_TRAIT = "HW_ARCH_"
+FIRMWARE_TRAIT = "FIRMWARE_"
+PLAIN_FIRMWARE = "bios"
+"""What every host can boot, so that no trait is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Everything that a decision depends on but the instance's id: equal asks are placed as one batch.
+
+    `zone` empty is any zone. `cell` not empty restricts the choice to that cell; `tried_cells` are out of the question.
+    """
+
+    resources: Resources
+    zone: str = ""
+    required_traits: frozenset[str] = field(default_factory=frozenset)
+    forbidden_traits: frozenset[str] = field(default_factory=frozenset)
+    cell: str = ""
+    tried_cells: frozenset[str] = field(default_factory=frozenset)
+
+
+def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = ()) -> Ask:
+    """What the request asks of a host.
+
+    Architecture and firmware become traits, as hosts name them: `HW_ARCH_X86_64`, `FIRMWARE_UEFI`. The reference's
+    ImagePropertiesFilter reads the same image properties.
+    """
+    required = set(request.required_traits)
+    if request.architecture:
+        required.add(ARCHITECTURE_TRAIT + request.architecture.upper())
+    if request.guest.firmware != PLAIN_FIRMWARE:
+        required.add(FIRMWARE_TRAIT + request.guest.firmware.upper())
+    return Ask(
+        resources=request.guest.resources(),
+        zone=request.zone,
+        required_traits=frozenset(required),
+        forbidden_traits=frozenset(request.forbidden_traits),
+        cell=cell,
+        tried_cells=frozenset(tried_cells),
+    )
