@@ -11,6 +11,9 @@ TAP_PREFIX: Final = "cft"
 MARK: Final = "cellfabric"
 """The first word of every alias, and the name of every table, that is ours."""
 
+BRIDGE: Final = "cellfabric0"
+"""The guests' bridge, where no setting names another."""
+
 _ALIAS: Final = re.compile(
     rf"{MARK} instance=([0-9a-f-]{{36}}) epoch=(\d{{1,18}}) port=([0-9a-f-]{{36}})"
     r" mac=((?:[0-9a-f]{2}:){5}[0-9a-f]{2}) address=(\d{1,3}(?:\.\d{1,3}){3})"

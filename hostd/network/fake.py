@@ -28,6 +28,10 @@ class FakeWires:
             epoch, _ = self._machine.wires.get(wiring.guest.id, (0, ()))
             if epoch > wiring.placement_epoch:
                 raise _error(FaultCode.NETWORK_FAILED, "a newer placement is wired here")
+            macs = {port.mac for port in wiring.guest.ports}
+            for instance_id, (_, others) in self._machine.wires.items():
+                if instance_id != wiring.guest.id and any(other.mac in macs for other in others):
+                    raise _error(FaultCode.NETWORK_FAILED, "another server here has its address")
             interfaces = tuple(
                 Interface(tap=tap_name(port.id), mac=port.mac, mtu=port.mtu) for port in wiring.guest.ports
             )

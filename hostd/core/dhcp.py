@@ -1,0 +1,94 @@
+"""What dnsmasq is told: its command, its fixed hosts and their options. Pure.
+
+dnsmasq(8) reads the two files again on SIGHUP; the command has everything else. No DNS is served (port 0): guests are told the
+network's own servers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from fabric.model.network import Port
+from hostd.core.ruleset import METADATA_ADDRESS, Subnet
+
+LEASE_S: Final = 86_400
+_HOSTNAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A port and the name of the guest that has it."""
+
+    port: Port
+    hostname: str
+
+    @property
+    def tag(self) -> str:
+        """What ties the port's options to its host line."""
+        return "p" + self.port.mac.replace(":", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """Where dnsmasq's files are."""
+
+    hosts: str
+    options: str
+    leases: str
+
+
+def command(bridge: str, subnets: Iterable[Subnet], files: Files, user: str) -> tuple[str, ...]:
+    """How dnsmasq is started, in the foreground."""
+    ranges = (
+        f"--dhcp-range={subnet.network.network_address},static,{subnet.network.netmask},{LEASE_S}s"
+        for subnet in subnets
+    )
+    return (
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-hosts",
+        "--no-resolv",
+        "--port=0",
+        "--bind-interfaces",
+        f"--interface={bridge}",
+        "--except-interface=lo",
+        "--dhcp-authoritative",
+        "--no-ping",
+        f"--user={user}",
+        f"--dhcp-leasefile={files.leases}",
+        f"--dhcp-hostsfile={files.hosts}",
+        f"--dhcp-optsfile={files.options}",
+        *ranges,
+    )
+
+
+def hosts_file(leases: Iterable[Lease]) -> str:
+    """A line per port. A hostname that is none is left out: the guest still gets its address."""
+    lines = []
+    for lease in leases:
+        name = f",{lease.hostname}" if _HOSTNAME.fullmatch(lease.hostname) else ""
+        lines.append(f"{lease.port.mac},set:{lease.tag},{lease.port.address}{name},{LEASE_S}s\n")
+    return "".join(lines)
+
+
+def options_file(leases: Iterable[Lease]) -> str:
+    """Router, MTU, name servers, and the route to the metadata service.
+
+    A client that takes option 121 ignores the router option (RFC 3442), so the default route is in both.
+    """
+    lines = []
+    for lease in leases:
+        port = lease.port
+        options = [
+            f"option:router,{port.gateway}",
+            f"option:mtu,{port.mtu}",
+            f"option:classless-static-route,{METADATA_ADDRESS}/32,{port.gateway},0.0.0.0/0,{port.gateway}",
+        ]
+        if port.dns_servers:
+            options.append(f"option:dns-server,{','.join(port.dns_servers)}")
+        lines += [f"tag:{lease.tag},{option}\n" for option in options]
+    return "".join(lines)

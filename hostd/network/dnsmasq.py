@@ -1,0 +1,195 @@
+"""The DHCP server of the host's bridge: one dnsmasq, which outlives hostd, so that guests keep their leases without it.
+
+A daemon that starts finds the one that runs by its pid file and by its command, word for word; another command is another
+server, and is replaced. One that ends is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hostd.core.dhcp import Files, Lease, command, hosts_file, options_file
+from hostd.core.ruleset import Subnet
+from hostd.network.netns import Namespace
+
+_log = structlog.get_logger(__name__)
+
+_RESTART_PAUSE_S: Final = 1.0
+_STOP_TIMEOUT_S: Final = 5.0
+
+
+class Dnsmasq:
+    """dnsmasq in a namespace, with its files in `folder`. Methods raise OSError."""
+
+    def __init__(self, namespace: Namespace, bridge: str, folder: Path, *, user: str = "nobody") -> None:
+        self._namespace = namespace
+        self._bridge = bridge
+        self._folder = folder
+        self._user = user
+        self._wanted: tuple[str, ...] = ()
+        self._watched: int | None = None
+        self._pid = 0
+        self._restart: asyncio.TimerHandle | None = None
+
+    async def ensure(self, subnets: Iterable[Subnet], leases: Iterable[Lease]) -> None:
+        """Have the server run with these leases. It reads them again only when they changed."""
+        subnets, leases = tuple(subnets), tuple(leases)
+        changed = self._write(leases)
+        if not subnets:
+            # Without a range it would not start; there is nobody to serve either.
+            return
+        self._wanted = self._namespace.command(*command(self._bridge, subnets, self._files(), self._user))
+        running = self._find()
+        if running and not _same(_command_of(running), self._wanted):
+            await self._end(running)
+            running = 0
+        if not running:
+            self._start()
+        elif changed:
+            os.kill(running, signal.SIGHUP)
+        if running:
+            self._watch(running)
+
+    async def stop(self) -> None:
+        """End the server and remove its files."""
+        self.release()
+        running = self._find()
+        if running:
+            await self._end(running)
+        for path in (*(Path(each) for each in self._paths()), self._pid_file):
+            path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Stop looking after the server; it runs on."""
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if self._watched is not None:
+            asyncio.get_running_loop().remove_reader(self._watched)
+            os.close(self._watched)
+            self._watched = None
+
+    @property
+    def _pid_file(self) -> Path:
+        return self._folder / "dnsmasq.pid"
+
+    def _paths(self) -> tuple[str, str, str]:
+        return (
+            str(self._folder / "dnsmasq.hosts"),
+            str(self._folder / "dnsmasq.options"),
+            str(self._folder / "dnsmasq.leases"),
+        )
+
+    def _files(self) -> Files:
+        hosts, options, leases = self._paths()
+        return Files(hosts=hosts, options=options, leases=leases)
+
+    def _write(self, leases: tuple[Lease, ...]) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        hosts, options, _ = self._paths()
+        # Options first: a host line must never be read without them.
+        changed = [_replace(options, options_file(leases)), _replace(hosts, hosts_file(leases))]
+        return any(changed)
+
+    def _find(self) -> int:
+        """The server that runs with our files, 0 where there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(self._pid_file.read_text(encoding="ascii"))
+            if f"--dhcp-hostsfile={self._files().hosts}" in _command_of(pid):
+                return pid
+        return 0
+
+    def _start(self) -> None:
+        process = subprocess.Popen(
+            self._wanted,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # It is not Popen's to wait for or to warn about: it is watched here, and may outlive us.
+        process.returncode = 0
+        _replace(str(self._pid_file), f"{process.pid}\n")
+        _log.info("dhcp.started", pid=process.pid)
+        self._watch(process.pid)
+
+    def _watch(self, pid: int) -> None:
+        if self._watched is not None and self._pid == pid:
+            return
+        self.release()
+        try:
+            self._watched = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._schedule_restart()
+            return
+        self._pid = pid
+        asyncio.get_running_loop().add_reader(self._watched, self._ended)
+
+    def _ended(self) -> None:
+        _reap(self._pid)
+        _log.warning("dhcp.ended", pid=self._pid)
+        self.release()
+        self._schedule_restart()
+
+    def _schedule_restart(self) -> None:
+        self._restart = asyncio.get_running_loop().call_later(_RESTART_PAUSE_S, self._start)
+
+    async def _end(self, pid: int) -> None:
+        self.release()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+            if await _gone(pid):
+                return
+
+
+async def _gone(pid: int) -> bool:
+    """Wait for a process to end, reaping it where it is our child; False where it does not."""
+    for _ in range(int(_STOP_TIMEOUT_S / 0.02)):
+        _reap(pid)
+        if not _command_of(pid):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it has ended and is our child."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _command_of(pid: int) -> tuple[str, ...]:
+    """A process's words; none for one that is gone or ended (proc(5): a zombie's are empty)."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return ()
+    return tuple(word.decode(errors="replace") for word in words.split(b"\0")[:-1])
+
+
+def _same(running: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
+    """Whether it is the wanted server, already or still on its way through nsenter, which then makes way for it."""
+    inner = wanted[wanted.index("dnsmasq") :]
+    return running[-len(inner) :] == inner
+
+
+def _replace(path: str, text: str) -> bool:
+    """Write a file whole; False where it had these words already."""
+    target = Path(path)
+    with contextlib.suppress(FileNotFoundError):
+        if target.read_text(encoding="ascii") == text:
+            return False
+    part = target.with_name(f"{target.name}.part")
+    part.write_text(text, encoding="ascii")
+    part.replace(target)
+    return True

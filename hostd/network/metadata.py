@@ -1,0 +1,96 @@
+"""The metadata service of a host's guests, at 169.254.169.254:80 on the guests' bridge.
+
+A request is answered for the guest that owns its source address. That is proof enough, because the answer can go nowhere else: the
+tap lets no other source address in, and the host's neighbour entry for the address, and the bridge's for its MAC, are pinned to
+that guest's tap, so nobody else can complete a TCP handshake under it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.model.instance import Guest
+from hostd.core.metadata_request import MAX_HEAD_BYTES, Response, parse, respond
+from hostd.core.ruleset import METADATA_ADDRESS, METADATA_PORT
+from hostd.network.netns import Namespace
+
+_log = structlog.get_logger(__name__)
+
+_REQUEST_TIMEOUT_S: Final = 5.0
+_MAX_CONNECTIONS: Final = 128
+_MAX_PER_GUEST: Final = 8
+_SEED_BYTES: Final = 512
+
+
+class MetadataServer:
+    """Serves `lookup`'s guests: a function from an IPv4 address to the guest that has it."""
+
+    def __init__(
+        self, namespace: Namespace, bridge: str, lookup: Callable[[str], Guest | None], clock: Clock
+    ) -> None:
+        self._namespace = namespace
+        self._bridge = bridge
+        self._lookup = lookup
+        self._clock = clock
+        self._secret = os.urandom(32)
+        self._server: asyncio.Server | None = None
+        self._open: Counter[str] = Counter()
+
+    async def ensure(self) -> None:
+        """Listen, unless it does already. Raises OSError."""
+        if self._server is not None and self._server.is_serving():
+            return
+        listening = await self._namespace.listen(METADATA_ADDRESS, METADATA_PORT, interface=self._bridge)
+        self._server = await asyncio.start_server(self._serve, sock=listening, limit=MAX_HEAD_BYTES)
+
+    async def close(self) -> None:
+        """Stop listening."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+            await server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        address: str = writer.get_extra_info("peername")[0]
+        admitted = self._open.total() < _MAX_CONNECTIONS and self._open[address] < _MAX_PER_GUEST
+        self._open[address] += 1
+        try:
+            if admitted:
+                async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                    await self._answer(address, reader, writer)
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            _log.debug("metadata.dropped", address=address)
+        finally:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = parse(await reader.readuntil(b"\r\n\r\n"))
+        guest = self._lookup(address)
+        response: Response = respond(
+            request,
+            guest,
+            now_s=self._clock.boot_s(),
+            secret=self._secret,
+            random_seed=os.urandom(_SEED_BYTES),
+        )
+        _log.info(
+            "metadata.answered",
+            instance=guest.id if guest else "",
+            path=request.path[:128] if request else "",
+            status=response.status.value,
+        )
+        writer.write(response.encode(head_only=request is not None and request.method == "HEAD"))
+        await writer.drain()

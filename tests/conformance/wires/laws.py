@@ -1,0 +1,98 @@
+"""What every data plane must do, as seen from hostd's shell."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from hostd.core.faults import FaultCode
+from hostd.core.tap_names import tap_name
+from hostd.network.base import NetworkError, Wires, Wiring
+from tests.conformance.guests import a_guest, a_port
+
+Law = Callable[[Wires], Awaitable[None]]
+
+ONE = a_guest("one", ports=(a_port(1),))
+TWO = a_guest("two", ports=(a_port(2), a_port(3)))
+
+
+async def preparing_twice_is_success_and_wires_nobody(wires: Wires) -> None:
+    await wires.prepare()
+    await wires.prepare()
+
+    assert await wires.plugged() == {}
+
+
+async def plugging_gives_an_interface_per_port_with_its_mac_and_mtu(wires: Wires) -> None:
+    guest = replace(TWO, ports=(a_port(2, mtu=1400), a_port(3)))
+
+    interfaces = await wires.plug(Wiring(guest=guest, placement_epoch=1))
+
+    assert [(each.tap, each.mac, each.mtu) for each in interfaces] == [
+        (tap_name(a_port(2).id), a_port(2).mac, 1400),
+        (tap_name(a_port(3).id), a_port(3).mac, 1500),
+    ]
+    assert await wires.plugged() == {TWO.id: 1}
+
+
+async def plugging_twice_is_success(wires: Wires) -> None:
+    first = await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+
+    assert await wires.plug(Wiring(guest=ONE, placement_epoch=1)) == first
+    assert await wires.plugged() == {ONE.id: 1}
+
+
+async def unplugging_takes_one_guest_and_twice_is_success(wires: Wires) -> None:
+    await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+    await wires.plug(Wiring(guest=TWO, placement_epoch=1))
+    await wires.unplug(ONE.id, 1)
+    await wires.unplug(ONE.id, 1)
+
+    assert await wires.plugged() == {TWO.id: 1}
+
+
+async def an_old_order_to_unplug_leaves_a_newer_placement(wires: Wires) -> None:
+    await wires.plug(Wiring(guest=ONE, placement_epoch=5))
+    await wires.unplug(ONE.id, 4)
+
+    assert await wires.plugged() == {ONE.id: 5}
+
+
+async def a_newer_placement_takes_over_and_an_older_one_is_refused(wires: Wires) -> None:
+    await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+    await wires.plug(Wiring(guest=ONE, placement_epoch=2))
+
+    with pytest.raises(NetworkError) as refused:
+        await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+    assert refused.value.code == FaultCode.NETWORK_FAILED
+    assert await wires.plugged() == {ONE.id: 2}
+
+
+async def two_guests_cannot_have_one_address(wires: Wires) -> None:
+    await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+
+    with pytest.raises(NetworkError):
+        await wires.plug(Wiring(guest=replace(TWO, ports=ONE.ports), placement_epoch=1))
+    assert await wires.plugged() == {ONE.id: 1}
+
+
+async def closing_twice_is_success_and_leaves_wires(wires: Wires) -> None:
+    await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+    await wires.close()
+    await wires.close()
+
+    assert await wires.plugged() == {ONE.id: 1}
+
+
+LAWS: tuple[Law, ...] = (
+    preparing_twice_is_success_and_wires_nobody,
+    plugging_gives_an_interface_per_port_with_its_mac_and_mtu,
+    plugging_twice_is_success,
+    unplugging_takes_one_guest_and_twice_is_success,
+    an_old_order_to_unplug_leaves_a_newer_placement,
+    a_newer_placement_takes_over_and_an_older_one_is_refused,
+    two_guests_cannot_have_one_address,
+    closing_twice_is_success_and_leaves_wires,
+)
