@@ -73,7 +73,7 @@ class Principal:
     """Who is asking, as proven: by a token (a user in a project) or by a client certificate (a service, or a host).
 
     `service` is `api`, `scheduler` or `conductor`; `host` a host's name. `cell` and `cert_serial` (hexadecimal) are of the
-    certificate. `expire_time_ms` is the token's.
+    certificate. `expire_time_ms` is the token's. `peer` is the address they ask from; it proves nothing.
     """
 
     user_id: str = ""
@@ -88,3 +88,4 @@ class Principal:
     host: str = ""
     cell: str = ""
     cert_serial: str = ""
+    peer: str = field(default="", compare=False)

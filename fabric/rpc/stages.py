@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import grpc
@@ -218,6 +219,7 @@ def authenticate(tokens: Authenticator | None) -> Stage:
                 call.principal = call.certificate
             elif scope in BY_TOKEN:
                 call.principal = await _bearer(tokens, call)
+            call.principal = replace(call.principal, peer=address_of(call.peer))
             await inner(call)
 
         return answer
@@ -254,7 +256,7 @@ def limit(limits: Limits, clock: Clock) -> Stage:
             who = (
                 name_of(call.principal)
                 if call.method.authz.scope is not Scope.PUBLIC
-                else _address(call.peer)
+                else address_of(call.peer)
             )
             limits.enter(who, now_s=clock.boot_s())
             try:
@@ -267,6 +269,6 @@ def limit(limits: Limits, clock: Clock) -> Stage:
     return stage
 
 
-def _address(peer: str) -> str:
+def address_of(peer: str) -> str:
     """A peer without its port: `ipv4:192.0.2.1:4711` and its next connection are the same caller."""
     return peer.rpartition(":")[0] or peer

@@ -65,6 +65,7 @@ ADAPTERS = {
     "fabric/ids.py": "is the source of ids",
     "fabric/server/": "puts processes together and starts them",
     "fabric/store/etcd/": "is the real store",
+    "fabric/workers.py": "is the threads",
     "hostd/driver/libvirt/": "libvirt's calls block, so they have a thread",
     "hostd/images/cache.py": "is the disk that images are kept on: its calls block, so they have threads",
     "hostd/images/disks.py": "is the disk that guests write to, likewise",

@@ -1,0 +1,107 @@
+"""Projects, users and roles in the global store: found by id or by name, made once.
+
+Names are made unique by a key of their own that is compared as absent in the transaction that makes the thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fabric.errors import NotFound
+from fabric.ids import is_id
+from fabric.model.identity import Project, Role, RoleGrant, User
+from fabric.model.quota import Charge, Quota
+from fabric.store.base import Snapshot, Store
+from fabric.store.codec import decode, encode
+from fabric.store.keys import PROJECT, PROJECT_NAME, QUOTA, ROLE, USER, USER_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Writes:
+    """Part of a transaction: what it compares as absent and what it puts."""
+
+    absent: tuple[str, ...]
+    put: dict[str, bytes]
+
+
+def project_writes(project: Project, limit: Charge, *, op_id: str) -> Writes:
+    """What makes a project, with its quota."""
+    name = PROJECT_NAME.at(project.name)
+    return Writes(
+        absent=(name,),
+        put={
+            PROJECT.at(project.id): encode(project),
+            name: encode(project.id),
+            QUOTA.at(project.id): encode(Quota(project_id=project.id, limit=limit, op_id=op_id)),
+        },
+    )
+
+
+def user_writes(user: User, grant: RoleGrant | None) -> Writes:
+    """What makes a user, with a first role."""
+    name = USER_NAME.at(user.name)
+    put = {USER.at(user.id): encode(user), name: encode(user.id)}
+    if grant is not None:
+        put[ROLE.at(grant.user_id, grant.project_id)] = encode(grant)
+    return Writes(absent=(name,), put=put)
+
+
+class Directory:
+    """Reads of projects, users and roles; linearizable, so that what was just made is found through every server."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def project(self, name_or_id: str) -> Project:
+        """Raises NotFound, Unavailable."""
+        found = await self.find_project(name_or_id)
+        if found is None:
+            raise NotFound(f"there is no project {name_or_id!r}")
+        return found
+
+    async def find_project(self, name_or_id: str) -> Project | None:
+        """A project by id, else by name."""
+        value = await self._find(PROJECT.under(), PROJECT_NAME.at(name_or_id), name_or_id)
+        return None if value is None else decode(Project, value)
+
+    async def user(self, name_or_id: str) -> User:
+        """Raises NotFound, Unavailable."""
+        found = await self.find_user(name_or_id)
+        if found is None:
+            raise NotFound(f"there is no user {name_or_id!r}")
+        return found
+
+    async def find_user(self, name_or_id: str) -> User | None:
+        """A user by id, else by name."""
+        value = await self._find(USER.under(), USER_NAME.at(name_or_id), name_or_id)
+        return None if value is None else decode(User, value)
+
+    async def role(self, user_id: str, project_id: str) -> Role:
+        """A user's role in a project; UNSPECIFIED for none."""
+        key = ROLE.at(user_id, project_id)
+        value = (await self._store.get(key)).value(key)
+        return Role.UNSPECIFIED if value is None else decode(RoleGrant, value).role
+
+    async def projects(self) -> tuple[Snapshot, tuple[Project, ...]]:
+        """All, by name, with what was read."""
+        snapshot = await self._store.list(PROJECT.under())
+        found = (decode(Project, entry.value) for entry in snapshot.entries.values())
+        return snapshot, tuple(sorted(found, key=lambda project: project.name))
+
+    async def users(self) -> tuple[Snapshot, tuple[User, ...]]:
+        """All, by name, with what was read."""
+        snapshot = await self._store.list(USER.under())
+        found = (decode(User, entry.value) for entry in snapshot.entries.values())
+        return snapshot, tuple(sorted(found, key=lambda user: user.name))
+
+    async def _find(self, prefix: str, name_key: str, name_or_id: str) -> bytes | None:
+        # Names may look like ids; an id wins, because ids are what programs send.
+        by_id = prefix + name_or_id if is_id(name_or_id) else name_key
+        seen = await self._store.get(by_id, name_key)
+        if by_id != name_key and by_id in seen.entries:
+            return seen.value(by_id)
+        named = seen.value(name_key)
+        if named is None:
+            return None
+        key = prefix + decode(str, named)
+        return (await self._store.get(key)).value(key)

@@ -1,0 +1,153 @@
+"""Tokens: opaque secrets, stored by their SHA-256 under a lease, remembered for a moment, forgotten at once when revoked.
+
+Why opaque: the store next to us is strongly consistent, so a lookup is cheap, a revocation is a deletion, and there is no signing key to
+leak or to rotate (security.md, section 6). A token that was seen good stays so in memory for 30 s at most, unless the watch tells
+otherwise first. When the store cannot be reached, one seen good in the last ten minutes is still believed: cells go on working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.errors import Ambiguous, Bug, Unauthenticated, Unavailable
+from fabric.identity.core import principal_of
+from fabric.ids import Ids
+from fabric.model.identity import Principal, Token
+from fabric.store.base import Committed, Compacted, Store, Txn
+from fabric.store.codec import decode, encode
+from fabric.store.keys import TOKEN, token_key
+from fabric.store.settle import commit_settled
+
+log = structlog.get_logger()
+
+PREFIX = "fab_"
+"""So that people and scanners see what they have found."""
+
+REMEMBER_S = 30.0
+OUTAGE_S = 600.0
+DEAF_S = 6.0
+"""A watch that has brought nothing for so long, not even a sign of life, may have missed a revocation."""
+
+REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    token: Token
+    at_s: float
+
+
+class Tokens:
+    """Issues, checks and revokes tokens. `run` keeps the memory honest; without it nothing is remembered."""
+
+    def __init__(self, store: Store, *, clock: Clock, ids: Ids) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
+        self._heard_s = float("-inf")
+        self._forgotten = 0
+
+    async def issue(self, token: Token) -> str:
+        """Store a token and return its secret, which is stored nowhere. Raises Unavailable, Ambiguous.
+
+        The record's id becomes the digest that it is stored under, so that its bearer can be told to end it by id.
+        """
+        secret = PREFIX + base64.urlsafe_b64encode(self._ids.new_secret(32)).rstrip(b"=").decode()
+        key = token_key(secret)
+        lease = await self._store.grant((token.expire_time_ms - token.issue_time_ms) / 1000)
+        stored = replace(token, id=key.removeprefix(TOKEN.under()))
+        txn = Txn(unchanged={key: 0}, put={key: encode(stored)}, leases={key: lease.id})
+        if not isinstance(await commit_settled(self._store, txn, mark=key), Committed):
+            raise Bug("a fresh token was there already")
+        return secret
+
+    async def principal(self, secret: str) -> Principal:
+        """Who bears the token.
+
+        Raises:
+            Unauthenticated: in the same words for unknown, expired, revoked and malformed.
+            Unavailable: the store cannot be asked, and the token was not seen lately.
+        """
+        if not secret.startswith(PREFIX) or len(secret) > 128 or not secret.isascii():
+            raise _refused()
+        key = token_key(secret)
+        now_s = self._clock.boot_s()
+        seen = self._seen.get(key)
+        if seen is not None and now_s - seen.at_s <= REMEMBER_S and now_s - self._heard_s <= DEAF_S:
+            return self._bearer(seen.token)
+        forgotten = self._forgotten
+        try:
+            stored = (await self._store.get(key)).value(key)
+        except Unavailable:
+            if seen is None or now_s - seen.at_s > OUTAGE_S:
+                raise
+            log.warning("token.believed", token_id=seen.token.id, age_s=round(now_s - seen.at_s))
+            return self._bearer(seen.token)
+        if stored is None:
+            self._seen.pop(key, None)
+            raise _refused()
+        token = decode(Token, stored)
+        if forgotten == self._forgotten:  # else it may have been revoked between the read and now
+            self._remember(key, _Seen(token, now_s))
+        return self._bearer(token)
+
+    async def revoke(self, token_id: str) -> None:
+        """End a token now. One that is gone already is fine. Raises Unavailable."""
+        key = TOKEN.at(token_id)
+        self._seen.pop(key, None)
+        # Deleting twice is deleting once: an answer that was lost needs no settling, only another try.
+        with contextlib.suppress(Ambiguous):
+            await self._store.commit(Txn(delete=(key,)))
+            return
+        await self._store.commit(Txn(delete=(key,)))
+
+    async def run(self) -> None:
+        """Follow the store's revocations until cancelled."""
+        while True:
+            try:
+                revision = (await self._store.get(TOKEN.under())).revision
+                # What happened before this revision was not seen by the watch: forget it.
+                self._seen.clear()
+                self._heard_s = self._clock.boot_s()
+                await self._follow(revision)
+            except (Unavailable, Compacted) as lost:
+                log.info("token.watch_lost", why=type(lost).__name__)
+            await asyncio.sleep(0.5)
+
+    async def _follow(self, revision: int) -> None:
+        batches = self._store.watch(TOKEN.under(), after=revision)
+        try:
+            async for batch in batches:
+                self._heard_s = self._clock.boot_s()
+                for event in batch.events:
+                    if event.value is None:
+                        self._forgotten += 1
+                        self._seen.pop(event.key, None)
+        finally:
+            if isinstance(batches, AsyncGenerator):
+                await batches.aclose()
+
+    def _remember(self, key: str, seen: _Seen) -> None:
+        self._seen[key] = seen
+        self._seen.move_to_end(key)
+        while len(self._seen) > REMEMBERED:
+            self._seen.popitem(last=False)
+
+    def _bearer(self, token: Token) -> Principal:
+        principal = principal_of(token, now_ms=self._clock.now_ms())
+        if principal is None:
+            raise _refused()
+        return principal
+
+
+def _refused() -> Unauthenticated:
+    return Unauthenticated("the token is not valid; issue a new one")
