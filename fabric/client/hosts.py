@@ -1,0 +1,81 @@
+"""Hosts, as administrators see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fabric.client.calls import Calls
+from fabric.pb.compute.v1 import host_service_pb2 as pb
+from fabric.pb.compute.v1.host_service_pb2 import Host, HostSpec
+from fabric.pb.compute.v1.host_service_pb2_grpc import HostServiceStub
+
+__all__ = ["Host", "HostList", "Hosts"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostList:
+    """What could be read, and where nothing could."""
+
+    hosts: Sequence[Host]
+    unreachable_cells: Sequence[str]
+
+
+class Hosts:
+    """HostService."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._stub = HostServiceStub(calls.channel)
+
+    def get(self, host: str, cell: str = "") -> Host:
+        """One, by name; `cell` only where two cells have a host of that name."""
+        return self._calls.unary(self._stub.GetHost, pb.GetHostRequest(host=host, cell=cell)).host
+
+    def list(self) -> HostList:
+        """All, by cell and name."""
+        pages = list(self._calls.pages(self._stub.ListHosts, pb.ListHostsRequest()))
+        return HostList(
+            [host for page in pages for host in page.hosts],
+            sorted({cell for page in pages for cell in page.unreachable_cells}),
+        )
+
+    def create(
+        self,
+        *,
+        name: str,
+        cell: str,
+        availability_zone: str,
+        vcpus: int,
+        ram_mib: int,
+        disk_gib: int,
+        guest_cidr: str,
+        cert_serial: str = "",
+        traits: Sequence[str] = (),
+    ) -> Host:
+        """Approve a host: what may be claimed of it, and the one certificate it may come with."""
+        spec = HostSpec(
+            availability_zone=availability_zone,
+            vcpus=vcpus,
+            ram_mib=ram_mib,
+            disk_gib=disk_gib,
+            guest_cidr=guest_cidr,
+            cert_serial=cert_serial,
+            traits=traits,
+        )
+        request = pb.CreateHostRequest(
+            request_id=self._calls.request_id(), host=Host(name=name, cell=cell, spec=spec)
+        )
+        return self._calls.unary(self._stub.CreateHost, request).host
+
+    def set_enabled(self, host: str, *, enabled: bool, reason: str = "", cell: str = "") -> Host:
+        """Take a host into scheduling or out of it; its servers are left alone."""
+        seen = self.get(host, cell)
+        spec = HostSpec()
+        spec.CopyFrom(seen.spec)
+        spec.disabled = not enabled
+        spec.disabled_reason = "" if enabled else reason
+        request = pb.UpdateHostRequest(
+            request_id=self._calls.request_id(), host=Host(name=seen.name, cell=seen.cell, spec=spec)
+        )
+        return self._calls.unary(self._stub.UpdateHost, request).host

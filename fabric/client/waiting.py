@@ -1,0 +1,70 @@
+"""When a wait is over: a function of what was seen.
+
+A read may be older than the caller's own write: another API server answered it. So what counts is only what is at least as new as the
+`generation` that the write was answered with; until then nothing has been seen yet, least of all a failure.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from fabric.pb.compute.v1.instance_service_pb2 import Instance
+
+
+class Verdict(enum.Enum):
+    """What to make of one look."""
+
+    GOING = enum.auto()
+    DONE = enum.auto()
+    FAILED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often to look: soon at first, because most things are quick, and rarely when they turn out not to be."""
+
+    first_s: float = 0.2
+    factor: float = 1.3
+    longest_s: float = 3.0
+
+    def after(self, interval_s: float) -> float:
+        """The next interval."""
+        return min(self.longest_s, interval_s * self.factor)
+
+
+def verdict(seen: Instance, *, state: str, generation: int) -> Verdict:
+    """Whether a server has come to rest in `state`, or elsewhere.
+
+    Args:
+        seen: what was read.
+        state: the state waited for, as people see it: ACTIVE, SHUTOFF, …
+        generation: of the write whose outcome is waited for.
+    """
+    status = seen.status
+    if status.generation < generation or status.task_state or status.state in {"BUILD", "UNKNOWN"}:
+        return Verdict.GOING
+    # A record is written in one piece: without a task, it says how the last action ended. Success takes an older fault away.
+    ended_well = state == "ERROR" or not status.HasField("fault")
+    return Verdict.DONE if status.state == state and ended_well else Verdict.FAILED
+
+
+def verdict_of_delete(seen: Instance, *, generation: int) -> Verdict:
+    """Whether a server that can still be read is on its way out, or has failed to go. Only one that is not found is gone.
+
+    Args:
+        seen: what was read.
+        generation: the delete's own.
+    """
+    status = seen.status
+    if status.state == "DELETED":
+        return Verdict.DONE
+    if status.generation >= generation and status.state == "ERROR" and not status.task_state:
+        return Verdict.FAILED
+    return Verdict.GOING
+
+
+def generation_of_delete(before: Instance) -> int:
+    """The generation that deleting `before` makes, or has made already."""
+    is_under_way = before.status.task_state.lower() == "deleting"
+    return before.status.generation + (0 if is_under_way else 1)
