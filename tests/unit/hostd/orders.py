@@ -1,0 +1,79 @@
+"""Guests, orders and releases as a conductor would send them: what tests of a host are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Final
+
+from fabric.model.image import ImageFormat
+from fabric.model.instance import Guest, ImageRef, OneShot
+from fabric.model.network import Port
+from fabric.model.session import Order, Release
+from fabric.model.states import Want
+
+IMAGE_BYTES: Final = b"an image of a guest that does nothing at all" * 40
+IMAGE: Final = ImageRef(
+    id=str(uuid.UUID(int=7)),
+    name="tiny",
+    format=ImageFormat.QCOW2,
+    sha256=hashlib.sha256(IMAGE_BYTES).hexdigest(),
+    size_bytes=len(IMAGE_BYTES),
+    virtual_size_bytes=1 << 20,
+)
+
+
+def instance_id(number: int = 1) -> str:
+    return str(uuid.UUID(int=1000 + number))
+
+
+def guest(number: int = 1) -> Guest:
+    return Guest(
+        id=instance_id(number),
+        name=f"server-{number}",
+        hostname=f"server-{number}",
+        project_id=str(uuid.UUID(int=5)),
+        user_id=str(uuid.UUID(int=6)),
+        vcpus=1,
+        ram_mib=256,
+        disk_gib=2,
+        image=IMAGE,
+        ports=(
+            Port(
+                id=str(uuid.UUID(int=2000 + number)),
+                network_id=str(uuid.UUID(int=8)),
+                network_name="default",
+                mac=f"02:00:00:00:00:{number:02x}",
+                address=f"10.0.0.{number + 10}",
+                prefix_length=24,
+                gateway="10.0.0.1",
+            ),
+        ),
+    )
+
+
+def order(
+    want: Want = Want.RUN,
+    *,
+    number: int = 1,
+    placement_epoch: int = 1,
+    generation: int = 1,
+    action_seq: int = 0,
+    action: OneShot = OneShot.NONE,
+    stop_timeout_s: int = 60,
+    epoch: int = 1,
+) -> Order:
+    return Order(
+        epoch=epoch,
+        placement_epoch=placement_epoch,
+        generation=generation,
+        want=want,
+        action_seq=action_seq,
+        action=action,
+        stop_timeout_s=stop_timeout_s,
+        guest=guest(number),
+    )
+
+
+def release(*, number: int = 1, placement_epoch: int = 1, epoch: int = 1) -> Release:
+    return Release(epoch=epoch, instance_id=instance_id(number), placement_epoch=placement_epoch)
