@@ -1,0 +1,285 @@
+"""What becomes of what a host says: one decision per message, each written into a draft that others may share.
+
+The lifecycle says what a record becomes; here is what else has to change in the same transaction: the assignment that follows an
+intent, the claim that goes with a placement, the tombstone a placement leaves behind. Each decision relies on the host's session, so
+nothing is written for a host by a conductor that has lost it (R1), and touches only that host's keys, the instance placed on it, and
+where a placement moves, the next host's claim (I6).
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fabric.conductor.core.draft import Draft, Ref, ref
+from fabric.conductor.core.fence import holds
+from fabric.lifecycle.core import Gone, Refused, Said, settle
+from fabric.model.faults import FAULT_TEXT, FaultCode
+from fabric.model.host import SessionState, Use
+from fabric.model.instance import Assignment, Instance, Over, Refund, Tombstone
+from fabric.model.session import HostState, Order, Release, Released, Status
+from fabric.model.states import PowerState, TaskState, VmState, Want
+from fabric.network.addresses import port_at, slot_limit
+from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, OVER, REFUND, SESSION, TOMBSTONE, USE
+
+ATTEMPTS_LIMIT: Final = 3
+"""Placements tried in all before a create ends in ERROR."""
+
+
+class Verdict(enum.Enum):
+    """What to tell the host."""
+
+    ACCEPTED = enum.auto()
+    REFUSED = enum.auto()
+    LOST = enum.auto()
+    """Nothing: the session is not ours any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was decided about one message, and why where the answer is no."""
+
+    verdict: Verdict
+    why: str = ""
+
+
+ACCEPTED: Final = Outcome(Verdict.ACCEPTED)
+LOST: Final = Outcome(Verdict.LOST)
+
+
+# -- orders ---------------------------------------------------------------------------------------
+
+
+def order_of(assignment: Assignment, epoch: int) -> Order:
+    """An assignment as it is told to its host."""
+    return Order(
+        epoch=epoch,
+        placement_epoch=assignment.placement_epoch,
+        generation=assignment.generation,
+        want=assignment.want,
+        action_seq=assignment.action.seq,
+        action=assignment.action.kind,
+        stop_timeout_s=assignment.stop_timeout_s,
+        guest=assignment.guest,
+    )
+
+
+def release_of(tombstone: Tombstone, epoch: int) -> Release:
+    """A tombstone as it is told to its host."""
+    return Release(epoch=epoch, instance_id=tombstone.instance_id, placement_epoch=tombstone.placement_epoch)
+
+
+# -- statuses -------------------------------------------------------------------------------------
+
+
+def status_reads(host: str, status: Status) -> tuple[Ref, ...]:
+    """What `take_status` looks at first."""
+    return (
+        ref(SESSION, host),
+        ref(INSTANCE, status.instance_id),
+        ref(ASSIGNMENT, host, status.instance_id),
+        ref(USE, host),
+    )
+
+
+def move_reads(draft: Draft, status: Status) -> tuple[Ref, ...]:
+    """What `take_status` looks at besides, when a placement has failed: the alternates, and what is left of them."""
+    now = draft.get(INSTANCE, status.instance_id)
+    if now is None or status.state is not HostState.ERROR or not _is_being_placed(now):
+        return ()
+    return tuple(
+        each for name in now.alternates for each in (ref(SESSION, name), ref(HOST, name), ref(USE, name))
+    )
+
+
+def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: int, op_id: str) -> Outcome:
+    """Write what a host's word changes. Keys as in `status_reads` and `move_reads`."""
+    if not holds(draft.get(SESSION, host), epoch):
+        return LOST
+    now = draft.get(INSTANCE, status.instance_id)
+    if now is None:
+        # Its end was written, and the answer lost: what it says is so. Anything else about it is not.
+        if status.state is HostState.ABSENT and draft.get(ASSIGNMENT, host, status.instance_id) is None:
+            return ACCEPTED
+        return Outcome(Verdict.REFUSED, "there is no such instance")
+    after = settle(now, _said(host, status), now_ms=now_ms, op_id=op_id)
+    if isinstance(after, Refused):
+        return ACCEPTED if after is Refused.KNOWN else Outcome(Verdict.REFUSED, after.value)
+    draft.rely_on(SESSION, host)
+    if after is Gone.GONE:
+        let_go(draft, now, now_ms=now_ms, op_id=op_id)
+    elif status.state is HostState.ERROR and _is_being_placed(now):
+        _place_again(draft, now, after, now_ms=now_ms, op_id=op_id)
+    else:
+        write(draft, now, after)
+    return ACCEPTED
+
+
+def write(draft: Draft, now: Instance, after: Instance) -> None:
+    """Put the record, and its assignment where the intent has changed: a host follows its assignment, never the record."""
+    draft.put(INSTANCE, after.id, value=after)
+    if (now.generation, now.want, now.action) == (after.generation, after.want, after.action):
+        return
+    assignment = draft.get(ASSIGNMENT, after.host, after.id)
+    if assignment is not None:
+        draft.put(
+            ASSIGNMENT,
+            after.host,
+            after.id,
+            value=replace(assignment, generation=after.generation, want=after.want, action=after.action),
+        )
+
+
+def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str) -> None:
+    """End an instance: its record, its assignment and its claim go; what stops late claims and starts the refund comes."""
+    draft.delete(INSTANCE, now.id)
+    draft.delete(ASSIGNMENT, now.host, now.id)
+    unclaim(draft, now, op_id=op_id)
+    draft.create(OVER, now.id, value=Over(instance_id=now.id, over_time_ms=now_ms))
+    draft.create(REFUND, now.id, value=Refund(instance_id=now.id, project_id=now.request.guest.project_id))
+
+
+def unclaim(draft: Draft, now: Instance, *, op_id: str) -> None:
+    """Give back what the instance has claimed of its host.
+
+    Where the books are wrong (nobody has its slot), they are left to the audit, which counts them anew: an instance must be able to end
+    all the same.
+    """
+    use = draft.get(USE, now.host)
+    if use is not None and now.slot in use.slots:
+        less = use.minus(now.request.guest.resources(), now.slot, op_id=op_id)
+        draft.put(USE, now.host, value=less)
+
+
+# -- a placement that failed ----------------------------------------------------------------------
+
+
+def _is_being_placed(now: Instance) -> bool:
+    return now.task is TaskState.SPAWNING and now.want is Want.RUN
+
+
+def _place_again(draft: Draft, now: Instance, failed: Instance, *, now_ms: int, op_id: str) -> None:
+    """Move a failed placement to its next alternate that is up and has room; with none left, or no attempt, it stays in ERROR.
+
+    Only the host's own word leads here, and a host that has said ERROR of a placement does not start it any more in that session
+    (docs/concepts/host-protocol.md): so at no time may two hosts run it (I1). A host that is silent is never moved away from.
+    """
+    if failed.attempt < ATTEMPTS_LIMIT:
+        for place, name in enumerate(failed.alternates):
+            slot = _room(draft, failed, name)
+            if slot is not None:
+                rest = failed.alternates[place + 1 :]
+                # The create's deadline stands: with one for each host it could take three times as long.
+                onward = replace(failed, task_deadline_ms=now.task_deadline_ms, alternates=rest)
+                _move(draft, onward, name, slot, now_ms=now_ms, op_id=op_id)
+                return
+    # Nothing is left half-made running: the host is told to stop. A hard reboot or a delete works from here.
+    stopped = replace(failed, want=Want.STOP, generation=failed.generation + 1, alternates=())
+    assignment = draft.get(ASSIGNMENT, failed.host, failed.id)
+    draft.put(INSTANCE, stopped.id, value=stopped)
+    if assignment is not None:
+        draft.put(
+            ASSIGNMENT,
+            stopped.host,
+            stopped.id,
+            value=replace(assignment, want=Want.STOP, generation=stopped.generation),
+        )
+
+
+def _room(draft: Draft, instance: Instance, name: str) -> int | None:
+    """The address slot that the instance could have on this host; None where it does not fit or the host is not up."""
+    session, inventory = draft.get(SESSION, name), draft.get(HOST, name)
+    if session is None or session.state is not SessionState.UP or inventory is None or not inventory.enabled:
+        return None
+    use = draft.get(USE, name) or Use(host=name)
+    if not inventory.capacity.covers(use.claimed + instance.request.guest.resources()):
+        return None
+    return use.free_slot(slot_limit(inventory))
+
+
+def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, op_id: str) -> None:
+    inventory = draft.get(HOST, name)
+    use = draft.get(USE, name) or Use(host=name)
+    if inventory is None:
+        return
+    guest = failed.request.guest
+    ports = (port_at(inventory, slot, instance_id=failed.id, request=failed.request),)
+    moved = replace(
+        failed,
+        host=name,
+        placement_epoch=failed.placement_epoch + 1,
+        generation=failed.generation + 1,
+        attempt=failed.attempt + 1,
+        slot=slot,
+        ports=ports,
+        vm_state=VmState.BUILDING,
+        task=TaskState.SPAWNING,
+        power=PowerState.NOSTATE,
+        update_time_ms=now_ms,
+        op_id=op_id,
+    )
+    assignment = draft.get(ASSIGNMENT, failed.host, failed.id)
+    draft.put(INSTANCE, moved.id, value=moved)
+    draft.delete(ASSIGNMENT, failed.host, failed.id)
+    draft.create(
+        TOMBSTONE,
+        failed.host,
+        failed.id,
+        value=Tombstone(instance_id=failed.id, placement_epoch=failed.placement_epoch),
+    )
+    unclaim(draft, failed, op_id=op_id)
+    draft.rely_on(SESSION, name)
+    draft.rely_on(HOST, name)
+    draft.put(USE, name, value=use.plus(guest.resources(), slot, op_id=op_id))
+    draft.create(
+        ASSIGNMENT,
+        name,
+        moved.id,
+        value=Assignment(
+            instance_id=moved.id,
+            placement_epoch=moved.placement_epoch,
+            generation=moved.generation,
+            want=Want.RUN,
+            action=moved.action,
+            guest=replace(guest, ports=ports, availability_zone=inventory.zone),
+            stop_timeout_s=60 if assignment is None else assignment.stop_timeout_s,
+        ),
+    )
+
+
+# -- releases -------------------------------------------------------------------------------------
+
+
+def release_reads(host: str, released: Released) -> tuple[Ref, ...]:
+    """What `take_released` looks at."""
+    return (ref(SESSION, host), ref(TOMBSTONE, host, released.instance_id))
+
+
+def take_released(draft: Draft, host: str, epoch: int, released: Released) -> Outcome:
+    """Drop a tombstone whose copies are gone. Keys as in `release_reads`."""
+    if not holds(draft.get(SESSION, host), epoch):
+        return LOST
+    tombstone = draft.get(TOMBSTONE, host, released.instance_id)
+    if tombstone is None:
+        return ACCEPTED
+    if released.placement_epoch < tombstone.placement_epoch:
+        return Outcome(Verdict.REFUSED, "a later copy is to be forgotten too")
+    draft.rely_on(SESSION, host)
+    draft.delete(TOMBSTONE, host, released.instance_id)
+    return ACCEPTED
+
+
+def _said(host: str, status: Status) -> Said:
+    code = status.fault_code
+    return Said(
+        host=host,
+        placement_epoch=status.placement_epoch,
+        generation=status.generation,
+        action_seq=status.action_seq,
+        state=status.state,
+        power=status.power,
+        fault_code=code,
+        # The words are ours: a host's own go into the log, where no tenant reads them.
+        fault_message=FAULT_TEXT[FaultCode(code)] if code else "",
+    )

@@ -1,0 +1,250 @@
+"""A cell's conductor: serves hosts, answers the API about them, and repairs. It keeps nothing that the cell's store does not have.
+
+Any number of conductors serve one cell. Which of them a host comes to is the host's choice; the session key makes it exclusive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.conductor.blobs import BlobSource
+from fabric.conductor.proofs import Prover
+from fabric.conductor.quarantine import Quarantines, Reputation
+from fabric.conductor.sessions import Change, HostSession, Surroundings
+from fabric.conductor.settings import ConductorSettings
+from fabric.conductor.sweeper import Sweeper
+from fabric.conductor.upkeep import Upkeep
+from fabric.conductor.writer import Writer
+from fabric.errors import NotFound, PermissionDenied, Reason, Unavailable
+from fabric.ids import Ids
+from fabric.model.host import Host, Session
+from fabric.model.instance import Assignment, ImageRef, Instance, Tombstone
+from fabric.model.session import Goodbye
+from fabric.model.states import TaskState, Want
+from fabric.rpc.session_codec import pack_from_conductor
+from fabric.rpc.stream import Stream, StreamClosed
+from fabric.store.base import Store
+from fabric.store.codec import decode
+from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, INSTANCE, SESSION, TOMBSTONE
+from fabric.store.picture import Change as Moved
+from fabric.store.picture import Pace, Picture
+
+log = structlog.get_logger()
+
+_PACE: Final = Pace(contact_s=2.0, stale_after_s=8.0)
+
+
+class ConductorService:
+    """See the module. `run` must be running for anything else to get on."""
+
+    def __init__(
+        self,
+        settings: ConductorSettings,
+        store: Store,
+        *,
+        clock: Clock,
+        ids: Ids,
+        jitter: Callable[[], float],
+        blobs: BlobSource,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._blobs = blobs
+        self._is_stopping = False
+        self._here: dict[str, set[HostSession]] = {}
+        self._granted: dict[str, HostSession] = {}
+        self._around = Surroundings(
+            settings=settings,
+            store=store,
+            clock=clock,
+            ids=ids,
+            jitter=jitter,
+            writer=Writer(store, clock=clock, ids=ids, jitter=jitter),
+            prover=Prover(store, clock=clock, jitter=jitter),
+            upkeep=Upkeep(store, clock=clock, ids=ids),
+            reputation=Reputation(clock),
+            quarantines=Quarantines(store, clock=clock, ids=ids, jitter=jitter),
+        )
+
+        def picture(prefix: str, read: Callable[[bytes], Any], on_change: Any = None) -> Picture[Any]:
+            return Picture(
+                store,
+                prefix,
+                lambda _, data: read(data),
+                clock=clock,
+                on_change=on_change,
+                pace=_PACE,
+            )
+
+        self._hosts: Picture[Host] = picture(
+            HOST.under(), lambda data: decode(Host, data), self._on_inventories
+        )
+        self._sessions: Picture[Session] = picture(
+            SESSION.under(), lambda data: decode(Session, data), self._on_sessions
+        )
+        self._alive: Picture[str] = picture(ALIVE.under(), lambda data: decode(str, data))
+        self._instances: Picture[Instance | None] = picture(INSTANCE.under(), _in_flight)
+        # Kept as bytes: most are other conductors' hosts', and nobody here will ever read them.
+        self._assignments: Picture[bytes] = picture(
+            ASSIGNMENT.under(), bytes, lambda moved: self._on_orders(Assignment, moved)
+        )
+        self._tombstones: Picture[bytes] = picture(
+            TOMBSTONE.under(), bytes, lambda moved: self._on_orders(Tombstone, moved)
+        )
+        self._sweeper = Sweeper(
+            settings,
+            store,
+            clock=clock,
+            ids=ids,
+            jitter=jitter,
+            sessions=self._sessions,
+            alive=self._alive,
+            instances=self._instances,
+        )
+
+    # ------------------------------------------------------------------ its life
+
+    async def run(self) -> None:
+        """Do what a conductor does besides answering, until cancelled. Survives the store being away for any time."""
+        around = self._around
+        async with asyncio.TaskGroup() as group:
+            for life in (
+                self._hosts,
+                self._sessions,
+                self._alive,
+                self._instances,
+                self._assignments,
+                self._tombstones,
+                around.writer,
+                around.prover,
+                around.quarantines,
+                self._sweeper,
+            ):
+                group.create_task(life.run(), name=type(life).__name__)
+
+    def stop(self) -> None:
+        """Take no more hosts, and send those that are here to another conductor."""
+        self._is_stopping = True
+        for sessions in self._here.values():
+            for session in sessions:
+                session.end("this conductor is stopping", retry_after_ms=30_000)
+
+    async def serve_host(self, host: str, cert_serial: str, stream: Stream) -> None:
+        """Be the conductor of a host for one session; returns when it is over. The name and the serial are the certificate's."""
+        if self._is_stopping:
+            await _turn_away(stream, "this conductor is stopping")
+            return
+        session = HostSession(self._around, host, cert_serial, stream)
+        self._here.setdefault(host, set()).add(session)
+        try:
+            await session.run(lambda: self._is_granted(session))
+        finally:
+            self._here[host].discard(session)
+            if not self._here[host]:
+                del self._here[host]
+            if self._granted.get(host) is session:
+                del self._granted[host]
+
+    def _is_granted(self, session: HostSession) -> None:
+        before = self._granted.get(session.host)
+        self._granted[session.host] = session
+        if before is not None:
+            before.lost("the host has begun another session")
+
+    # ------------------------------------------------------------------ for the API
+
+    async def read_console_log(
+        self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
+    ) -> bytes:
+        """The end of an instance's console, from its host. Raises Unavailable, TooMuch."""
+        session = self._granted.get(host)
+        if session is None:
+            raise Unavailable(f"host {host} has no session here", reason=Reason.HOST_UNAVAILABLE, host=host)
+        return await session.console_log(instance_id, placement_epoch, tail_bytes)
+
+    def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
+        """How far instances' steps are, for people; those without a word are left out."""
+        said = {
+            instance_id: text
+            for session in self._granted.values()
+            for instance_id, text in session.progress.items()
+        }
+        return {instance_id: said[instance_id] for instance_id in instance_ids if instance_id in said}
+
+    # ------------------------------------------------------------------ for hosts
+
+    async def fetch_image(
+        self, host: str, cert_serial: str, image_id: str, offset_bytes: int
+    ) -> AsyncIterator[bytes]:
+        """An image's bytes for a host that an instance using it is assigned to.
+
+        Raises PermissionDenied, NotFound (also for an image that exists, but not for this host), Unavailable.
+        """
+        image = await self._image_for(host, cert_serial, image_id)
+        async for data in self._blobs.read(image.sha256, offset_bytes):
+            yield data
+
+    async def _image_for(self, host: str, cert_serial: str, image_id: str) -> ImageRef:
+        approved = (await self._store.get(HOST.at(host))).value(HOST.at(host))
+        if approved is None or decode(Host, approved).cert_serial != cert_serial:
+            raise PermissionDenied("this host is not approved with this certificate", host=host)
+        assigned = await self._store.list(ASSIGNMENT.under(host))
+        for entry in assigned.entries.values():
+            assignment = decode(Assignment, entry.value)
+            for image in assignment.guest.images():
+                if image.id == image_id and assignment.want is not Want.ABSENT:
+                    return image
+        raise NotFound(f"no instance on host {host} uses image {image_id}", host=host, image=image_id)
+
+    # ------------------------------------------------------------------ what the store says
+
+    def _on_orders(self, kind: type[Assignment] | type[Tombstone], moved: Sequence[Moved[bytes]]) -> None:
+        for each in moved:
+            sessions = self._here.get(_host_in(each.key))
+            if not sessions:
+                continue
+            if each.after is None:
+                # An assignment that is gone orders nothing (R4); a tombstone that is gone may have been the last.
+                for session in sessions:
+                    session.release_confirmed()
+            else:
+                change = Change(kind, each.after.value, each.after.mod_revision)
+                for session in sessions:
+                    session.changed(change)
+
+    def _on_inventories(self, moved: Sequence[Moved[Host]]) -> None:
+        for each in moved:
+            for session in self._here.get(_host_in(each.key), ()):
+                session.inventory_changed(None if each.after is None else each.after.value)
+
+    def _on_sessions(self, moved: Sequence[Moved[Session]]) -> None:
+        for each in moved:
+            if each.after is not None:
+                for session in self._here.get(_host_in(each.key), ()):
+                    session.session_changed(each.after.value, each.after.mod_revision)
+
+
+def _host_in(key: str) -> str:
+    """The host's name in a key of its own: the second part, for every such row."""
+    return key.split("/")[1]
+
+
+def _in_flight(data: bytes) -> Instance | None:
+    """An instance that somebody may have to look at: with a task, or on its way out. Of the others nothing is kept."""
+    instance = decode(Instance, data)
+    return instance if instance.task is not TaskState.NONE or instance.want is Want.ABSENT else None
+
+
+async def _turn_away(stream: Stream, why: str) -> None:
+    try:
+        async with asyncio.timeout(1.0):
+            await stream.send(pack_from_conductor(Goodbye(reason=why, retry_after_ms=30_000)))
+    except (StreamClosed, TimeoutError):
+        pass  # it will find another conductor all the same
+    finally:
+        await stream.close()

@@ -1,0 +1,136 @@
+"""Looks for what nobody is waiting for: hosts that are gone, deadlines that have passed, records that have served their time.
+
+Every conductor of the cell sweeps; who writes first wins, because each write compares what it was decided on. Candidates come from
+pictures, decisions from a fresh read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.conductor import records
+from fabric.conductor.core import fence, repair
+from fabric.conductor.core.draft import Draft
+from fabric.conductor.settings import ConductorSettings
+from fabric.errors import FabricError
+from fabric.ids import Ids
+from fabric.model.host import Session
+from fabric.model.instance import Answered, Instance, Over
+from fabric.store.base import Store, Txn
+from fabric.store.codec import decode
+from fabric.store.keys import ACTED, ALIVE, OVER, SESSION, Key
+from fabric.store.picture import Picture
+
+log = structlog.get_logger()
+
+AT_ONCE: Final = 64
+"""Repairs in one round, and deletions in one transaction."""
+
+
+class Sweeper:
+    """See the module. The pictures are kept by somebody else."""
+
+    def __init__(
+        self,
+        settings: ConductorSettings,
+        store: Store,
+        *,
+        clock: Clock,
+        ids: Ids,
+        jitter: Callable[[], float],
+        sessions: Picture[Session],
+        alive: Picture[str],
+        instances: Picture[Instance | None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._jitter = jitter
+        self._sessions = sessions
+        self._alive = alive
+        self._instances = instances
+
+    async def run(self) -> None:
+        """Sweep for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._for_ever(self._settings.sweep_s, self.look))
+            group.create_task(self._for_ever(self._settings.sweep_records_s, self.clear))
+
+    async def _for_ever(self, pause_s: float, sweep: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            # Not in step with the other conductors, or all but one would always be refused.
+            await asyncio.sleep(pause_s * (0.75 + 0.5 * self._jitter()))
+            try:
+                await sweep()
+            except FabricError as away:
+                log.warning("sweep.failed", store=self._store.name, why=away.message)
+
+    async def look(self) -> None:
+        """One round over sessions and deadlines. Raises Unavailable."""
+        if not (self._sessions.is_fresh and self._alive.is_fresh and self._instances.is_fresh):
+            return
+        for host in self._silent()[:AT_ONCE]:
+            await self._mark_unreachable(host)
+        for host, instance_id in self._due()[:AT_ONCE]:
+            await self._end_overdue(host, instance_id)
+
+    def _silent(self) -> list[str]:
+        """Hosts whose session is open and whose sign of life is gone."""
+        return [
+            held.value.host
+            for held in self._sessions.entries.values()
+            if held.value.state in fence.LIVE and ALIVE.at(held.value.host) not in self._alive.entries
+        ]
+
+    async def _mark_unreachable(self, host: str) -> None:
+        draft = Draft(await records.read(self._store, fence.unreachable_reads(host)))
+        is_gone = fence.mark_unreachable(draft, host, now_ms=self._clock.now_ms(), op_id=self._ids.new_id())
+        if is_gone and await records.commit(self._store, draft):
+            log.warning("host.unreachable", host=host)
+
+    def _due(self) -> list[tuple[str, str]]:
+        """Placements that somebody must look at."""
+        now_ms = self._clock.now_ms()
+        return [
+            (instance.host, instance.id)
+            for instance in self._in_flight()
+            if repair.is_due(instance, self._session(instance.host), now_ms=now_ms)
+        ]
+
+    def _in_flight(self) -> Iterator[Instance]:
+        return (held.value for held in self._instances.entries.values() if held.value is not None)
+
+    def _session(self, host: str) -> Session | None:
+        held = self._sessions.entries.get(SESSION.at(host))
+        return None if held is None else held.value
+
+    async def _end_overdue(self, host: str, instance_id: str) -> None:
+        draft = Draft(await records.read(self._store, repair.overdue_reads(host, instance_id)))
+        is_ended = repair.end_overdue(
+            draft, host, instance_id, now_ms=self._clock.now_ms(), op_id=self._ids.new_id()
+        )
+        if is_ended and await records.commit(self._store, draft):
+            log.warning("instance.overdue", host=host, instance=instance_id)
+
+    async def clear(self) -> None:
+        """Remove answers nobody will ask for again, and ends that no late claim can reach. Raises Unavailable."""
+        await self._clear(ACTED, Answered)
+        await self._clear(OVER, Over)
+
+    async def _clear(self, row: Key[Over] | Key[Answered], kind: type[Over | Answered]) -> None:
+        snapshot = await self._store.list(row.under())
+        now_ms = self._clock.now_ms()
+        old = [
+            key
+            for key, entry in snapshot.entries.items()
+            if repair.has_served(decode(kind, entry.value), now_ms=now_ms)
+        ]
+        for start in range(0, len(old), AT_ONCE):
+            some = old[start : start + AT_ONCE]
+            await self._store.commit(Txn(unchanged={key: snapshot.seen(key) for key in some}, delete=some))
