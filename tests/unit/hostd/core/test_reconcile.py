@@ -1,0 +1,377 @@
+"""From what is wanted and seen to the next step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fabric.model.instance import OneShot
+from fabric.model.session import HostState, Order, Release
+from fabric.model.states import PowerState, Want
+from hostd.commands.journal import JournalRow
+from hostd.core import fencing, reconcile
+from hostd.core.faults import FaultCode
+from hostd.core.reconcile import Patience, Resume, Seen
+from hostd.core.steps import (
+    CutPower,
+    Define,
+    Effort,
+    EnsureFiles,
+    EnsureImage,
+    Forget,
+    LetGo,
+    MarkDone,
+    MarkStarted,
+    Plug,
+    PressPower,
+    PressReset,
+    RemoveFiles,
+    Settled,
+    Start,
+    Step,
+    Stuck,
+    Unplug,
+    Wait,
+)
+from hostd.driver.base import Domain
+from hostd.images.base import GuestDisks
+from tests.unit.hostd.orders import IMAGE, instance_id, order, release
+
+ON, OFF, PAUSED, CRASHED = PowerState.RUNNING, PowerState.SHUTDOWN, PowerState.PAUSED, PowerState.CRASHED
+FILES = GuestDisks(disks=())
+READY = Effort(began_s=0, images=frozenset({IMAGE.sha256}), files=FILES, interfaces=(), is_defined=True)
+FRESH = Effort(began_s=0)
+
+
+def domain(
+    power: PowerState = ON, *, placement_epoch: int = 1, generation: int = 1, ours: bool = True
+) -> Domain:
+    return Domain(
+        name="d",
+        instance_id=instance_id(),
+        placement_epoch=placement_epoch,
+        generation=generation,
+        power=power,
+        ours=ours,
+    )
+
+
+def step(
+    goal: Order | Release,
+    seen: Domain | Seen | None = None,
+    effort: Effort = FRESH,
+    *,
+    now_s: float = 0,
+    permitted: bool = True,
+    action_started: int = 0,
+    action_done: int = 0,
+) -> Step:
+    row = (
+        fencing.accept_release(None, goal)
+        if isinstance(goal, Release)
+        else JournalRow(
+            instance_id=instance_id(),
+            placement_epoch=goal.placement_epoch,
+            generation=goal.generation,
+            action_started=action_started,
+            action_done=action_done,
+        )
+    )
+    return reconcile.next_step(
+        goal,
+        row,
+        seen if isinstance(seen, Seen) else Seen(domain=seen),
+        effort,
+        now_s=now_s,
+        permitted=permitted,
+        patience=Patience(),
+    )
+
+
+# ------------------------------------------------------------ run
+
+
+@pytest.mark.parametrize(
+    ("effort", "expected"),
+    [
+        (FRESH, EnsureImage(IMAGE)),
+        (replace(READY, files=None), EnsureFiles()),
+        (replace(READY, interfaces=None), Plug()),
+        (replace(READY, is_defined=False), Define(FILES, ())),
+        (READY, Start()),
+    ],
+)
+def test_a_guest_is_raised_in_this_order(effort: Effort, expected: Step) -> None:
+    for seen in (None, domain(OFF), domain(CRASHED)):
+        assert step(order(), seen, effort) == expected
+
+
+def test_nothing_is_started_without_a_permit() -> None:
+    assert step(order(), domain(OFF), READY, permitted=False) == Wait(None, "no permit to start guests")
+
+
+@pytest.mark.parametrize("power", [ON, PAUSED, PowerState.SUSPENDED])
+def test_a_guest_that_runs_is_left_alone_and_told(power: PowerState) -> None:
+    assert step(order(generation=3), domain(power)) == Settled(HostState.ACTIVE, power)
+
+
+@pytest.mark.parametrize(
+    ("seen", "fault"),
+    [
+        (domain(OFF), FaultCode.DOMAIN_START_FAILED),
+        (domain(CRASHED), FaultCode.GUEST_CRASHED),
+        (None, FaultCode.DOMAIN_START_FAILED),
+    ],
+)
+def test_a_guest_that_does_not_run_after_its_start_is_an_error(seen: Domain | None, fault: FaultCode) -> None:
+    power = seen.power if seen else PowerState.NOSTATE
+
+    assert step(order(), seen, replace(READY, is_started=True)) == Settled(HostState.ERROR, power, fault)
+
+
+@pytest.mark.parametrize("want", [Want.RUN, Want.STOP])
+@pytest.mark.parametrize("newer", [domain(placement_epoch=2), domain(generation=2)])
+def test_a_domain_newer_than_the_order_is_never_touched(want: Want, newer: Domain) -> None:
+    assert isinstance(step(order(want), newer, READY), Wait)
+
+
+@pytest.mark.parametrize("want", [Want.RUN, Want.STOP])
+def test_an_older_placement_is_forgotten_before_anything_else(want: Want) -> None:
+    assert step(order(want, placement_epoch=2), domain(placement_epoch=1), READY) == Forget()
+
+
+@pytest.mark.parametrize("want", [Want.RUN, Want.STOP])
+def test_a_domain_without_our_mark_is_never_touched(want: Want) -> None:
+    assert step(order(want), domain(ours=False), READY) == Settled(
+        HostState.ERROR, ON, FaultCode.DOMAIN_INVALID
+    )
+
+
+# ------------------------------------------------------------ stop
+
+
+def test_a_guest_that_is_off_is_stopped() -> None:
+    assert step(order(Want.STOP), domain(OFF)) == Settled(HostState.STOPPED, OFF)
+    assert step(order(Want.STOP), None) == Settled(HostState.STOPPED, PowerState.NOSTATE)
+
+
+@pytest.mark.parametrize(
+    ("now_s", "last_press_s", "expected"),
+    [
+        (109, 100, Wait(110, "the guest is shutting down")),
+        (110, 100, PressPower()),
+        (155, 150, Wait(160, "the guest is shutting down")),
+        (160, 150, CutPower()),
+        (300, 150, CutPower()),
+    ],
+)
+def test_the_button_is_pressed_every_10_s_and_the_power_cut_at_the_end(
+    now_s: float, last_press_s: float, expected: Step
+) -> None:
+    effort = replace(FRESH, first_press_s=100, last_press_s=last_press_s)
+
+    assert step(order(Want.STOP), domain(), FRESH) == PressPower()
+    assert step(order(Want.STOP), domain(), effort, now_s=now_s) == expected
+
+
+def test_without_a_timeout_the_power_is_cut_at_once() -> None:
+    assert step(order(Want.STOP, stop_timeout_s=0), domain()) == CutPower()
+
+
+def test_a_guest_that_survives_the_cut_is_an_error() -> None:
+    assert step(order(Want.STOP), domain(), replace(FRESH, is_cut=True)) == Settled(
+        HostState.ERROR, ON, FaultCode.DOMAIN_STOP_FAILED
+    )
+
+
+# ------------------------------------------------------------ reboot
+
+
+def reboot(kind: OneShot) -> Order:
+    return order(generation=2, action_seq=1, action=kind)
+
+
+@pytest.mark.parametrize("kind", [OneShot.REBOOT_SOFT, OneShot.REBOOT_HARD])
+def test_a_reboot_is_journalled_before_it_begins(kind: OneShot) -> None:
+    assert step(reboot(kind), domain()) == MarkStarted(1)
+
+
+def test_a_soft_reboot_presses_waits_and_is_done_when_the_guest_was_heard_to_reboot() -> None:
+    goal = reboot(OneShot.REBOOT_SOFT)
+    pressed = replace(FRESH, reset_s=100)
+
+    assert step(goal, domain(), FRESH, action_started=1) == PressReset()
+    assert step(goal, domain(), pressed, now_s=189, action_started=1) == Wait(190, "the guest is rebooting")
+    assert step(goal, domain(), replace(pressed, is_rebooted=True), action_started=1) == MarkDone(1)
+
+
+def test_a_guest_that_shuts_down_instead_of_rebooting_is_started() -> None:
+    goal = reboot(OneShot.REBOOT_SOFT)
+
+    assert step(goal, domain(OFF), replace(READY, reset_s=100), action_started=1) == Start()
+    assert step(goal, domain(ON), replace(READY, is_started=True), action_started=1) == MarkDone(1)
+
+
+def test_a_soft_reboot_that_is_not_heard_of_becomes_a_hard_one() -> None:
+    goal = reboot(OneShot.REBOOT_SOFT)
+
+    assert step(goal, domain(), replace(FRESH, reset_s=100), now_s=190, action_started=1) == CutPower()
+
+
+def test_a_hard_reboot_cuts_defines_anew_and_starts() -> None:
+    goal = reboot(OneShot.REBOOT_HARD)
+    cut = replace(FRESH, is_cut=True)
+
+    assert step(goal, domain(), FRESH, action_started=1) == CutPower()
+    assert step(goal, domain(OFF), cut, action_started=1) == EnsureImage(IMAGE)
+    assert step(goal, domain(OFF), replace(READY, is_cut=True), action_started=1) == Start()
+    assert step(goal, domain(generation=2), FRESH, action_started=1) == MarkDone(1)
+
+
+def test_a_reboot_that_is_done_is_not_repeated() -> None:
+    goal = reboot(OneShot.REBOOT_HARD)
+
+    assert step(goal, domain(), FRESH, action_started=1, action_done=1) == Settled(HostState.ACTIVE, ON)
+
+
+# ------------------------------------------------------------ let go
+
+
+EVERYTHING = Seen(domain=domain(), files=frozenset({1}), wired=1)
+
+
+@pytest.mark.parametrize("goal", [order(Want.ABSENT, generation=2), release()])
+def test_letting_go_takes_the_domain_then_the_wires_then_the_files(goal: Order | Release) -> None:
+    assert step(goal, EVERYTHING) == Forget()
+    assert step(goal, replace(EVERYTHING, domain=None)) == Unplug(1)
+    assert step(goal, Seen(files=frozenset({1}))) == RemoveFiles(1)
+
+
+def test_what_is_gone_is_told_gone() -> None:
+    assert step(order(Want.ABSENT), Seen()) == Settled(HostState.ABSENT)
+    assert step(release(placement_epoch=4), Seen()) == LetGo(4)
+
+
+@pytest.mark.parametrize("goal", [order(Want.ABSENT), release()])
+def test_a_newer_copy_is_not_let_go_of(goal: Order | Release) -> None:
+    newer = Seen(domain=domain(placement_epoch=2), files=frozenset({2}), wired=2)
+
+    assert isinstance(step(goal, newer), Settled | LetGo)
+
+
+def test_a_domain_without_our_mark_is_not_let_go_of() -> None:
+    assert step(release(), Seen(domain=domain(ours=False))) == LetGo(1)
+
+
+def test_what_is_still_there_after_it_was_removed_is_a_failure_of_that_step() -> None:
+    effort = replace(FRESH, let_go=frozenset({Forget, Unplug, RemoveFiles}))
+
+    assert step(release(), EVERYTHING, effort) == Stuck(FaultCode.DOMAIN_STOP_FAILED)
+    assert step(release(), Seen(wired=1), effort) == Stuck(FaultCode.NETWORK_FAILED)
+    assert step(release(), Seen(files=frozenset({1})), effort) == Stuck(FaultCode.DISK_FAILED)
+
+
+# ------------------------------------------------------------ failures
+
+
+def fail(goal: Order | Release, effort: Effort, fault: FaultCode, *, now_s: float, at: Any = None) -> Any:
+    return reconcile.after_failure(goal, effort, at, fault, now_s=now_s, patience=Patience())
+
+
+def test_a_fault_that_nothing_cures_is_told_at_once() -> None:
+    _, told = fail(order(), FRESH, FaultCode.DISK_FULL, now_s=5, at=EnsureFiles())
+
+    assert told == Settled(HostState.ERROR, fault=FaultCode.DISK_FULL)
+
+
+def test_a_fault_that_may_pass_is_tried_again_until_patience_ends() -> None:
+    effort, now_s, tries = FRESH, 0.0, 0
+    while True:
+        effort, told = fail(order(), effort, FaultCode.HYPERVISOR_UNAVAILABLE, now_s=now_s)
+        if told is not None:
+            break
+        assert step(order(), None, effort, now_s=now_s) == Wait(
+            effort.retry_s, "a step failed and is tried again"
+        )
+        now_s, tries = effort.retry_s, tries + 1
+
+    assert told == Settled(HostState.ERROR, fault=FaultCode.HYPERVISOR_UNAVAILABLE)
+    assert now_s >= 30
+    assert tries >= 5
+
+
+def test_success_restores_patience() -> None:
+    effort, _ = fail(order(), FRESH, FaultCode.IMAGE_UNAVAILABLE, now_s=0)
+    effort = reconcile.after(effort, EnsureImage(IMAGE), now_s=1)
+    effort, told = fail(order(), effort, FaultCode.HYPERVISOR_TIMEOUT, now_s=500)
+
+    assert told is None
+    assert effort.began_s == 500
+
+
+def test_letting_go_is_tried_for_ever_and_its_failure_told_once() -> None:
+    effort, now_s = FRESH, 0.0
+    told = []
+    for _ in range(20):
+        effort, said = fail(order(Want.ABSENT), effort, FaultCode.DISK_FAILED, now_s=now_s, at=RemoveFiles(1))
+        told.append(said)
+        now_s = effort.retry_s
+
+    assert [said for said in told if said] == [Settled(HostState.ERROR, fault=FaultCode.DISK_FAILED)]
+    assert effort.retry_s - now_s <= Patience().longest_retry_s
+
+
+def test_the_failure_of_a_release_has_nobody_to_be_told_to() -> None:
+    effort, told = fail(release(), FRESH, FaultCode.DISK_FAILED, now_s=0, at=RemoveFiles(1))
+
+    assert told is None
+    assert effort.retry_s > 0
+
+
+def test_a_guest_without_buttons_is_one_that_does_not_answer() -> None:
+    power, told = fail(order(Want.STOP), FRESH, FaultCode.DOMAIN_STOP_FAILED, now_s=7, at=PressPower())
+    reset, _ = fail(order(), FRESH, FaultCode.HYPERVISOR_FAILED, now_s=7, at=PressReset())
+
+    assert told is None
+    assert (power.first_press_s, reset.reset_s) == (7, 7)
+
+
+# ------------------------------------------------------------ drift
+
+ACTIVE, STOPPED = Settled(HostState.ACTIVE, ON), Settled(HostState.STOPPED, OFF)
+CRASH = Settled(HostState.ERROR, CRASHED, FaultCode.GUEST_CRASHED)
+MISSING = Settled(HostState.ERROR, PowerState.NOSTATE, FaultCode.DOMAIN_MISSING)
+NEVER_MADE = Settled(HostState.STOPPED, PowerState.NOSTATE)
+
+
+@pytest.mark.parametrize(
+    ("want", "said", "seen", "expected"),
+    [
+        (Want.RUN, ACTIVE, domain(), None),
+        (Want.RUN, ACTIVE, domain(OFF), STOPPED),
+        (Want.RUN, ACTIVE, domain(CRASHED), CRASH),
+        (Want.RUN, ACTIVE, domain(PAUSED), Settled(HostState.ACTIVE, PAUSED)),
+        (Want.RUN, ACTIVE, None, MISSING),
+        (Want.RUN, STOPPED, domain(OFF), None),
+        (Want.RUN, STOPPED, domain(), ACTIVE),
+        (Want.RUN, STOPPED, None, MISSING),
+        (Want.RUN, CRASH, domain(CRASHED), None),
+        (Want.RUN, CRASH, domain(), ACTIVE),
+        (Want.RUN, MISSING, None, None),
+        (Want.STOP, STOPPED, domain(OFF), None),
+        (Want.STOP, STOPPED, domain(CRASHED), None),
+        (Want.STOP, STOPPED, None, MISSING),
+        (Want.STOP, NEVER_MADE, None, None),
+        (Want.RUN, ACTIVE, domain(OFF, placement_epoch=2), None),
+        (Want.RUN, ACTIVE, domain(OFF, ours=False), None),
+        (Want.ABSENT, Settled(HostState.ABSENT), None, None),
+    ],
+)
+def test_drift(want: Want, said: Settled, seen: Domain | None, expected: Settled | None) -> None:
+    assert reconcile.drift(order(want), said, seen) == expected
+
+
+def test_a_guest_that_runs_although_it_is_wanted_off_is_stopped_again() -> None:
+    assert isinstance(reconcile.drift(order(Want.STOP), STOPPED, domain()), Resume)
