@@ -1,0 +1,197 @@
+"""What every host's disks must do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import pytest
+
+from fabric.errors import Unavailable
+from fabric.model.image import ImageFormat
+from fabric.model.instance import ImageRef
+from hostd.core.faults import FaultCode
+from hostd.images.base import DiskError, Disks, Fetch, Held
+from tests.conformance.guests import a_guest, an_id, an_image
+
+Law = Callable[[Disks], Awaitable[None]]
+
+CONTENT = bytes(range(256)) * 8192
+IMAGE = an_image(CONTENT)
+GUEST = a_guest(image=IMAGE)
+
+
+class Source:
+    """Where images come from: counts how often, and can be told to fail."""
+
+    def __init__(self, content: bytes = CONTENT, *, breaks_after: int | None = None) -> None:
+        self.content = content
+        self.breaks_after = breaks_after
+        self.fetches = 0
+
+    async def fetch(self, image: ImageRef) -> AsyncIterator[bytes]:
+        self.fetches += 1
+        for number, start in enumerate(range(0, len(self.content), 1 << 20)):
+            if number == self.breaks_after:
+                raise Unavailable("the conductor went away")
+            await asyncio.sleep(0)
+            yield self.content[start : start + (1 << 20)]
+
+
+def ignore(_percent: int) -> None:
+    pass
+
+
+async def bring(disks: Disks, fetch: Fetch | None = None, image: ImageRef = IMAGE) -> None:
+    await disks.ensure_image(image, fetch or Source().fetch, ignore)
+
+
+async def an_image_is_fetched_once_and_its_progress_told(disks: Disks) -> None:
+    source = Source()
+    told: list[int] = []
+    await disks.ensure_image(IMAGE, source.fetch, told.append)
+    await disks.ensure_image(IMAGE, source.fetch, told.append)
+
+    assert source.fetches == 1
+    assert told == sorted(told)
+    assert told[-1] == 100
+
+
+async def calls_at_once_share_one_download(disks: Disks) -> None:
+    source = Source()
+
+    await asyncio.gather(*(bring(disks, source.fetch) for _ in range(5)))
+
+    assert source.fetches == 1
+
+
+async def bytes_that_do_not_match_are_refused_and_forgotten(disks: Disks) -> None:
+    for content in (CONTENT[:-1] + b"!", CONTENT[:-1], CONTENT + b"!"):
+        with pytest.raises(DiskError) as refused:
+            await bring(disks, Source(content).fetch)
+        assert refused.value.code == FaultCode.IMAGE_CORRUPT
+
+    source = Source()
+    await bring(disks, source.fetch)
+    assert source.fetches == 1
+
+
+async def a_broken_download_says_so_and_is_begun_again(disks: Disks) -> None:
+    with pytest.raises(Unavailable):
+        await bring(disks, Source(breaks_after=1).fetch)
+
+    await bring(disks)
+
+
+async def no_guest_without_its_image(disks: Disks) -> None:
+    with pytest.raises(DiskError) as refused:
+        await disks.ensure_guest(GUEST, 1)
+
+    assert refused.value.code == FaultCode.IMAGE_UNAVAILABLE
+    assert await disks.console_log(GUEST.id, 1, 100) == b""
+
+
+async def an_image_larger_than_the_flavor_is_refused(disks: Disks) -> None:
+    image = replace(IMAGE, virtual_size_bytes=2 << 30)
+    await bring(disks)
+
+    with pytest.raises(DiskError) as refused:
+        await disks.ensure_guest(replace(GUEST, image=image), 1)
+
+    assert refused.value.code == FaultCode.IMAGE_TOO_LARGE
+
+
+async def a_guests_disks_are_the_same_every_time(disks: Disks) -> None:
+    await bring(disks)
+
+    first = await disks.ensure_guest(GUEST, 1)
+    again = await disks.ensure_guest(GUEST, 1)
+
+    assert first == again
+    root, config = first.disks
+    assert (root.format, root.readonly, root.serial) == ("qcow2", False, "root")
+    assert root.backing is not None
+    assert (root.backing.format, root.backing.readonly, root.backing.backing) == ("raw", True, None)
+    assert (config.format, config.readonly, config.serial) == ("raw", True, "config-2")
+    assert first.console_log_path
+    assert await disks.held() == {Held(GUEST.id, 1)}
+
+
+async def a_guest_without_a_config_drive_has_none(disks: Disks) -> None:
+    await bring(disks)
+
+    made = await disks.ensure_guest(replace(GUEST, config_drive=False), 1)
+
+    assert [disk.serial for disk in made.disks] == ["root"]
+
+
+async def a_guest_with_a_kernel_boots_by_it(disks: Disks) -> None:
+    kernel = an_image(b"kernel" * 100, id=an_id("kernel"), format=ImageFormat.KERNEL, virtual_size_bytes=0)
+    ramdisk = an_image(
+        b"ramdisk" * 100, id=an_id("ramdisk"), format=ImageFormat.RAMDISK, virtual_size_bytes=0
+    )
+    await bring(disks)
+    await bring(disks, Source(b"kernel" * 100).fetch, kernel)
+    await bring(disks, Source(b"ramdisk" * 100).fetch, ramdisk)
+
+    made = await disks.ensure_guest(replace(GUEST, kernel=kernel, ramdisk=ramdisk), 1)
+
+    assert kernel.sha256 in made.kernel_path
+    assert ramdisk.sha256 in made.ramdisk_path
+
+
+async def two_placements_share_no_path(disks: Disks) -> None:
+    await bring(disks)
+    made = [await disks.ensure_guest(GUEST, epoch) for epoch in (1, 2)]
+    made.append(await disks.ensure_guest(replace(GUEST, id=an_id("another")), 1))
+
+    paths = [disk.path for each in made for disk in each.disks]
+    paths += [each.console_log_path for each in made]
+    assert len(set(paths)) == len(paths)
+
+
+async def removing_takes_placements_up_to_that_epoch_and_twice_is_success(disks: Disks) -> None:
+    await bring(disks)
+    for epoch in (1, 2, 3):
+        await disks.ensure_guest(GUEST, epoch)
+    another = await disks.ensure_guest(replace(GUEST, id=an_id("another")), 1)
+    await disks.remove(GUEST.id, 2)
+    await disks.remove(GUEST.id, 2)
+
+    assert await disks.held() == {Held(GUEST.id, 3), Held(an_id("another"), 1)}
+    assert await disks.ensure_guest(replace(GUEST, id=an_id("another")), 1) == another
+
+
+async def pruning_keeps_what_is_in_use(disks: Disks) -> None:
+    """The conformance rigs set the cache's age limit to nothing."""
+    await bring(disks)
+    source = Source()
+    await disks.prune(frozenset({IMAGE.sha256}))
+    await bring(disks, source.fetch)
+    assert source.fetches == 0
+
+    await disks.prune(frozenset())
+    await bring(disks, source.fetch)
+    assert source.fetches == 1
+
+
+async def there_is_space_and_it_is_counted(disks: Disks) -> None:
+    assert await disks.free_gib() > 0
+
+
+LAWS: tuple[Law, ...] = (
+    an_image_is_fetched_once_and_its_progress_told,
+    calls_at_once_share_one_download,
+    bytes_that_do_not_match_are_refused_and_forgotten,
+    a_broken_download_says_so_and_is_begun_again,
+    no_guest_without_its_image,
+    an_image_larger_than_the_flavor_is_refused,
+    a_guests_disks_are_the_same_every_time,
+    a_guest_without_a_config_drive_has_none,
+    a_guest_with_a_kernel_boots_by_it,
+    two_placements_share_no_path,
+    removing_takes_placements_up_to_that_epoch_and_twice_is_success,
+    pruning_keeps_what_is_in_use,
+    there_is_space_and_it_is_counted,
+)

@@ -1,0 +1,250 @@
+"""Every kind of disks keeps every law; and what only real files can show."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fabric.clock import SystemClock
+from fabric.model.image import ImageFormat
+from fabric.model.instance import ImageRef
+from hostd.core.faults import FaultCode
+from hostd.driver.fake import INSTANT, FakeMachine
+from hostd.images.base import DiskError
+from hostd.images.disks import DiskSettings, LocalDisks
+from hostd.images.fake import FakeDisks
+from tests.conformance.disks.laws import GUEST, IMAGE, LAWS, Law, Source, bring, ignore
+from tests.conformance.guests import a_port, an_id, an_image
+
+MISSING = [
+    name
+    for name in ("qemu-img", "genisoimage", "prlimit", "setpriv", "isoinfo")
+    if shutil.which(name) is None
+]
+needs_programs = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
+needs_root = pytest.mark.owns_machine
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A folder that guests' users can search, which pytest's own is not."""
+    folder = Path(tempfile.mkdtemp(prefix="cf-disks-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def disks(state: Path) -> LocalDisks:
+    return LocalDisks(DiskSettings(state=state, cache_max_age_s=0), SystemClock())
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+async def test_fake_disks(law: Law) -> None:
+    await law(FakeDisks(FakeMachine("fake-1", delays=INSTANT)))
+
+
+@needs_programs
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+async def test_local_disks(law: Law, disks: LocalDisks) -> None:
+    await law(disks)
+
+
+def info(path: str) -> dict[str, object]:
+    command = ("qemu-img", "info", "--output=json", "-f", "qcow2", path)
+    found: dict[str, object] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    return found
+
+
+@needs_programs
+async def test_a_root_disk_is_as_large_as_the_flavor_and_starts_as_the_image(disks: LocalDisks) -> None:
+    await bring(disks)
+
+    root = (await disks.ensure_guest(GUEST, 1)).disks[0]
+
+    seen = info(root.path)
+    assert seen["virtual-size"] == 1 << 30
+    assert seen["backing-filename-format"] == "raw"
+    assert root.backing is not None
+    assert Path(root.backing.path).read_bytes() == Source().content
+
+
+@needs_programs
+async def test_a_root_disk_is_never_replaced(disks: LocalDisks) -> None:
+    await bring(disks)
+    path = (await disks.ensure_guest(GUEST, 1)).disks[0].path
+    written = ("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 4k", path)
+    subprocess.run(written, check=True, capture_output=True)
+    before = Path(path).read_bytes()
+
+    await disks.ensure_guest(GUEST, 1)
+
+    assert Path(path).read_bytes() == before
+
+
+@needs_programs
+async def test_a_qcow2_image_is_kept_flat(disks: LocalDisks, tmp_path: Path) -> None:
+    image, content = a_qcow2(tmp_path)
+
+    await bring(disks, Source(content).fetch, image)
+
+    backing = (await disks.ensure_guest(replace(GUEST, image=image), 1)).disks[0].backing
+    assert backing is not None
+    assert Path(backing.path).read_bytes() == Source().content
+
+
+def a_qcow2(folder: Path, *options: str) -> tuple[ImageRef, bytes]:
+    flat, made = folder / "flat", folder / "made.qcow2"
+    flat.write_bytes(Source().content)
+    command = ("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", *options, str(flat), str(made))
+    subprocess.run(command, check=True)
+    content = made.read_bytes()
+    image = an_image(content, format=ImageFormat.QCOW2, virtual_size_bytes=len(Source().content))
+    return image, content
+
+
+@needs_programs
+async def test_an_image_that_names_another_file_is_never_opened(disks: LocalDisks, tmp_path: Path) -> None:
+    """Whoever could place such an image would read the host's files through its own disk."""
+    secret, evil = tmp_path / "secret", tmp_path / "evil"
+    secret.write_bytes(b"HOSTSECRET".ljust(1 << 20))
+    for options in (("-b", str(secret), "-F", "raw"), ("-o", f"data_file={secret},data_file_raw=on")):
+        evil.unlink(missing_ok=True)
+        command = ("qemu-img", "create", "-q", "-f", "qcow2", *options, str(evil), "1M")
+        subprocess.run(command, check=True)
+        content = evil.read_bytes()
+        image = an_image(content, format=ImageFormat.QCOW2, virtual_size_bytes=1 << 20)
+
+        with pytest.raises(DiskError) as refused:
+            await bring(disks, Source(content).fetch, image)
+        assert refused.value.code == FaultCode.IMAGE_REJECTED
+
+
+@needs_programs
+async def test_an_image_with_another_size_than_recorded_is_refused(disks: LocalDisks, tmp_path: Path) -> None:
+    image, content = a_qcow2(tmp_path)
+
+    with pytest.raises(DiskError) as refused:
+        await disks.ensure_image(replace(image, virtual_size_bytes=1), Source(content).fetch, ignore)
+
+    assert refused.value.code == FaultCode.IMAGE_REJECTED
+
+
+@needs_programs
+async def test_the_config_drive_says_what_openstack_says(disks: LocalDisks) -> None:
+    guest = replace(
+        GUEST,
+        hostname="web",
+        ports=(a_port(),),
+        user_data=b"#cloud-config\n",
+        public_keys={"k": "ssh-ed25519 A"},
+    )
+    await bring(disks)
+
+    drive = (await disks.ensure_guest(guest, 1)).disks[1].path
+
+    assert b"Volume id: config-2\n" in iso("-d", drive)
+    listing = iso("-J", "-f", drive).decode().splitlines()
+    assert "/openstack/latest/meta_data.json" in listing
+    assert "/openstack/2018-08-27/network_data.json" in listing
+    meta_data = json.loads(iso("-J", "-x", "/openstack/latest/meta_data.json", drive))
+    assert (meta_data["uuid"], meta_data["hostname"]) == (guest.id, "web")
+    assert meta_data["public_keys"] == {"k": "ssh-ed25519 A"}
+    assert len(meta_data["random_seed"]) > 500
+    assert iso("-J", "-x", "/openstack/latest/user_data", drive) == b"#cloud-config\n"
+
+
+def iso(*options: str) -> bytes:
+    *flags, path = options
+    return subprocess.run(("isoinfo", *flags, "-i", path), check=True, capture_output=True).stdout
+
+
+@needs_root
+@needs_programs
+async def test_every_placement_has_a_user_of_its_own_and_shares_its_files_with_nobody(
+    disks: LocalDisks, state: Path
+) -> None:
+    await bring(disks)
+    guests = [replace(GUEST, id=an_id(f"guest {number}")) for number in range(4)]
+    made = [await disks.ensure_guest(guest, 1) for guest in guests]
+
+    owners = [Path(each.disks[0].path).stat().st_uid for each in made]
+    assert len(set(owners)) == 4
+    assert all(owner > 1_900_000_000 for owner in owners)
+    for each in made:
+        for disk in each.disks:
+            assert stat.S_IMODE(Path(disk.path).stat().st_mode) & 0o077 == 0
+    base = made[0].disks[0].backing
+    assert base is not None
+    assert (Path(base.path).stat().st_uid, stat.S_IMODE(Path(base.path).stat().st_mode)) == (0, 0o444)
+
+    await disks.remove(guests[1].id, 1)
+    again = await LocalDisks(DiskSettings(state=state), SystemClock()).ensure_guest(guests[1], 2)
+    assert Path(again.disks[0].path).stat().st_uid == owners[1]
+
+
+@needs_root
+@needs_programs
+async def test_a_state_folder_that_guests_cannot_reach_is_said_before_they_fail(
+    disks: LocalDisks, state: Path
+) -> None:
+    await bring(disks)
+    state.chmod(0o700)
+
+    with pytest.raises(DiskError, match="closed to other users"):
+        await disks.ensure_guest(GUEST, 1)
+
+
+@needs_programs
+async def test_a_crash_while_making_leaves_nothing_half_done(disks: LocalDisks, state: Path) -> None:
+    """What a killed daemon leaves are .part files: they are made anew, and never taken for the whole."""
+    await bring(disks)
+    folder = state / "instances" / f"{GUEST.id}.1"
+    folder.mkdir(parents=True)
+    for name in ("root.qcow2.part", "config.iso.part"):
+        (folder / name).write_bytes(b"half")
+
+    made = await disks.ensure_guest(GUEST, 1)
+
+    assert info(made.disks[0].path)["virtual-size"] == 1 << 30
+    assert not list(folder.glob("*.part"))
+
+
+@needs_programs
+async def test_the_console_is_read_over_a_rotation(disks: LocalDisks, state: Path) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    folder = state / "instances" / f"{GUEST.id}.1"
+    (folder / "console.log.0").write_bytes(b"older ")
+    (folder / "console.log").write_bytes(b"newer")
+
+    assert await disks.console_log(GUEST.id, 1, 100) == b"older newer"
+    assert await disks.console_log(GUEST.id, 1, 7) == b"r newer"
+    assert await disks.console_log(GUEST.id, 1, 3) == b"wer"
+
+
+@needs_root
+@needs_programs
+async def test_a_full_disk_is_said(state: Path) -> None:
+    small = state / "small"
+    small.mkdir()
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "none", str(small)), check=True)
+    try:
+        disks = LocalDisks(DiskSettings(state=small), SystemClock())
+        with pytest.raises(DiskError) as refused:
+            await bring(disks)
+        assert refused.value.code == FaultCode.DISK_FULL
+        assert list((small / "images").iterdir()) == []
+        # A record that says less than comes is caught while it comes.
+        with pytest.raises(DiskError):
+            await bring(disks, image=replace(IMAGE, size_bytes=1000))
+    finally:
+        subprocess.run(("umount", str(small)), check=True)
