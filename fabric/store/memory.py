@@ -11,6 +11,7 @@ returns.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -195,7 +196,9 @@ class MemoryStore:
                     async with asyncio.timeout(self._progress_s):
                         await watcher.woken.wait()
                 except TimeoutError:
-                    if self._revision > watcher.told:
+                    # A change may have come in the very instant the wait ended.
+                    is_even = not watcher.batches and not watcher.is_behind
+                    if is_even and self._revision > watcher.told:
                         watcher.revision = watcher.told = self._revision
                         yield Batch(self._revision)
         finally:
@@ -288,7 +291,10 @@ class MemoryStore:
         self._end_lease(lease.id)
 
     def _expire_later(self, lease_id: int, ttl_s: float) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(ttl_s, self._end_lease, lease_id)
+        # A context of its own: the lease must end even when whoever granted it is dead, as a simulation may have it.
+        return asyncio.get_running_loop().call_later(
+            ttl_s, self._end_lease, lease_id, context=contextvars.Context()
+        )
 
     def _end_lease(self, lease_id: int) -> None:
         granted = self._leases.get(lease_id)
