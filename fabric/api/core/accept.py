@@ -1,0 +1,224 @@
+"""Accepting a create: from the words of a request and the things they name to a placement request, its cost, and the first write."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from fabric.errors import InvalidRequest, QuotaExceeded
+from fabric.model.flavor import Flavor
+from fabric.model.host import CellCapacity, Resources
+from fabric.model.image import Image, ImageFormat, ImageState
+from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request
+from fabric.model.keypair import Keypair
+from fabric.model.network import Network
+from fabric.model.quota import Charge, Quota
+from fabric.store import codec
+from fabric.store.base import Snapshot, Txn
+from fabric.store.keys import ANSWERED, BUILD, LOCATION, QUOTA
+
+GIB = 1 << 30
+REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
+"""How long a request_id is remembered (host protocol, section 6)."""
+
+TRAIT = "trait:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a create names, looked up: everything that goes into the server's request."""
+
+    name: str
+    flavor: Flavor
+    image: Image
+    network: Network
+    kernel: Image | None = None
+    ramdisk: Image | None = None
+    keypair: Keypair | None = None
+    zone: str = ""
+    user_data: bytes = b""
+    metadata: Mapping[str, str] | None = None
+    config_drive: bool = True
+
+
+def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str, now_ms: int) -> Request:
+    """The placement request. Raises InvalidRequest, naming the field, where the flavor and the image do not go together."""
+    _check_fit(asked)
+    traits = {**_traits(asked.flavor.properties), **_traits(asked.image.properties)}
+    if asked.image.properties.get("os_secure_boot") == "required":
+        traits["SECURE_BOOT"] = "required"
+    guest = Guest(
+        id=instance_id,
+        name=asked.name,
+        hostname=hostname_of(asked.name, instance_id),
+        project_id=project_id,
+        user_id=user_id,
+        vcpus=asked.flavor.vcpus,
+        ram_mib=asked.flavor.ram_mib,
+        disk_gib=asked.flavor.disk_gib or _gib_of(asked.image),
+        image=_ref(asked.image),
+        kernel=_ref(asked.kernel) if asked.kernel is not None else None,
+        ramdisk=_ref(asked.ramdisk) if asked.ramdisk is not None else None,
+        kernel_args=asked.image.properties.get("os_command_line", ""),
+        firmware=asked.image.properties.get("hw_firmware_type", "bios"),
+        public_keys={asked.keypair.name: asked.keypair.public_key} if asked.keypair is not None else {},
+        user_data=asked.user_data,
+        metadata=dict(asked.metadata or {}),
+        availability_zone=asked.zone,
+        config_drive=asked.config_drive,
+        create_time_ms=now_ms,
+    )
+    return Request(
+        guest=guest,
+        zone=asked.zone,
+        architecture=asked.image.properties.get("hw_architecture", ""),
+        required_traits=tuple(sorted(name for name, how in traits.items() if how == "required")),
+        forbidden_traits=tuple(sorted(name for name, how in traits.items() if how == "forbidden")),
+        network_id=asked.network.id,
+        network_name=asked.network.name,
+        network_mtu=asked.network.mtu,
+        dns_servers=asked.network.dns_servers,
+        flavor_id=asked.flavor.id,
+        flavor_name=asked.flavor.name,
+        key_name=asked.keypair.name if asked.keypair is not None else "",
+        create_time_ms=now_ms,
+    )
+
+
+def charge_of(request: Request) -> Charge:
+    """What the server costs its project."""
+    return Charge(instances=1, vcpus=request.guest.vcpus, ram_mib=request.guest.ram_mib)
+
+
+def charged(quota: Quota, cost: Charge, *, op_id: str) -> Quota:
+    """The quota with the cost on it. Raises QuotaExceeded, naming the first limit that would be passed."""
+    used = quota.used + cost
+    for resource in ("instances", "vcpus", "ram_mib"):
+        limit, now, more = (getattr(each, resource) for each in (quota.limit, quota.used, cost))
+        if now + more > limit:
+            raise QuotaExceeded(
+                f"the project's quota of {limit} {resource} would be passed: {now} used, {more} asked for",
+                resource=resource,
+                limit=limit,
+                used=now,
+                asked=more,
+            )
+    return replace(quota, used=used, op_id=op_id)
+
+
+def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], request: Request) -> str:
+    """The cell to try first: of those that seem to have room, the one with the most free memory; else the first by name.
+
+    A hint: the scheduler moves the build where it finds room (host protocol, section 4). Raises InvalidRequest when no cell exists.
+    """
+    if not cells:
+        raise InvalidRequest("no cell is enabled to place servers in", field="availability_zone")
+    need = request.guest.resources()
+
+    def seems_to_fit(name: str) -> bool:
+        known = capacities.get(name)
+        return (
+            known is not None
+            and known.largest.covers(need)
+            and (not request.zone or request.zone in known.zones)
+        )
+
+    def free_ram_mib(name: str) -> int:
+        known = capacities.get(name)
+        return known.free.ram_mib if known is not None else Resources().ram_mib
+
+    fitting = [name for name in cells if seems_to_fit(name)]
+    return max(sorted(fitting or cells), key=free_ram_mib)
+
+
+def acceptance(
+    seen: Snapshot, request: Request, *, cell: str, answered: Answered, now_ms: int, op_id: str
+) -> Txn:
+    """The first durable write of a create: quota, request_id, index and build, all or nothing.
+
+    `seen` holds the quota and the request_id's key. The mark for settling a lost answer (R12) is the request_id's key. Raises
+    QuotaExceeded; InvalidRequest when the project has no quota, which is to say is not there.
+    """
+    guest = request.guest
+    quota_key = QUOTA.at(guest.project_id)
+    stored = seen.value(quota_key)
+    if stored is None:
+        raise InvalidRequest("the project has no quota: it was removed", field="project")
+    cost = charge_of(request)
+    quota = charged(codec.decode(Quota, stored), cost, op_id=op_id)
+    location = Location(
+        instance_id=guest.id,
+        project_id=guest.project_id,
+        user_id=guest.user_id,
+        name=guest.name,
+        cell=cell,
+        charge=cost,
+        create_time_ms=now_ms,
+        op_id=op_id,
+    )
+    build = Build(
+        instance_id=guest.id,
+        cell=cell,
+        request=request,
+        project_id=guest.project_id,
+        create_time_ms=now_ms,
+        op_id=op_id,
+    )
+    answer_key = ANSWERED.at(answered.project_id, answered.request_id)
+    location_key, build_key = LOCATION.at(guest.id), BUILD.at(cell, guest.id)
+    return Txn(
+        unchanged={quota_key: seen.seen(quota_key), answer_key: 0, location_key: 0, build_key: 0},
+        put={
+            quota_key: codec.encode(quota),
+            answer_key: codec.encode(answered),
+            location_key: codec.encode(location),
+            build_key: codec.encode(build),
+        },
+    )
+
+
+def hostname_of(name: str, instance_id: str) -> str:
+    """What the guest calls itself: the server's name as a DNS label (RFC 1123), as the reference does."""
+    label = re.sub(r"[^a-z0-9-]+", "-", name.lower().replace("_", "-")).strip("-")[:63].rstrip("-")
+    return label or f"server-{instance_id[:8]}"
+
+
+def _check_fit(asked: Asked) -> None:
+    image, flavor = asked.image, asked.flavor
+    if image.state is not ImageState.ACTIVE:
+        raise InvalidRequest(f"image {image.name} is not usable: it is {image.state.name}", field="image")
+    if image.format not in {ImageFormat.RAW, ImageFormat.QCOW2}:
+        raise InvalidRequest(
+            f"image {image.name} is a {image.format.name.lower()}, not a disk to boot from", field="image"
+        )
+    if flavor.ram_mib < image.min_ram_mib:
+        raise InvalidRequest(
+            f"flavor {flavor.name} has {flavor.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
+            field="flavor",
+        )
+    needs_gib = max(image.min_disk_gib, _gib_of(image))
+    if flavor.disk_gib and flavor.disk_gib < needs_gib:
+        raise InvalidRequest(
+            f"flavor {flavor.name} has a disk of {flavor.disk_gib} GiB; image {image.name} needs {needs_gib}",
+            field="flavor",
+        )
+
+
+def _gib_of(image: Image) -> int:
+    return -(-image.virtual_size_bytes // GIB)
+
+
+def _ref(image: Image) -> ImageRef:
+    return ImageRef(
+        id=image.id,
+        name=image.name,
+        format=image.format,
+        sha256=image.sha256,
+        size_bytes=image.size_bytes,
+        virtual_size_bytes=image.virtual_size_bytes,
+    )
+
+
+def _traits(properties: Mapping[str, str]) -> dict[str, str]:
+    return {name.removeprefix(TRAIT): how for name, how in properties.items() if name.startswith(TRAIT)}
