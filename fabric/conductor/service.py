@@ -56,7 +56,8 @@ class ConductorService:
         self._store = store
         self._blobs = blobs
         self._is_stopping = False
-        self._here: dict[str, set[HostSession]] = {}
+        # In the order they came: a set's order would differ from run to run, and a simulation could not be replayed.
+        self._here: dict[str, dict[HostSession, None]] = {}
         self._granted: dict[str, HostSession] = {}
         self._around = Surroundings(
             settings=settings,
@@ -140,11 +141,11 @@ class ConductorService:
             await _turn_away(stream, "this conductor is stopping")
             return
         session = HostSession(self._around, host, cert_serial, stream)
-        self._here.setdefault(host, set()).add(session)
+        self._here.setdefault(host, {})[session] = None
         try:
             await session.run(lambda: self._is_granted(session))
         finally:
-            self._here[host].discard(session)
+            del self._here[host][session]
             if not self._here[host]:
                 del self._here[host]
             if self._granted.get(host) is session:
