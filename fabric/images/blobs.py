@@ -1,0 +1,216 @@
+"""Blobs as files: `<folder>/<first two digits>/<sha256>`, written under another name, forced to disk, then renamed.
+
+So a file with a digest for its name is always whole: a crash leaves a partial file under `partial/`, which `clean` removes. Several
+API servers may share one folder. Every file call runs on workers: a slow disk holds up an upload, never the event loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from fabric.clock import Clock
+from fabric.errors import NotFound, Reason, TooMuch
+from fabric.ids import Ids
+from fabric.images.base import Blob, Upload
+from fabric.workers import Workers
+
+T = TypeVar("T")
+
+PIECE_BYTES = 1024 * 1024
+PARTIAL = "partial"
+
+
+class FileBlobs:
+    """A folder of blobs. `total_bytes` is what all of them may take."""
+
+    def __init__(
+        self, folder: Path, *, workers: Workers, clock: Clock, ids: Ids, total_bytes: int, uploads: int
+    ) -> None:
+        self._folder = folder
+        self._workers = workers
+        self._clock = clock
+        self._ids = ids
+        self._total_bytes = total_bytes
+        self._free_uploads = uploads
+        self._used_bytes: int | None = None
+
+    async def begin(self) -> Upload:
+        if self._free_uploads <= 0:
+            raise TooMuch("too many uploads are under way", retry_after_s=5.0)
+        self._free_uploads -= 1
+        try:
+            if self._used_bytes is None:
+                self._used_bytes = sum(blob.size_bytes for blob in await self.list())
+            path = self._folder / PARTIAL / self._ids.new_id()
+            file = await self._workers.run(lambda: _create(path))
+        except BaseException:
+            self._free_uploads += 1
+            raise
+        return _FileUpload(self, path, file)
+
+    async def read(self, sha256: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:
+        path = self._path(sha256)
+        try:
+            file = await self._workers.run(lambda: _open_at(path, offset_bytes))
+        except FileNotFoundError:
+            raise NotFound("the image's bytes are not here", sha256=sha256) from None
+        try:
+            while data := await self._workers.run(lambda: file.read(PIECE_BYTES)):
+                yield data
+        finally:
+            file.close()
+
+    async def touch(self, sha256: str) -> None:
+        path = self._path(sha256)
+        with contextlib.suppress(FileNotFoundError):
+            await self._workers.run(lambda: os.utime(path))
+
+    async def list(self) -> tuple[Blob, ...]:
+        now_s = self._clock.now_ms() / 1000
+        return await self._workers.run(
+            lambda: tuple(
+                Blob(path.name, stat.st_size, now_s - stat.st_mtime)
+                for path, stat in _files(self._folder, "[0-9a-f][0-9a-f]/*")
+            )
+        )
+
+    async def delete(self, sha256: str, *, older_than_s: float) -> bool:
+        path, now_s = self._path(sha256), self._clock.now_ms() / 1000
+
+        def delete() -> int:
+            # Looked at again right before: somebody may just have put the same bytes.
+            stat = path.stat()
+            if now_s - stat.st_mtime < older_than_s:
+                return -1
+            path.unlink()
+            return stat.st_size
+
+        try:
+            freed = await self._workers.run(delete)
+        except FileNotFoundError:
+            return True
+        if freed < 0:
+            return False
+        self._used_bytes = None if self._used_bytes is None else max(0, self._used_bytes - freed)
+        return True
+
+    async def clean(self, *, older_than_s: float) -> int:
+        now_s = self._clock.now_ms() / 1000
+
+        def clean() -> int:
+            old = [
+                path
+                for path, stat in _files(self._folder, f"{PARTIAL}/*")
+                if now_s - stat.st_mtime >= older_than_s
+            ]
+            for path in old:
+                path.unlink(missing_ok=True)
+            return len(old)
+
+        return await self._workers.run(clean)
+
+    def _path(self, sha256: str) -> Path:
+        # The name comes from a request: only digits may become a path.
+        if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+            raise NotFound("the image's bytes are not here", sha256=sha256[:64])
+        return self._folder / sha256[:2] / sha256
+
+    # ------------------------------------------------------------------ for its uploads
+
+    def take(self, size: int) -> None:
+        """Count bytes that are about to be written. Raises TooMuch when there is no room."""
+        used = (self._used_bytes or 0) + size
+        if used > self._total_bytes:
+            raise TooMuch("the image store is full", reason=Reason.TOO_LARGE, limit=self._total_bytes)
+        self._used_bytes = used
+
+    def give_back(self, size: int) -> None:
+        """An upload is over; bytes that are no blob of their own are free again."""
+        self._free_uploads += 1
+        self._used_bytes = max(0, (self._used_bytes or 0) - size)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do something to a file."""
+        return await self._workers.run(work)
+
+    def place(self, sha256: str) -> Path:
+        """Where a blob is to be."""
+        return self._path(sha256)
+
+
+class _FileUpload:
+    def __init__(self, blobs: FileBlobs, path: Path, file: BinaryIO) -> None:
+        self._blobs = blobs
+        self._path = path
+        self._file = file
+        self._size = 0
+        self._is_over = False
+
+    async def write(self, data: bytes) -> None:
+        self._blobs.take(len(data))
+        self._size += len(data)
+        await self._blobs.run(lambda: self._file.write(data))
+
+    async def keep(self, sha256: str) -> None:
+        place = self._blobs.place(sha256)
+
+        def keep() -> bool:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            place.parent.mkdir(exist_ok=True)
+            was_there = place.exists()
+            self._path.replace(place)
+            _sync_folder(place.parent)
+            return was_there
+
+        was_there = await self._blobs.run(keep)
+        self._end(self._size if was_there else 0)
+
+    async def discard(self) -> None:
+        if self._is_over:
+            return
+
+        def discard() -> None:
+            self._file.close()
+            self._path.unlink(missing_ok=True)
+
+        try:
+            await self._blobs.run(discard)
+        finally:
+            self._end(self._size)
+
+    def _end(self, freed: int) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._blobs.give_back(freed)
+
+
+def _create(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("xb")
+
+
+def _open_at(path: Path, offset_bytes: int) -> BinaryIO:
+    file = path.open("rb")
+    file.seek(offset_bytes)
+    return file
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a rename may be forgotten by a power failure, though the file's bytes are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+            yield path, path.stat()

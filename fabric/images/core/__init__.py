@@ -1,0 +1,1 @@
+"""What an image's bytes are, decided from the bytes alone."""

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.clock import SystemClock
+from fabric.errors import InvalidRequest, Reason, TooMuch
+from fabric.ids import RandomIds
+from fabric.images.blobs import FileBlobs
+from fabric.images.core.inspect import ImageLimits, Inspection
+from fabric.images.memory import MemoryBlobs
+from fabric.images.service import receive, sweep
+from fabric.model.image import ImageFormat
+from fabric.workers import Inline
+from tests.unit.images.evil_images import EVIL, GOOD, disk, qcow2
+
+LIMITS = ImageLimits()
+
+
+def _inspect(
+    declared: ImageFormat, data: bytes, *, piece: int = 1 << 20, limits: ImageLimits = LIMITS
+) -> int:
+    inspection = Inspection(declared, limits)
+    for begin in range(0, len(data), piece):
+        inspection.feed(data[begin : begin + piece])
+    return inspection.finish().virtual_size_bytes
+
+
+def test_the_corpus_is_large_enough() -> None:
+    assert len(EVIL) >= 40
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_an_evil_image_is_refused_with_its_reason(name: str) -> None:
+    declared, data = EVIL[name]
+
+    with pytest.raises(InvalidRequest) as refused:
+        _inspect(declared, data)
+
+    assert refused.value.reason is Reason.IMAGE_REJECTED
+    assert refused.value.field == "image"
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_no_cutting_into_pieces_gets_an_evil_image_past(name: str) -> None:
+    declared, data = EVIL[name]
+
+    with pytest.raises(InvalidRequest):
+        _inspect(declared, data, piece=4093)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_plain_image_is_accepted_with_the_size_of_its_disk(name: str) -> None:
+    declared, data, size = GOOD[name]
+
+    assert _inspect(declared, data) == size
+
+
+@given(st.binary(max_size=2048))
+def test_whatever_follows_the_magic_is_accepted_or_refused_and_nothing_else(data: bytes) -> None:
+    try:
+        size = _inspect(ImageFormat.QCOW2, b"QFI\xfb" + data)
+    except InvalidRequest:
+        return
+    assert 0 < size <= LIMITS.max_virtual_bytes
+
+
+@given(st.integers(0, 119), st.binary(min_size=1, max_size=8))
+def test_a_damaged_header_never_names_another_file(offset: int, damage: bytes) -> None:
+    data = bytearray(qcow2())
+    data[offset : offset + len(damage)] = damage
+
+    try:
+        _inspect(ImageFormat.QCOW2, bytes(data))
+    except InvalidRequest:
+        return
+    assert data[8:20] == bytes(12)
+    assert not data[79] & 0b111
+
+
+def test_an_image_larger_than_allowed_is_cut_off_at_once() -> None:
+    inspection = Inspection(ImageFormat.RAW, ImageLimits(max_bytes=1000))
+
+    inspection.feed(bytes(1000))
+
+    with pytest.raises(TooMuch):
+        inspection.feed(b"x")
+
+
+def test_a_refusal_comes_as_soon_as_the_header_is_there() -> None:
+    inspection = Inspection(ImageFormat.RAW, LIMITS)
+
+    with pytest.raises(InvalidRequest):
+        inspection.feed(qcow2(clusters=100)[:200_000])
+
+
+# ------------------------------------------------------------------------------------------ storing
+
+
+async def _pieces(*data: bytes) -> AsyncIterator[bytes]:
+    for piece in data:
+        yield piece
+
+
+def _blobs(folder: Path, *, total: int = 1 << 30, uploads: int = 2) -> FileBlobs:
+    return FileBlobs(
+        folder, workers=Inline(), clock=SystemClock(), ids=RandomIds(), total_bytes=total, uploads=uploads
+    )
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_an_accepted_image_is_stored_under_its_digest(tmp_path: Path) -> None:
+    blobs, data = _blobs(tmp_path), disk()
+
+    received = await receive(
+        blobs, _pieces(data[:1000], data[1000:]), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+    )
+
+    assert received.sha256 == hashlib.sha256(data).hexdigest()
+    assert b"".join([piece async for piece in blobs.read(received.sha256)]) == data
+    assert b"".join([piece async for piece in blobs.read(received.sha256, 1_000_000)]) == data[1_000_000:]
+    assert len(_files(tmp_path)) == 1
+
+
+async def test_nothing_is_left_of_a_refused_image(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest):
+        await receive(
+            _blobs(tmp_path), _pieces(qcow2()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+        )
+
+    assert _files(tmp_path) == []
+
+
+async def test_bytes_that_changed_on_their_way_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await receive(
+            _blobs(tmp_path),
+            _pieces(disk()),
+            declared=ImageFormat.RAW,
+            expected_sha256="0" * 64,
+            limits=LIMITS,
+        )
+
+    assert refused.value.field == "image.sha256"
+    assert _files(tmp_path) == []
+
+
+async def test_nothing_is_left_of_an_upload_that_is_given_up(tmp_path: Path) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield disk()
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await receive(_blobs(tmp_path), broken(), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS)
+
+    assert _files(tmp_path) == []
+
+
+async def test_a_full_store_says_so_and_has_room_again_afterwards(tmp_path: Path) -> None:
+    blobs = _blobs(tmp_path, total=len(disk()) + 10)
+
+    with pytest.raises(TooMuch):
+        await receive(
+            blobs, _pieces(disk(), disk()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+        )
+    received = await receive(
+        blobs, _pieces(disk()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+    )
+
+    assert received.size_bytes == len(disk())
+
+
+async def test_too_many_uploads_at_once_are_refused(tmp_path: Path) -> None:
+    blobs = _blobs(tmp_path, uploads=1)
+    first = await blobs.begin()
+
+    with pytest.raises(TooMuch):
+        await blobs.begin()
+    await first.discard()
+
+    await (await blobs.begin()).discard()
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.ms = 0
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def boot_s(self) -> float:
+        return self.ms / 1000
+
+
+async def test_a_sweep_takes_what_is_old_and_nobody_names() -> None:
+    clock = _Clock()
+    blobs = MemoryBlobs(clock)
+    for name in ("a" * 64, "b" * 64):
+        blobs.put(name, b"x")
+    clock.ms = 8_000_000
+    blobs.put("c" * 64, b"x")
+
+    async def used() -> frozenset[str]:
+        return frozenset({"b" * 64})
+
+    assert await sweep(blobs, used) == 1
+    assert {blob.sha256 for blob in await blobs.list()} == {"b" * 64, "c" * 64}
