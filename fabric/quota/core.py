@@ -1,0 +1,39 @@
+"""What a project may still use: arithmetic on its quota record."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fabric.errors import Bug, QuotaExceeded
+from fabric.model.quota import Charge, Quota
+
+COUNTED = (("instances", "servers"), ("vcpus", "vCPUs"), ("ram_mib", "MiB of memory"))
+"""What is counted, and its words for people."""
+
+
+def charge(quota: Quota, asked: Charge, *, op_id: str) -> Quota:
+    """The quota with `asked` charged to it.
+
+    Raises:
+        QuotaExceeded: a limit would be passed; names the first, with the limit, what is used and what was asked.
+    """
+    used = quota.used + asked
+    for name, words in COUNTED:
+        limit, after, more = getattr(quota.limit, name), getattr(used, name), getattr(asked, name)
+        if more and after > limit:
+            raise QuotaExceeded(
+                f"the project may use {limit} {words}: {after - more} are used, {more} more were asked for",
+                resource=name,
+                limit=limit,
+                used=after - more,
+                asked=more,
+            )
+    return replace(quota, used=used, op_id=op_id)
+
+
+def refund(quota: Quota, given_back: Charge, *, op_id: str) -> Quota:
+    """The quota with `given_back` no longer charged. Raises Bug when more would be given back than was ever charged."""
+    used = quota.used - given_back
+    if min(used.instances, used.vcpus, used.ram_mib) < 0:
+        raise Bug("a refund of more than was charged", project=quota.project_id)
+    return replace(quota, used=used, op_id=op_id)

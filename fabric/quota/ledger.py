@@ -1,0 +1,189 @@
+"""Charging projects for what they ask, together with the writes that make it so, in one transaction.
+
+A project's quota record is the one point that all its creates compare, so creates that come together would refuse each other one by
+one. Here those of one project that wait at the same moment are written in one transaction: each is charged, or refused, by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fabric.errors import Ambiguous, Conflict, FabricError, NotFound, Unavailable
+from fabric.ids import Ids
+from fabric.model.quota import Charge, Quota
+from fabric.quota.core import charge
+from fabric.store.base import Committed, Refused, Snapshot, Store, Txn
+from fabric.store.codec import decode, encode
+from fabric.store.keys import QUOTA
+from fabric.store.settle import commit_settled
+
+V = TypeVar("V")
+
+TOGETHER = 24
+"""At most so many in one transaction: each takes four operations of etcd's 128."""
+
+TOGETHER_BYTES = 1_000_000
+
+ATTEMPTS = 8
+PAUSE_S = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """One thing to be charged for, and what is written when it is.
+
+    `mark` is a key that is compared as absent and put with a value that nobody else ever writes (R12).
+    """
+
+    charge: Charge
+    mark: str
+    unchanged: Mapping[str, int]
+    put: Mapping[str, bytes]
+    leases: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(key) + len(value) for key, value in self.put.items())
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    admission: Admission
+    outcome: asyncio.Future[Committed | Refused]
+
+
+class Ledger:
+    """The quota records of every project, as one API server writes them."""
+
+    def __init__(self, store: Store, *, ids: Ids, jitter: Callable[[], float]) -> None:
+        self._store = store
+        self._ids = ids
+        self._jitter = jitter
+        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._writers: dict[str, asyncio.Task[None]] = {}
+
+    async def admit(self, project_id: str, admission: Admission) -> Committed | Refused:
+        """Charge and write.
+
+        Returns:
+            Committed, or Refused where a key that the admission itself compares has changed: decide again.
+
+        Raises:
+            QuotaExceeded: the project's limit.
+            NotFound: the project has no quota record, or a lease is gone.
+            Conflict: others were faster, again and again.
+            Ambiguous: it may have been written. The same request_id tells.
+            Unavailable: it was not.
+        """
+        waiting = _Waiting(admission, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(project_id, deque()).append(waiting)
+        if project_id not in self._writers:
+            # A task of its own: the caller who happens to come first may hang up, and the others must not notice.
+            self._writers[project_id] = asyncio.create_task(
+                self._write(project_id), name=f"quota {project_id}"
+            )
+        return await waiting.outcome
+
+    async def _write(self, project_id: str) -> None:
+        """Write everything that waits, then end."""
+        queue = self._waiting[project_id]
+        group: list[_Waiting] = []
+        try:
+            while queue:
+                group = _next_group(queue)
+                await self._settle(project_id, group)
+        except BaseException as broken:
+            # Nobody may wait for ever, whatever happened here.
+            for each in [*group, *queue]:
+                _fail(
+                    each, broken if isinstance(broken, FabricError) else Unavailable("the server is stopping")
+                )
+            if not isinstance(broken, FabricError):
+                raise
+        finally:
+            del self._waiting[project_id]
+            del self._writers[project_id]
+
+    async def _settle(self, project_id: str, group: list[_Waiting]) -> None:
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
+            group = [each for each in group if not each.outcome.done()]
+            if not group:
+                return
+            try:
+                await self._try(project_id, group)
+            except (Ambiguous, NotFound, Unavailable) as error:
+                for each in group:
+                    _fail(each, error)
+                return
+        for each in group:
+            _fail(each, Conflict("the project's quota keeps changing; try again"))
+
+    async def _try(self, project_id: str, group: list[_Waiting]) -> None:
+        """One transaction for all of the group that still fit. Those whose fate it decides are told."""
+        key = QUOTA.at(project_id)
+        seen = await self._store.get(key, *(name for each in group for name in each.admission.unchanged))
+        stored = seen.value(key)
+        if stored is None:
+            raise NotFound("the project has no quota: it does not exist any more")
+        quota = decode(Quota, stored)
+        charged: list[_Waiting] = []
+        for each in group:
+            if _moved(each.admission, seen):
+                _tell(each, Refused(seen))
+                continue
+            try:
+                quota = charge(quota, each.admission.charge, op_id=self._ids.new_id())
+            except FabricError as refused:
+                _fail(each, refused)
+                continue
+            charged.append(each)
+        if not charged:
+            return
+        txn = Txn(
+            unchanged={key: seen.seen(key)} | _merged(each.admission.unchanged for each in charged),
+            put={key: encode(quota)} | _merged(each.admission.put for each in charged),
+            leases=_merged(each.admission.leases for each in charged),
+        )
+        outcome = await commit_settled(self._store, txn, mark=charged[0].admission.mark)
+        if isinstance(outcome, Committed):
+            for each in charged:
+                _tell(each, outcome)
+
+
+def _next_group(queue: deque[_Waiting]) -> list[_Waiting]:
+    """The next ones that fit into one transaction. Two with the same mark are one request sent twice: one after the other."""
+    group, size, marks = [queue.popleft()], 0, set[str]()
+    size += group[0].admission.size_bytes
+    marks.add(group[0].admission.mark)
+    while queue and len(group) < TOGETHER:
+        admission = queue[0].admission
+        if admission.mark in marks or size + admission.size_bytes > TOGETHER_BYTES:
+            break
+        marks.add(admission.mark)
+        size += admission.size_bytes
+        group.append(queue.popleft())
+    return group
+
+
+def _moved(admission: Admission, seen: Snapshot) -> bool:
+    return any(seen.seen(key) != revision for key, revision in admission.unchanged.items())
+
+
+def _merged(parts: Iterable[Mapping[str, V]]) -> dict[str, V]:
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _tell(waiting: _Waiting, outcome: Committed | Refused) -> None:
+    if not waiting.outcome.done():  # else its caller has hung up
+        waiting.outcome.set_result(outcome)
+
+
+def _fail(waiting: _Waiting, error: FabricError) -> None:
+    if not waiting.outcome.done():
+        waiting.outcome.set_exception(error)
