@@ -39,14 +39,26 @@ class Wanted:
 
 
 def decide(
-    hosts: HostPicture, wanted: Sequence[Wanted], settings: PlacementSettings, *, now_ms: int
+    hosts: HostPicture,
+    wanted: Sequence[Wanted],
+    settings: PlacementSettings,
+    *,
+    now_ms: int,
+    touched: dict[int, HostRow] | None = None,
 ) -> tuple[Decision, ...]:
     """A decision for each, in order: each is made as if those before it had been carried out.
 
-    Alternates are of the chosen host's cell: a conductor, which tries them, knows no other. Nothing is changed; it also
-    answers "what if".
+    Alternates are of the chosen host's cell: a conductor, which tries them, knows no other. The picture is left as it is, so this
+    also answers "what if".
+
+    Args:
+        hosts: everything that is known.
+        wanted: who wants a host.
+        settings: weights, and how much is told.
+        now_ms: what the decisions are dated.
+        touched: hosts, by row, as earlier decisions on the same picture have left them; brought up to date.
     """
-    touched: dict[int, HostRow] = {}
+    touched = {} if touched is None else touched
     decisions: list[Decision] = []
     for ask, group in groupby(wanted, key=lambda each: each.ask):
         batch = [each.instance_id for each in group]

@@ -1,0 +1,158 @@
+"""Books between the stores: charges that a cell has let go of are given back in the global store, once; and what only had to be
+remembered for a while is forgotten.
+
+Every scheduler does this for every cell it reaches; each write compares what it read, so they do each other's work at most once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.errors import FabricError, Unavailable
+from fabric.ids import Ids
+from fabric.model.instance import Build, Location, Over, Refund
+from fabric.model.quota import Quota
+from fabric.scheduler.commits import commit, read, seen
+from fabric.scheduler.core.picture import Seen
+from fabric.scheduler.core.saga import Owed, forget, settle_refunds, sweepable
+from fabric.scheduler.settings import SchedulerSettings
+from fabric.store import keys
+from fabric.store.base import Committed, Store
+from fabric.store.picture import Change, Held, Picture
+
+log = structlog.get_logger()
+
+MOST_REFUNDS = 30
+"""How many refunds share a transaction: each compares and deletes up to three keys, and etcd takes 128."""
+
+
+class Reconciler:
+    """The refunds and the forgetting of one cell. `follow` is its picture of refunds; whoever runs this runs that too."""
+
+    def __init__(
+        self,
+        cell: str,
+        store: Store,
+        global_store: Store,
+        *,
+        building: Callable[[], frozenset[str]],
+        decode: Callable[[str, bytes], Refund],
+        settings: SchedulerSettings,
+        clock: Clock,
+        ids: Ids,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._cell, self._store, self._global = cell, store, global_store
+        self._building = building
+        self._settings, self._clock, self._ids, self._jitter = settings, clock, ids, jitter
+        self._news = asyncio.Event()
+        self._refunds: Picture[Refund] = Picture(
+            store, keys.REFUND.under(), decode, clock=clock, on_change=self._on_change
+        )
+
+    async def run(self) -> None:
+        """Keep the books, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._refunds.run())
+            tasks.create_task(self._keep_refunding())
+            tasks.create_task(self._keep_sweeping())
+
+    def _on_change(self, _changes: Sequence[Change[Refund]]) -> None:
+        self._news.set()
+
+    # ------------------------------------------------------------------ refunds
+
+    async def _keep_refunding(self) -> None:
+        pause_s = self._settings.backoff_s
+        while True:
+            owed = dict(list(self._refunds.entries.items())[:MOST_REFUNDS])
+            if not owed:
+                self._news.clear()
+                await self._news.wait()
+                continue
+            try:
+                is_settled = await self._refund(owed)
+            except FabricError as trouble:
+                log.warning("refund.delayed", cell=self._cell, refunds=len(owed), why=trouble.message)
+                is_settled = False
+            if is_settled:
+                pause_s = self._settings.backoff_s
+            else:
+                # Somebody else is at it, or a store is away.
+                await asyncio.sleep(pause_s * (0.5 + self._jitter()))
+                pause_s = min(pause_s * 2, self._settings.longest_backoff_s)
+
+    async def _refund(self, owed: Mapping[str, Held[Refund]]) -> bool:
+        """Give these charges back, then forget the refunds; False when something had changed meanwhile."""
+        refunds = [held.value for held in owed.values()]
+        instances = [refund.instance_id for refund in refunds]
+        location_keys = {instance: keys.LOCATION.at(instance) for instance in instances}
+        build_keys = {instance: keys.BUILD.at(self._cell, instance) for instance in instances}
+        quota_keys = {refund.project_id: keys.QUOTA.at(refund.project_id) for refund in refunds}
+        now = await read(
+            self._global,
+            *location_keys.values(),
+            *build_keys.values(),
+            *quota_keys.values(),
+            timeout_s=self._settings.store_timeout_s,
+        )
+        change = settle_refunds(
+            self._cell,
+            [
+                Owed(
+                    refund=refund,
+                    location=seen(now, location_keys[refund.instance_id], Location),
+                    build=seen(now, build_keys[refund.instance_id], Build),
+                )
+                for refund in refunds
+            ],
+            {project: seen(now, key, Quota) for project, key in quota_keys.items()},
+            op_id=self._ids.new_id(),
+        )
+        if change.delete:
+            outcome = await commit(self._global, change, timeout_s=self._settings.store_timeout_s)
+            if not isinstance(outcome, Committed):
+                return False
+            log.info("refund.made", cell=self._cell, servers=len(change.delete))
+        return await self._forget({key: held.mod_revision for key, held in owed.items()})
+
+    async def _forget(self, revisions: Mapping[str, int]) -> bool:
+        outcome = await commit(self._store, forget(revisions), timeout_s=self._settings.store_timeout_s)
+        if isinstance(outcome, Committed):
+            await self._refunds.at_least(outcome.revision, timeout_s=self._settings.store_timeout_s)
+        return isinstance(outcome, Committed)
+
+    # ------------------------------------------------------------------ forgetting
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.sweep_s * (0.5 + self._jitter()))
+            try:
+                await self._sweep()
+            except FabricError as trouble:
+                log.warning("sweep.failed", cell=self._cell, why=trouble.message)
+
+    async def _sweep(self) -> None:
+        """Forget servers that have been over for long enough."""
+        try:
+            async with asyncio.timeout(self._settings.sweep_s):
+                found = await self._store.list(keys.OVER.under())
+        except TimeoutError:
+            raise Unavailable(
+                f"store {self._store.name} did not list in time", store=self._store.name
+            ) from None
+        overs: list[Seen[Over]] = [seen(found, key, Over) for key in found.entries]
+        old = sweepable(overs, self._building(), now_ms=self._clock.now_ms(), settings=self._settings)
+        for begin in range(0, len(old), MOST_REFUNDS):
+            chunk = {
+                keys.OVER.at(over.value.instance_id): over.revision
+                for over in old[begin : begin + MOST_REFUNDS]
+                if over.value is not None
+            }
+            await commit(self._store, forget(chunk), timeout_s=self._settings.store_timeout_s)
+        if old:
+            log.info("sweep.done", cell=self._cell, servers=len(old))
