@@ -59,7 +59,7 @@ async def news(events: AsyncIterator[DomainEvent], power: PowerState) -> DomainE
 async def until(driver: Driver, power: PowerState) -> Domain:
     async with asyncio.timeout(20):
         # By looking: an event may be lost, so what was seen is what counts.
-        while (domain := await seen(driver)).power is not power:  # noqa: ASYNC110
+        while (domain := await seen(driver)).power is not power:
             await asyncio.sleep(0.02)
     return domain
 

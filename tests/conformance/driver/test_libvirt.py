@@ -159,7 +159,7 @@ async def test_a_dead_libvirtd_is_said_and_its_guest_found_again(rig: LibvirtRig
 
     async with asyncio.timeout(20):
         # Nothing tells a client that libvirtd is back.
-        while not await opens(rig.driver):  # noqa: ASYNC110
+        while not await opens(rig.driver):
             await asyncio.sleep(0.1)
     domain = await rig.driver.observe(ID)
     assert domain is not None

@@ -442,7 +442,7 @@ async def test_a_dead_dhcp_server_is_started_again(site: Site) -> None:
     first = dhcp_pid(site)
     os.kill(first, signal.SIGKILL)
     async with asyncio.timeout(10):
-        while dhcp_pid(site) == first:  # noqa: ASYNC110 - its pid file is all there is to see
+        while dhcp_pid(site) == first:
             await asyncio.sleep(0.05)
 
     offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
