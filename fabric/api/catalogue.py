@@ -1,0 +1,129 @@
+"""What the global store offers to everybody: flavors, images, networks, keypairs, cells, and the index of servers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from fabric.api.shelf import Shelf
+from fabric.clock import Clock
+from fabric.errors import InvalidRequest, NotFound, Reason
+from fabric.ids import is_id
+from fabric.model.flavor import Flavor
+from fabric.model.host import Cell, CellCapacity
+from fabric.model.identity import Principal, Project, User
+from fabric.model.image import Image, Visibility
+from fabric.model.instance import Build, Location
+from fabric.model.keypair import Keypair
+from fabric.model.network import Network
+from fabric.model.quota import Quota
+from fabric.store.base import Store
+from fabric.store.keys import (
+    BUILD,
+    CAPACITY,
+    CELL,
+    FLAVOR,
+    IMAGE,
+    KEYPAIR,
+    LOCATION,
+    NETWORK,
+    PROJECT,
+    QUOTA,
+    USER,
+)
+
+V = TypeVar("V")
+
+
+def visible(image: Image, principal: Principal) -> bool:
+    """Whether the caller may see and use the image."""
+    return (
+        image.visibility is Visibility.PUBLIC
+        or image.project_id == principal.project_id
+        or principal.system_admin
+    )
+
+
+def one(found: Iterable[V], what: str, word: str, *, field: str, id_of: Callable[[V], str]) -> V:
+    """The only one. Raises NotFound for none, InvalidRequest with the ids for several: names need not be unique."""
+    several = list(found)
+    if not several:
+        raise NotFound(f"there is no {what} {word}", kind=what, name=word)
+    if len(several) > 1:
+        ids = ", ".join(sorted(map(id_of, several)))
+        raise InvalidRequest(
+            f"{len(several)} of your {what}s are called {word}; say which by its id: {ids}",
+            field=field,
+            reason=Reason.NAME_AMBIGUOUS,
+        )
+    return several[0]
+
+
+class Catalogue:
+    """The pictures, and look-ups by what people type: an id or a name."""
+
+    def __init__(self, store: Store, *, clock: Clock) -> None:
+        self.store = store
+        self.flavors = Shelf(store, FLAVOR.under(), Flavor, clock=clock)
+        self.images = Shelf(store, IMAGE.under(), Image, clock=clock)
+        self.networks = Shelf(store, NETWORK.under(), Network, clock=clock)
+        self.keypairs = Shelf(store, KEYPAIR.under(), Keypair, clock=clock)
+        self.projects = Shelf(store, PROJECT.under(), Project, clock=clock)
+        self.users = Shelf(store, USER.under(), User, clock=clock)
+        self.quotas = Shelf(store, QUOTA.under(), Quota, clock=clock)
+        self.cells = Shelf(store, CELL.under(), Cell, clock=clock)
+        self.capacities = Shelf(store, CAPACITY.under(), CellCapacity, clock=clock)
+        self.locations = Shelf(store, LOCATION.under(), Location, clock=clock)
+        self.builds = Shelf(store, BUILD.under(), Build, clock=clock)
+
+    async def run(self) -> None:
+        """Keep the pictures, until cancelled."""
+        shelves: tuple[Shelf[object], ...] = tuple(
+            each for each in vars(self).values() if isinstance(each, Shelf)
+        )
+        async with asyncio.TaskGroup() as tasks:
+            for shelf in shelves:
+                tasks.create_task(shelf.run())
+
+    async def flavor(self, word: str, *, field: str = "flavor") -> Flavor:
+        """By id or name. Raises NotFound."""
+        found = await self.flavors.matching(lambda each: word in {each.id, each.name})
+        return one(found, "flavor", word, field=field, id_of=lambda each: each.id)
+
+    async def image(self, word: str, principal: Principal, *, field: str = "image") -> Image:
+        """By id or name, of those the caller may see; the caller's own before public ones. Raises NotFound."""
+        found = await self.images.matching(
+            lambda each: word in {each.id, each.name} and visible(each, principal)
+        )
+        own = [each for each in found if each.project_id == principal.project_id]
+        return one(own or found, "image", word, field=field, id_of=lambda each: each.id)
+
+    async def network(self, word: str, *, field: str = "network") -> Network:
+        """By id or name; the only one there is, for no word. Raises NotFound."""
+        found = await self.networks.matching(lambda each: not word or word in {each.id, each.name})
+        if not word and len(found) > 1:
+            names = ", ".join(sorted(each.name for each in found))
+            raise InvalidRequest(f"there are several networks; say which: {names}", field=field)
+        return one(found, "network", word, field=field, id_of=lambda each: each.id)
+
+    async def keypair(self, name: str, principal: Principal, *, field: str = "keypair") -> Keypair:
+        """The caller's own, by name. Raises NotFound."""
+        held = await self.keypairs.find(KEYPAIR.at(principal.user_id, name))
+        return one([held.value] if held else [], "keypair", name, field=field, id_of=lambda each: each.id)
+
+    async def location(self, word: str, principal: Principal) -> Location:
+        """A server by id or name, of the caller's project (an administrator's: any, by id). Raises NotFound."""
+
+        def matches(each: Location) -> bool:
+            if each.project_id == principal.project_id:
+                return word in {each.instance_id, each.name}
+            return principal.system_admin and word == each.instance_id
+
+        if is_id(word):
+            held = await self.locations.find(LOCATION.at(word))
+            found = [held.value] if held is not None and matches(held.value) else []
+        else:
+            found = await self.locations.matching(matches)
+        by_id = [each for each in found if each.instance_id == word]
+        return one(by_id or found, "server", word, field="instance", id_of=lambda each: each.instance_id)
