@@ -1,0 +1,144 @@
+"""Servers, as the command line prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fabric.cli.output import Cell, Plain, Value, when
+
+if TYPE_CHECKING:
+    from fabric.client.instances import Instance
+
+COLUMNS = ("ID", "Name", "Status", "Networks", "Image", "Flavor")
+LONG_COLUMNS = (
+    *COLUMNS,
+    "Task State",
+    "Power State",
+    "Availability Zone",
+    "Cell",
+    "Host",
+    "Project ID",
+    "Created",
+)
+
+
+def addresses(instance: Instance) -> Cell:
+    """The addresses by network."""
+    by_network: dict[str, list[str]] = {}
+    for it in instance.status.addresses:
+        by_network.setdefault(it.network_name, []).append(it.address)
+    text = "; ".join(f"{network}={', '.join(them)}" for network, them in by_network.items())
+    return Cell({network: tuple(them) for network, them in by_network.items()}, text)
+
+
+def row(instance: Instance, *, long: bool) -> Sequence[Value]:
+    """A line of a list."""
+    spec, status = instance.spec, instance.status
+    short = (
+        instance.id,
+        instance.name,
+        status.state,
+        addresses(instance),
+        spec.image_name,
+        spec.flavor_name,
+    )
+    if not long:
+        return short
+    return (
+        *short,
+        status.task_state,
+        status.power_state,
+        status.availability_zone,
+        status.cell,
+        status.host,
+        instance.project_id,
+        when(instance.create_time),
+    )
+
+
+def view(instance: Instance) -> dict[str, Value]:
+    """Every field. The names are those of `openstack server show`, where it has them."""
+    spec, status = instance.spec, instance.status
+    return {
+        "id": instance.id,
+        "name": instance.name,
+        "status": status.state,
+        "task_state": status.task_state,
+        "vm_state": status.vm_state,
+        "power_state": status.power_state,
+        "progress": status.progress,
+        "fault": _fault(instance),
+        "addresses": addresses(instance),
+        "flavor": Cell(
+            {
+                "id": spec.flavor_id,
+                "name": spec.flavor_name,
+                "vcpus": spec.vcpus,
+                "ram": spec.ram_mib,
+                "disk": spec.disk_gib,
+            },
+            f"{spec.flavor_name} ({spec.vcpus} vCPU, {spec.ram_mib} MiB, {spec.disk_gib} GiB)",
+        ),
+        "image": Cell({"id": spec.image_id, "name": spec.image_name}, f"{spec.image_name} ({spec.image_id})"),
+        "key_name": spec.key_name,
+        "config_drive": spec.config_drive,
+        "availability_zone": status.availability_zone or spec.availability_zone,
+        "cell": status.cell,
+        "host": status.host,
+        "host_status": status.host_state,
+        "placement": status.placement.explanation,
+        "placement_refusals": _refusals(instance),
+        "placement_suggestion": status.placement.suggestion,
+        "properties": dict(spec.metadata),
+        "project_id": instance.project_id,
+        "user_id": instance.user_id,
+        "created": when(instance.create_time),
+        "updated": when(instance.update_time),
+        "launched_at": when(status.launch_time),
+    }
+
+
+def line(instance: Instance) -> str:
+    """Where a server is, in one line."""
+    status = instance.status
+    words = [f"{instance.name}: {status.state}", status.task_state, status.progress]
+    if status.fault.message:
+        words.append(f"({status.fault.message})")
+    return " ".join(word for word in words if word)
+
+
+def why(instance: Instance) -> str:
+    """Why a server is not where it should be: its fault, and what each filter had against the hosts."""
+    status = instance.status
+    said = f"{status.fault.code}: {status.fault.message}" if status.HasField("fault") else "nobody says why"
+    lines = [said, *_refusal_lines(instance)]
+    if status.placement.suggestion:
+        lines.append(status.placement.suggestion)
+    return "\n  ".join(lines)
+
+
+def _fault(instance: Instance) -> Value:
+    if not instance.status.HasField("fault"):
+        return None
+    fault = instance.status.fault
+    at = when(fault.time)
+    return Cell(
+        {"code": fault.code, "message": fault.message, "created": at},
+        f"{fault.code}: {fault.message}" + (f" ({at})" if at else ""),
+    )
+
+
+def _refusals(instance: Instance) -> Cell:
+    value: list[Plain] = [
+        {"filter": it.filter, "reason": it.reason, "hosts": it.hosts}
+        for it in instance.status.placement.refusals
+    ]
+    return Cell(value, "\n".join(_refusal_lines(instance)))
+
+
+def _refusal_lines(instance: Instance) -> list[str]:
+    return [
+        f"{it.hosts} {'host' if it.hosts == 1 else 'hosts'}: {it.reason} ({it.filter})"
+        for it in instance.status.placement.refusals
+    ]

@@ -1,0 +1,363 @@
+"""`fabric server`: instances, which people call servers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fabric.cli import params
+from fabric.cli.exits import Failed
+from fabric.cli.instance_views import COLUMNS, LONG_COLUMNS, line, row, view, why
+from fabric.cli.many import each
+from fabric.cli.output import Shape, listing, print_list, print_one, showing
+from fabric.cli.params import PAIR, examples, waiting
+from fabric.cli.session import APP, Session, pass_session
+from fabric.errors import FabricError, InvalidRequest, WrongState
+
+if TYPE_CHECKING:
+    from fabric.client.instances import Instance
+
+
+def one_server(function: Callable[..., None]) -> Callable[..., None]:
+    """The argument of verbs on one server."""
+    return click.argument("server", shell_complete=params.servers)(function)
+
+
+def many_servers(function: Callable[..., None]) -> Callable[..., None]:
+    """The argument of verbs on several servers."""
+    return click.argument(
+        "servers", nargs=-1, required=True, metavar="SERVER...", shell_complete=params.servers
+    )(function)
+
+
+def wait_for(session: Session, instance: Instance, state: str, timeout_s: float) -> Instance:
+    """Wait with progress on stderr. Raises Failed."""
+    found = session.client.instances.wait_for(
+        instance, state, timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen))
+    )
+    if found.status.state != state or (state != "ERROR" and found.status.HasField("fault")):
+        raise Failed(f"server {found.name} is {found.status.state}, not {state}: {why(found)}")
+    return found
+
+
+@click.group()
+def server() -> None:
+    """Servers: make them, look after them, end them."""
+
+
+@server.command(
+    epilog=examples(
+        "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --network nebula_net"
+        " --key-name nebula_key nebula_web_01",
+        "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --user-data setup.sh --wait web",
+    )
+)
+@click.option("--flavor", required=True, help="The size, by name or id.", shell_complete=params.flavors)
+@click.option(
+    "--image", required=True, help="What its disk starts as, by name or id.", shell_complete=params.images
+)
+@click.option(
+    "--network",
+    default="",
+    help="What it is attached to; not needed where there is only one.",
+    shell_complete=params.networks,
+)
+@click.option(
+    "--key-name", default="", metavar="KEYPAIR", help="Who may log in.", shell_complete=params.keypairs
+)
+@click.option("--availability-zone", default="", metavar="ZONE", help="Where.  [default: anywhere]")
+@click.option(
+    "--user-data",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What its first boot is given: a script that starts with #!.",
+)
+@click.option("--property", "properties", type=PAIR, multiple=True, help="Free metadata; may be given again.")
+@click.option(
+    "--config-drive/--no-config-drive", default=True, help="Whether it gets its data on a drive too.  [yes]"
+)
+@click.option(
+    "--security-group",
+    "groups",
+    multiple=True,
+    metavar="GROUP",
+    help="Not supported by this fabric: refused.",
+)
+@click.option("--dry-run", is_flag=True, help="Decide where it would go, and make nothing.")
+@click.argument("name")
+@waiting(600)
+@showing
+@pass_session
+def create(
+    session: Session,
+    *,
+    flavor: str,
+    image: str,
+    network: str,
+    key_name: str,
+    availability_zone: str,
+    user_data: Path | None,
+    properties: tuple[tuple[str, str], ...],
+    config_drive: bool,
+    groups: tuple[str, ...],
+    dry_run: bool,
+    name: str,
+    wait: bool,
+    wait_timeout_s: float,
+    shape: Shape,
+) -> None:
+    """Ask for a server. It is in BUILD when the command returns; with --wait it is ACTIVE."""
+    if groups:
+        raise click.UsageError(
+            "this fabric has no security groups, so nothing would be filtered: leave --security-group out"
+        )
+    if dry_run and wait:
+        raise click.UsageError("--dry-run makes nothing to wait for")
+    made = session.client.instances.create(
+        name=name,
+        flavor=flavor,
+        image=image,
+        network=network,
+        key_name=key_name,
+        availability_zone=availability_zone,
+        user_data=b"" if user_data is None else user_data.read_bytes(),
+        metadata=dict(properties),
+        config_drive=config_drive,
+        validate_only=dry_run,
+    )
+    if wait:
+        made = wait_for(session, made, "ACTIVE", wait_timeout_s)
+    print_one(shape, view(made))
+
+
+@server.command(
+    "list",
+    epilog=examples(
+        "fabric server list", "fabric server list --long --status ERROR", "fabric server list -f value -c ID"
+    ),
+)
+@click.option("--all-projects", is_flag=True, help="Everybody's (system administrators).")
+@click.option("--name", default="", help="Only servers of this name.")
+@click.option("--status", default="", help="Only servers in this state, e.g. ACTIVE, SHUTOFF or ERROR.")
+@click.option("--long", is_flag=True, help="More columns.")
+@listing
+@pass_session
+def list_(session: Session, *, all_projects: bool, name: str, status: str, long: bool, shape: Shape) -> None:
+    """List the project's servers, newest first."""
+    found = session.client.instances.list(all_projects=all_projects, name=name, state=status.upper())
+    print_list(shape, LONG_COLUMNS if long else COLUMNS, (row(it, long=long) for it in found.instances))
+    for cell in found.unreachable_cells:
+        session.say(f"cell {cell.cell} cannot be reached, its servers are UNKNOWN: {cell.reason}")
+
+
+@server.command(
+    epilog=examples("fabric server show nebula_web_01", "fabric server show -f json nebula_web_01")
+)
+@one_server
+@showing
+@pass_session
+def show(session: Session, *, server: str, shape: Shape) -> None:
+    """Show one, with its fault and with why it was placed where it is, or nowhere."""
+    print_one(shape, view(session.client.instances.get(server)))
+
+
+@server.command(
+    epilog=examples("fabric server delete nebula_web_01", "fabric server delete --wait web-1 web-2")
+)
+@many_servers
+@waiting(300)
+@pass_session
+def delete(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeout_s: float) -> None:
+    """End servers, whatever they are doing. Their disks are gone with them."""
+    instances = session.client.instances
+    going: dict[str, Instance] = {}
+
+    def end(name: str) -> None:
+        # By id from here on: between two calls another server may be given the name.
+        before = instances.get(name)
+        instances.delete(before.id)
+        going[name] = before
+
+    def wait_until_gone(name: str) -> None:
+        if (before := going.get(name)) is None:
+            return
+        left = instances.wait_until_gone(
+            before, timeout_s=wait_timeout_s, on_change=lambda seen: session.say(line(seen))
+        )
+        if left is not None:
+            raise Failed(f"server {left.name} could not be deleted: {why(left)}")
+
+    each_then_wait(session, servers, end, wait_until_gone if wait else None)
+
+
+@server.command(
+    epilog=examples("fabric server start nebula_web_01", "fabric server start --wait web-1 web-2")
+)
+@many_servers
+@waiting(180)
+@pass_session
+def start(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeout_s: float) -> None:
+    """Power stopped servers on."""
+    act(session, servers, session.client.instances.start, "ACTIVE", wait_timeout_s if wait else None)
+
+
+@server.command(
+    epilog=examples("fabric server stop nebula_web_01", "fabric server stop --shutdown-timeout 300 --wait db")
+)
+@click.option(
+    "--shutdown-timeout",
+    "shutdown_timeout_s",
+    type=click.IntRange(0, 3600),
+    default=0,
+    metavar="SECONDS",
+    help="What the guest may take before its power is cut.  [default: 60]",
+)
+@many_servers
+@waiting(240)
+@pass_session
+def stop(
+    session: Session, *, shutdown_timeout_s: int, servers: tuple[str, ...], wait: bool, wait_timeout_s: float
+) -> None:
+    """Shut servers down: their power button first, their power after the timeout."""
+    instances = session.client.instances
+    act(
+        session,
+        servers,
+        lambda name: instances.stop(name, timeout_s=shutdown_timeout_s),
+        "SHUTOFF",
+        wait_timeout_s + shutdown_timeout_s if wait else None,
+    )
+
+
+@server.command(
+    epilog=examples("fabric server reboot nebula_web_01", "fabric server reboot --hard --wait nebula_web_01")
+)
+@click.option(
+    "--soft",
+    "kind",
+    flag_value="soft",
+    default="soft",
+    help="Ask the guest; one that does not answer is rebooted hard.  [default]",
+)
+@click.option("--hard", "kind", flag_value="hard", help="Cut the power, and boot from the record.")
+@many_servers
+@waiting(300)
+@pass_session
+def reboot(
+    session: Session, *, kind: str, servers: tuple[str, ...], wait: bool, wait_timeout_s: float
+) -> None:
+    """Reboot servers."""
+    instances = session.client.instances
+    act(
+        session,
+        servers,
+        lambda name: instances.reboot(name, hard=kind == "hard"),
+        "ACTIVE",
+        wait_timeout_s if wait else None,
+    )
+
+
+def act(
+    session: Session,
+    servers: tuple[str, ...],
+    begin: Callable[[str], Instance],
+    state: str,
+    wait_timeout_s: float | None,
+) -> None:
+    """Begin an action on each server, and wait for all of them to reach `state` if that is wanted."""
+    begun: dict[str, Instance] = {}
+
+    def begin_one(name: str) -> None:
+        begun[name] = begin(name)
+
+    def wait_one(name: str) -> None:
+        if name in begun and wait_timeout_s is not None:
+            wait_for(session, begun[name], state, wait_timeout_s)
+
+    each_then_wait(session, servers, begin_one, None if wait_timeout_s is None else wait_one)
+
+
+def each_then_wait(
+    session: Session,
+    servers: tuple[str, ...],
+    begin: Callable[[str], None],
+    wait: Callable[[str], None] | None,
+) -> None:
+    """Begin with every server before any is waited for; wait also for those that went well beside one that did not."""
+    code = 0
+    for phase in (begin, wait):
+        if phase is not None:
+            try:
+                each(session, servers, phase)
+            except click.exceptions.Exit as ended:
+                code = code or ended.exit_code
+    if code:
+        click.get_current_context().exit(code)
+
+
+@server.command(
+    epilog=examples(
+        "fabric server ssh --login root -i nebula_key.pem nebula_web_01",
+        "fabric server ssh -i nebula_key.pem nebula_web_01 -- uptime",
+    )
+)
+@click.option(
+    "--login", "user", metavar="USER", help="Log in as.  [default: the image's os_admin_user, or root]"
+)
+@click.option(
+    "-i",
+    "--identity",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The private key.",
+)
+@one_server
+@click.argument("ssh_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
+@pass_session
+def ssh(
+    session: Session, *, user: str | None, identity: Path | None, server: str, ssh_arguments: tuple[str, ...]
+) -> None:
+    """Log in to a server by ssh, or run a command on it.
+
+    Host keys are remembered by the server's id and not by its address, which another server will have one day.
+    """
+    found = session.client.instances.get(server)
+    session.world.run_instead(
+        ssh_command(session, found, user=user or admin_user(session, found), identity=identity)
+        + list(ssh_arguments)
+    )
+
+
+def admin_user(session: Session, instance: Instance) -> str:
+    """Whom the image lets in: its property os_admin_user, which Glance's images have too."""
+    try:
+        return session.client.images.get(instance.spec.image_id).properties.get("os_admin_user", "root")
+    except FabricError:  # the image may be deleted, the server keeps its disk
+        return "root"
+
+
+def ssh_command(session: Session, instance: Instance, *, user: str, identity: Path | None) -> list[str]:
+    """The command that logs in. Raises WrongState where there is nothing to log in to."""
+    status = instance.status
+    if status.state != "ACTIVE":
+        raise WrongState(f"server {instance.name} is {status.state}: only one that is ACTIVE lets anybody in")
+    if not status.addresses:
+        raise WrongState(f"server {instance.name} has no address")
+    if user.startswith("-") or "@" in user:
+        raise InvalidRequest(f"{user!r} is no user's name", field="login")
+    known_hosts = session.world.folder("XDG_CACHE_HOME", ".cache") / "known_hosts"
+    known_hosts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    command = ["ssh"]
+    for option in (
+        f"HostKeyAlias={APP}-{instance.id}",
+        f"UserKnownHostsFile={known_hosts}",
+        "StrictHostKeyChecking=accept-new",
+        "CheckHostIP=no",
+    ):
+        command += ["-o", option]
+    if identity is not None:
+        command += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
+    return [*command, "-l", user, status.addresses[0].address]
