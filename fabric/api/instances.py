@@ -12,15 +12,7 @@ from google.protobuf.message import Message
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
-from fabric.api.core.accept import (
-    REQUEST_ID_KEPT_MS,
-    Asked,
-    acceptance,
-    charge_of,
-    charged,
-    first_cell,
-    request_for,
-)
+from fabric.api.core.accept import REQUEST_ID_KEPT_MS, Asked, admission, charge_of, first_cell, request_for
 from fabric.api.core.intent import DEFAULT_STOP_TIMEOUT_S, Intent, cancelled, keys_of, replayed, written
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
@@ -38,13 +30,15 @@ from fabric.ids import Ids
 from fabric.model.host import CellCapacity
 from fabric.model.identity import Principal
 from fabric.model.image import Image
-from fabric.model.instance import Answered, Build, Instance, Location
+from fabric.model.instance import Answered, Build, Instance, Location, Request
 from fabric.model.quota import Quota
 from fabric.model.states import Action, TaskState
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.quota.core import charge
+from fabric.quota.ledger import Ledger
 from fabric.store import codec
-from fabric.store.base import Refused, Snapshot, Store
+from fabric.store.base import Refused, Store
 from fabric.store.keys import ACTED, ANSWERED, BUILD, INSTANCE, LOCATION, QUOTA, SESSION
 from fabric.store.settle import commit_settled
 
@@ -84,6 +78,7 @@ class InstanceHandlers:
         *,
         catalogue: Catalogue,
         cells: Cells,
+        ledger: Ledger,
         conductors: Conductors,
         pages: Pages,
         clock: Clock,
@@ -93,6 +88,7 @@ class InstanceHandlers:
         self._catalogue = catalogue
         self._global: Store = catalogue.store
         self._cells = cells
+        self._ledger = ledger
         self._conductors = conductors
         self._pages = pages
         self._clock = clock
@@ -106,22 +102,19 @@ class InstanceHandlers:
     ) -> pb.CreateInstanceResponse:
         answered = self._answered("create", request, request.request_id, principal)
         for attempt in range(TRIES):
-            seen = await self._global.get(
-                QUOTA.at(principal.project_id), ANSWERED.at(principal.project_id, answered.request_id)
-            )
-            earlier = replayed(seen.value(ANSWERED.at(principal.project_id, answered.request_id)), answered)
+            key = ANSWERED.at(principal.project_id, answered.request_id)
+            earlier = replayed((await self._global.get(key)).value(key), answered)
             if earlier is not None:
                 return await self._created(earlier.resource_id, principal)
             instance_id = self._ids.new_id()
-            outcome = await self._accept(seen, request, principal, answered, instance_id)
+            outcome = await self._accept(request, principal, answered, instance_id)
             if outcome is not None:
                 return outcome
             await self._pause(attempt)
-        raise Conflict("the project's quota is being changed by many at once; try again")
+        raise Conflict(f"request_id {answered.request_id} is being used by many at once; try again")
 
     async def _accept(
         self,
-        seen: Snapshot,
         request: pb.CreateInstanceRequest,
         principal: Principal,
         answered: Answered,
@@ -145,22 +138,29 @@ class InstanceHandlers:
             create_time_ms=now_ms,
         )
         if request.validate_only:
-            stored = seen.value(QUOTA.at(principal.project_id))
-            if stored is not None:
-                charged(codec.decode(Quota, stored), charge_of(wanted), op_id="")
-            return pb.CreateInstanceResponse(
-                instance=from_build(build),
-                revision=types_pb2.Revision(store="global", revision=seen.revision),
-            )
-        answer = _about(answered, instance_id)
-        txn = acceptance(seen, wanted, cell=cell, answered=answer, now_ms=now_ms, op_id=self._ids.new_id())
-        mark = ANSWERED.at(answer.project_id, answer.request_id)
-        outcome = await commit_settled(self._global, txn, mark=mark, patience_s=1.5)
+            revision = await self._would_charge(wanted)
+            return pb.CreateInstanceResponse(instance=from_build(build), revision=_at("global", revision))
+        entry = admission(
+            wanted,
+            cell=cell,
+            answered=_about(answered, instance_id),
+            now_ms=now_ms,
+            op_id=self._ids.new_id(),
+        )
+        outcome = await self._ledger.admit(principal.project_id, entry)
         if isinstance(outcome, Refused):
             return None
-        return pb.CreateInstanceResponse(
-            instance=from_build(build), revision=types_pb2.Revision(store="global", revision=outcome.revision)
-        )
+        return pb.CreateInstanceResponse(instance=from_build(build), revision=_at("global", outcome.revision))
+
+    async def _would_charge(self, wanted: Request) -> int:
+        """Whether the project could pay, without paying. Raises QuotaExceeded, NotFound."""
+        key = QUOTA.at(wanted.guest.project_id)
+        seen = await self._global.get(key)
+        stored = seen.value(key)
+        if stored is None:
+            raise NotFound("the project has no quota: it does not exist any more")
+        charge(codec.decode(Quota, stored), charge_of(wanted), op_id="")
+        return seen.revision
 
     async def _look_up(self, request: pb.CreateInstanceRequest, principal: Principal) -> Asked:
         """Everything that the request names. A name that is not there is the request's fault, and names its field."""

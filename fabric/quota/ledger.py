@@ -28,6 +28,9 @@ TOGETHER = 24
 
 TOGETHER_BYTES = 1_000_000
 
+PATIENCE_S = 1.5
+"""How long a lost answer is looked for: callers are told within 2 s that the store is away."""
+
 ATTEMPTS = 8
 PAUSE_S = 0.05
 
@@ -150,7 +153,9 @@ class Ledger:
             put={key: encode(quota)} | _merged(each.admission.put for each in charged),
             leases=_merged(each.admission.leases for each in charged),
         )
-        outcome = await commit_settled(self._store, txn, mark=charged[0].admission.mark)
+        outcome = await commit_settled(
+            self._store, txn, mark=charged[0].admission.mark, patience_s=PATIENCE_S
+        )
         if isinstance(outcome, Committed):
             for each in charged:
                 _tell(each, outcome)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from fabric.errors import InvalidRequest, QuotaExceeded
+from fabric.errors import InvalidRequest
 from fabric.model.flavor import Flavor
 from fabric.model.host import CellCapacity, Resources
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request
 from fabric.model.keypair import Keypair
 from fabric.model.network import Network
-from fabric.model.quota import Charge, Quota
+from fabric.model.quota import Charge
+from fabric.quota.ledger import Admission
 from fabric.store import codec
-from fabric.store.base import Snapshot, Txn
-from fabric.store.keys import ANSWERED, BUILD, LOCATION, QUOTA
+from fabric.store.keys import ANSWERED, BUILD, LOCATION
 
 GIB = 1 << 30
 REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
@@ -91,22 +91,6 @@ def charge_of(request: Request) -> Charge:
     return Charge(instances=1, vcpus=request.guest.vcpus, ram_mib=request.guest.ram_mib)
 
 
-def charged(quota: Quota, cost: Charge, *, op_id: str) -> Quota:
-    """The quota with the cost on it. Raises QuotaExceeded, naming the first limit that would be passed."""
-    used = quota.used + cost
-    for resource in ("instances", "vcpus", "ram_mib"):
-        limit, now, more = (getattr(each, resource) for each in (quota.limit, quota.used, cost))
-        if now + more > limit:
-            raise QuotaExceeded(
-                f"the project's quota of {limit} {resource} would be passed: {now} used, {more} asked for",
-                resource=resource,
-                limit=limit,
-                used=now,
-                asked=more,
-            )
-    return replace(quota, used=used, op_id=op_id)
-
-
 def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], request: Request) -> str:
     """The cell to try first: of those that seem to have room, the one with the most free memory; else the first by name.
 
@@ -132,21 +116,13 @@ def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], req
     return max(sorted(fitting or cells), key=free_ram_mib)
 
 
-def acceptance(
-    seen: Snapshot, request: Request, *, cell: str, answered: Answered, now_ms: int, op_id: str
-) -> Txn:
-    """The first durable write of a create: quota, request_id, index and build, all or nothing.
+def admission(request: Request, *, cell: str, answered: Answered, now_ms: int, op_id: str) -> Admission:
+    """The first durable write of a create, but for the quota: request_id, index and build, all or nothing.
 
-    `seen` holds the quota and the request_id's key. The mark for settling a lost answer (R12) is the request_id's key. Raises
-    QuotaExceeded; InvalidRequest when the project has no quota, which is to say is not there.
+    The request_id's key is the mark by which a lost answer is settled (R12).
     """
     guest = request.guest
-    quota_key = QUOTA.at(guest.project_id)
-    stored = seen.value(quota_key)
-    if stored is None:
-        raise InvalidRequest("the project has no quota: it was removed", field="project")
     cost = charge_of(request)
-    quota = charged(codec.decode(Quota, stored), cost, op_id=op_id)
     location = Location(
         instance_id=guest.id,
         project_id=guest.project_id,
@@ -167,10 +143,11 @@ def acceptance(
     )
     answer_key = ANSWERED.at(answered.project_id, answered.request_id)
     location_key, build_key = LOCATION.at(guest.id), BUILD.at(cell, guest.id)
-    return Txn(
-        unchanged={quota_key: seen.seen(quota_key), answer_key: 0, location_key: 0, build_key: 0},
+    return Admission(
+        charge=cost,
+        mark=answer_key,
+        unchanged={answer_key: 0, location_key: 0, build_key: 0},
         put={
-            quota_key: codec.encode(quota),
             answer_key: codec.encode(answered),
             location_key: codec.encode(location),
             build_key: codec.encode(build),
