@@ -108,6 +108,7 @@ class MemoryStore:
     # ------------------------------------------------------------------ reading and writing
 
     async def get(self, *keys: str) -> Snapshot:
+        rules.check_keys(keys)
         self._check_open()
         return self._read(sorted(set(keys)), ())
 

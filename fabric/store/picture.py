@@ -203,8 +203,7 @@ class Picture(Generic[V]):
 
     async def _keep_contact(self) -> None:
         while True:
-            # The prefix itself is never a key; that it is absent is answer enough.
-            await self._asked(self._store.get(self._prefix))
+            await self._asked(self._store.get())  # no keys: just the revision, as sound as any read
             await asyncio.sleep(self._pace.contact_s)
 
     async def _asked(self, reading: Awaitable[Snapshot]) -> Snapshot | None:

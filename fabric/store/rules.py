@@ -7,7 +7,7 @@ one answer for all stores, and lets a fake be as strict as the real thing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fabric.errors import Bug, Reason, TooMuch
 from fabric.store.base import Txn
@@ -22,6 +22,12 @@ SHORTEST_LEASE_S = 2
 """etcd never grants less than one and a half of its default election timeout (1 s), in whole seconds."""
 
 
+def check_keys(keys: Iterable[str]) -> None:
+    """Whether these can be keys. Raises Bug: etcd has no empty key."""
+    if "" in keys:
+        raise Bug("an empty key")
+
+
 def check(txn: Txn) -> None:
     """Whether a store may be asked this.
 
@@ -29,6 +35,8 @@ def check(txn: Txn) -> None:
         Bug: contradicts itself: puts and deletes one key, or names a lease for a key it does not put.
         TooMuch: more operations or bytes than etcd takes in one transaction; split it.
     """
+    for keys in (txn.unchanged, txn.put, txn.delete, txn.reads):
+        check_keys(keys)
     both = set(txn.put).intersection(txn.delete)
     if both:
         raise Bug(f"a transaction both puts and deletes {min(both)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import http.client
 import json
 import os
@@ -37,10 +38,14 @@ def find_binaries() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in candidates:
         if path.exists():
-            answer = subprocess.run([path, "--version"], capture_output=True, text=True, check=True)
-            version = answer.stdout.splitlines()[0].removeprefix("etcd Version:").strip()
-            found.setdefault(version, path)
+            found.setdefault(version_text(path), path)
     return dict(sorted(found.items(), key=lambda item: version_of(item[0]), reverse=True))
+
+
+@functools.cache
+def version_text(binary: Path) -> str:
+    answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    return answer.stdout.splitlines()[0].removeprefix("etcd Version:").strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,9 @@ class Cluster:
                 *("--unsafe-no-fsync", "--logger", "zap", "--log-level", "warn"),
             ]
             if progress_s is not None:
-                argv += ["--experimental-watch-progress-notify-interval", f"{progress_s}s"]
+                is_stable = version_of(version_text(binary)) >= (3, 6, 0)
+                option = "watch-progress-notify-interval"
+                argv += [f"--{option}" if is_stable else f"--experimental-{option}", f"{progress_s}s"]
             if certificates is not None:
                 argv += ["--client-cert-auth", "--trusted-ca-file", str(certificates.ca)]
                 argv += [

@@ -61,7 +61,8 @@ class Beats:
             raise BeatLost("no answer in time") from None
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, Unavailable) as broken:
             self._drop()
-            raise BeatLost(str(broken)) from broken
+            why = broken.code().name if isinstance(broken, grpc.aio.AioRpcError) else type(broken).__name__
+            raise BeatLost(why) from broken
         except asyncio.CancelledError:
             raise_if_cancelled()
             raise BeatLost("closed here") from None

@@ -68,6 +68,14 @@ async def what_was_written_is_read_back_at_its_revision(store: CompactingStore) 
     assert (snapshot.value("b"), snapshot.seen("b")) == (b"", second)
 
 
+async def reading_no_key_tells_the_revision(store: CompactingStore) -> None:
+    last = await put(store, a="1")
+
+    snapshot = await store.get()
+
+    assert (snapshot.revision, snapshot.entries) == (last, {})
+
+
 async def any_number_of_keys_is_read_at_one_revision(store: CompactingStore) -> None:
     names = [f"many/{number:03}" for number in range(300)]
     for start in range(0, 300, 100):
@@ -210,6 +218,11 @@ async def contradictions_are_our_own_fault(store: CompactingStore) -> None:
         await store.commit(Txn(put={"a": b"1"}, delete=["a"]))
     with pytest.raises(Bug):
         await store.commit(Txn(put={"a": b"1"}, leases={"b": 1}))
+    for empty in (Txn(put={"": b""}), Txn(unchanged={"": 0}), Txn(delete=[""]), Txn(reads=[""])):
+        with pytest.raises(Bug):
+            await store.commit(empty)
+    with pytest.raises(Bug):
+        await store.get("a", "")
 
 
 async def what_is_too_large_is_refused_before_anything_is_done(store: CompactingStore) -> None:

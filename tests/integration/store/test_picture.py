@@ -23,7 +23,7 @@ async def put(store: Store, **values: int) -> int:
 
 async def becomes(picture: Picture[int], *, connected: bool) -> None:
     async with asyncio.timeout(GUARD_S):
-        while picture.is_connected is not connected:  # noqa: ASYNC110 - time changes this, nobody could tell us
+        while picture.is_connected is not connected:
             await asyncio.sleep(0.05)
 
 
