@@ -48,9 +48,9 @@ class SqliteJournal:
         try:
             return self._load()
         except (JournalDamaged, sqlite3.DatabaseError) as error:
+            self.close()
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 raise
-            self.close()
             _log.error("journal.damaged", reason=str(error), set_aside=str(self._set_aside()))
             return self._load()
 
