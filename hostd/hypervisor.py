@@ -15,7 +15,10 @@ _log = structlog.get_logger(__name__)
 
 
 class HypervisorWatch:
-    """Keeps the driver open. `fault` says what is wrong with it now; a hypervisor that is away stops no guest and reports none dead."""
+    """Keeps the driver open. A hypervisor that is away stops no guest, and reports none dead.
+
+    `hypervisor` is None until it was reached for the first time; `fault` says what is wrong with it now.
+    """
 
     def __init__(
         self,
@@ -27,7 +30,7 @@ class HypervisorWatch:
         changed: Callable[[], None],
     ) -> None:
         self.hypervisor: Hypervisor | None = None
-        self.fault: FaultCode | None = FaultCode.HYPERVISOR_UNAVAILABLE
+        self.fault: FaultCode | None = None
         self._driver = driver
         self._timers = timers
         self._noticed = noticed
@@ -39,32 +42,24 @@ class HypervisorWatch:
         while True:
             try:
                 self.hypervisor = await self._driver.open()
-                await self._serve()
-            except DriverError as error:
-                self._is_now(as_fault_code(error.code))
-                _log.warning("hypervisor.unavailable", reason=error.message)
-            except Exception:  # noqa: BLE001 - logged; the watch must not end
+                self.fault = None
+                self._changed()
+                # Listening begins before the first look, so that nothing falls in between. Either ends both.
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._listen(), name="hypervisor/events")
+                    tasks.create_task(self._poll(), name="hypervisor/poll")
+            except* DriverError as lost:
+                self._is_now(_word_for(lost))
+                _log.warning("hypervisor.unavailable", fault=self.fault)
+            except* Exception:  # noqa: BLE001 - logged; the watch must not end
                 self._is_now(FaultCode.HYPERVISOR_FAILED)
                 _log.exception("hypervisor.failed")
             await asyncio.sleep(self._timers.hypervisor_retry_s)
 
-    async def _serve(self) -> None:
-        """Pass on events and poll, until either finds the connection gone."""
-        # Listening begins before the first look, so that nothing falls in between.
-        listening = asyncio.create_task(self._listen(), name="hypervisor/events")
-        polling = asyncio.create_task(self._poll(), name="hypervisor/poll")
-        try:
-            done, _ = await asyncio.wait({listening, polling}, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            listening.cancel()
-            polling.cancel()
-            await asyncio.gather(listening, polling, return_exceptions=True)
-
     async def _listen(self) -> None:
         async for event in self._driver.events():
             self._noticed(event)
+        raise DriverError(FaultCode.HYPERVISOR_UNAVAILABLE, "the hypervisor's events have ended")
 
     async def _poll(self) -> None:
         while True:
@@ -78,3 +73,12 @@ class HypervisorWatch:
         if fault is not self.fault:
             self.fault = fault
             self._changed()
+
+
+def _word_for(group: BaseExceptionGroup[DriverError]) -> FaultCode:
+    """The fault of the first of them."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, DriverError)
+    return as_fault_code(found.code)

@@ -198,6 +198,9 @@ class Worker:
             return None
         if self._release is None and self.settled is not None:
             return await self._watch_over(self._order(), self.settled)
+        now_s = self._site.clock.boot_s()
+        if reconcile.resting(self._effort, now_s=now_s) is not None:
+            return max(0.001, self._effort.retry_s - now_s)
         self._changed.clear()
         step: Act | None = None
         try:
@@ -333,13 +336,14 @@ class Worker:
         changing = asyncio.create_task(self._changed.wait())
         try:
             await asyncio.wait({doing, changing}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                raise Superseded
-            doing.result()
+            superseded = not doing.done()
         finally:
-            for task in (doing, changing):
-                task.cancel()
-            await asyncio.gather(doing, changing, return_exceptions=True)
+            doing.cancel()
+            changing.cancel()
+        if superseded:
+            await asyncio.wait({doing})
+            raise Superseded
+        doing.result()
 
     async def _mark(self, mark: MarkStarted | MarkDone) -> None:
         assert self.row is not None

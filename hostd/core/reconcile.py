@@ -78,6 +78,11 @@ def looks_everywhere(goal: Order | Release) -> bool:
     return isinstance(goal, Release) or goal.want is Want.ABSENT
 
 
+def resting(effort: Effort, *, now_s: float) -> Wait | None:
+    """Whether to wait before even measuring again: something failed, and is to be tried again later."""
+    return Wait(effort.retry_s, "a step failed and is tried again") if now_s < effort.retry_s else None
+
+
 def next_step(
     goal: Order | Release,
     row: JournalRow,
@@ -89,8 +94,6 @@ def next_step(
     patience: Patience,
 ) -> Step:
     """The next step towards the goal. `row` is the journal's, already accepted; `permitted` is R5's permit at this instant."""
-    if now_s < effort.retry_s:
-        return Wait(effort.retry_s, "a step failed and is tried again")
     if isinstance(goal, Release):
         return _let_go(goal.placement_epoch, seen, effort) or LetGo(goal.placement_epoch)
     if goal.want is Want.ABSENT:

@@ -102,6 +102,8 @@ class Audit:
         except DriverError as error:
             fault = as_fault_code(error.code)
         hypervisor, watched = self._state()
+        if hypervisor is None and watched is None:
+            return  # not reached yet, and not known to be away: there is nothing to tell
         self._report(
             resources.report(
                 hypervisor,

@@ -292,9 +292,8 @@ def test_a_fault_that_may_pass_is_tried_again_until_patience_ends() -> None:
         effort, told = fail(order(), effort, FaultCode.HYPERVISOR_UNAVAILABLE, now_s=now_s)
         if told is not None:
             break
-        assert step(order(), None, effort, now_s=now_s) == Wait(
-            effort.retry_s, "a step failed and is tried again"
-        )
+        assert reconcile.resting(effort, now_s=now_s) is not None
+        assert reconcile.resting(effort, now_s=effort.retry_s) is None
         now_s, tries = effort.retry_s, tries + 1
 
     assert told == Settled(HostState.ERROR, fault=FaultCode.HYPERVISOR_UNAVAILABLE)

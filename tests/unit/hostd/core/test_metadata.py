@@ -1,0 +1,208 @@
+"""The formats guests know: OpenStack's and the part of EC2's; and who may have them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from http import HTTPStatus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostd.core.metadata import answer, documents, meta_data, network_data
+from hostd.core.metadata_request import Request, Response, parse, respond
+from tests.conformance.guests import a_guest, a_port
+
+GUEST = a_guest(
+    "web",
+    ports=(a_port(1, mtu=1450),),
+    public_keys={"b": "ssh-ed25519 BBBB", "a": "ssh-rsa AAAA"},
+    metadata={"role": "web"},
+    user_data=b"\x1f\x8b binary is fine",
+    availability_zone="nova",
+)
+
+
+def test_meta_data_has_what_cloud_init_asks_of_openstack() -> None:
+    said = meta_data(GUEST, random_seed=b"seed")
+
+    assert said["uuid"] == GUEST.id
+    assert (said["name"], said["hostname"], said["launch_index"]) == ("web", "web", 0)
+    assert said["availability_zone"] == "nova"
+    assert said["project_id"] == GUEST.project_id
+    assert said["meta"] == {"role": "web"}
+    assert said["public_keys"] == GUEST.public_keys
+    assert said["keys"][0] == {"name": "a", "type": "ssh", "data": "ssh-rsa AAAA"}
+    assert base64.b64decode(said["random_seed"]) == b"seed"
+
+
+def test_network_data_describes_static_links_by_mac() -> None:
+    said = network_data(GUEST.ports)
+
+    assert said["links"] == [
+        {
+            "id": "link0",
+            "vif_id": GUEST.ports[0].id,
+            "type": "bridge",
+            "mtu": 1450,
+            "ethernet_mac_address": "fa:16:3e:00:00:01",
+        }
+    ]
+    (network,) = said["networks"]
+    assert (network["type"], network["link"]) == ("ipv4", "link0")
+    assert (network["ip_address"], network["netmask"]) == ("10.77.0.2", "255.255.255.0")
+    assert network["routes"] == [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.77.0.1"}]  # noqa: S104
+    assert said["services"] == [{"type": "dns", "address": "192.0.2.53"}]
+
+
+def test_only_the_first_port_has_a_default_route_and_servers_are_told_once() -> None:
+    said = network_data((a_port(1), a_port(2)))
+
+    assert [len(network["routes"]) for network in said["networks"]] == [1, 0]
+    assert len(said["services"]) == 1
+
+
+def test_the_drive_has_every_version_and_user_data_byte_for_byte() -> None:
+    files = documents(GUEST)
+
+    assert files["openstack/latest/user_data"] == GUEST.user_data
+    assert {name.partition("openstack/latest/")[2] for name in files if "latest" in name} == {
+        name.partition("openstack/2018-08-27/")[2] for name in files if "2018" in name
+    }
+    assert "openstack/latest/user_data" not in documents(replace(GUEST, user_data=b""))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/", b"2009-04-04\nlatest"),
+        ("/openstack", b"2018-08-27\nlatest"),
+        (
+            "/openstack/latest/",
+            b"meta_data.json\nnetwork_data.json\nuser_data\nvendor_data.json\nvendor_data2.json",
+        ),
+        ("/openstack/latest/user_data", GUEST.user_data),
+        ("/openstack/latest/vendor_data.json", b"{}"),
+        ("/latest", b"meta-data/\nuser-data"),
+        ("/latest/user-data", GUEST.user_data),
+        ("/2009-04-04/meta-data/local-ipv4", b"10.77.0.2"),
+        ("/latest/meta-data/public-keys/", b"0=a\n1=b"),
+        ("/latest/meta-data/public-keys/0", b"openssh-key"),
+        ("/latest/meta-data/public-keys/1/openssh-key", b"ssh-ed25519 BBBB"),
+        ("/latest/meta-data/placement/availability-zone", b"nova"),
+        ("//latest//meta-data//hostname", b"web"),
+        ("/openstack/1999-01-01/meta_data.json", None),
+        ("/latest/meta-data/hostname/more", None),
+        ("/latest/meta-data/../../etc/passwd", None),
+        ("/nowhere", None),
+    ],
+)
+def test_a_path_has_one_answer(path: str, said: bytes | None) -> None:
+    assert answer(GUEST, path) == said
+
+
+def test_the_listing_names_what_is_there() -> None:
+    listing = answer(GUEST, "/latest/meta-data/")
+    assert listing is not None
+
+    for name in listing.decode().splitlines():
+        assert answer(GUEST, f"/latest/meta-data/{name}") is not None, name
+
+
+def test_the_service_and_the_drive_say_the_same() -> None:
+    for path, content in documents(GUEST, random_seed=b"x").items():
+        assert answer(GUEST, f"/{path}", random_seed=b"x") == content
+
+
+def test_documents_are_json() -> None:
+    for path, content in documents(GUEST).items():
+        if path.endswith(".json"):
+            assert isinstance(json.loads(content), dict)
+
+
+# ------------------------------------------------------------------ requests
+
+
+def ask(request: Request | None, *, guest: object = GUEST, now_s: float = 1000.0) -> Response:
+    return respond(
+        request,
+        guest,  # type: ignore[arg-type]
+        now_s=now_s,
+        secret=b"secret",
+        random_seed=b"",
+    )
+
+
+def get(path: str, **headers: str) -> Request:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Request(method="GET", path=path, headers=named)
+
+
+def token(ttl: str, *, guest: object = GUEST) -> Response:
+    headers = {"x-aws-ec2-metadata-token-ttl-seconds": ttl}
+    return ask(Request(method="PUT", path="/latest/api/token", headers=headers), guest=guest)
+
+
+def test_an_address_that_is_nobodys_is_told_nothing() -> None:
+    assert ask(get("/latest/meta-data/hostname"), guest=None).status is HTTPStatus.NOT_FOUND
+
+
+@pytest.mark.parametrize("header", ["x_forwarded_for", "forwarded", "via", "x_forwarded_host"])
+def test_what_came_through_a_proxy_is_refused(header: str) -> None:
+    assert ask(get("/", **{header: "10.77.0.3"})).status is HTTPStatus.FORBIDDEN
+
+
+@pytest.mark.parametrize("ttl", ["", "0", "-1", "21601", "9" * 5000, "1.5", "٣"])
+def test_a_token_lives_for_a_second_to_six_hours(ttl: str) -> None:
+    assert token(ttl).status is HTTPStatus.BAD_REQUEST
+    assert token("21600").status is HTTPStatus.OK
+
+
+def test_a_token_is_good_for_its_guest_until_it_ends() -> None:
+    def with_token(text: str, *, now_s: float) -> HTTPStatus:
+        return ask(get("/", x_aws_ec2_metadata_token=text), now_s=now_s).status
+
+    mine = token("60").body.decode()
+    others = token("60", guest=a_guest("other")).body.decode()
+
+    assert with_token(mine, now_s=1060) is HTTPStatus.OK
+    assert with_token(mine, now_s=1061) is HTTPStatus.UNAUTHORIZED
+    assert with_token(others, now_s=1000) is HTTPStatus.UNAUTHORIZED
+    assert with_token(mine[:-1] + "0x", now_s=1000) is HTTPStatus.UNAUTHORIZED
+
+
+@given(st.text())
+def test_no_made_up_token_is_good(text: str) -> None:
+    assert ask(get("/", x_aws_ec2_metadata_token=text)).status is HTTPStatus.UNAUTHORIZED
+
+
+@given(st.binary())
+def test_any_bytes_are_a_request_or_none(head: bytes) -> None:
+    request = parse(head + b"\r\n\r\n")
+
+    assert request is None or request.path
+
+
+def test_a_head_is_read() -> None:
+    request = parse(b"GET /a%20b?x=1 HTTP/1.1\r\nHost: x\r\nX-Odd:  value \r\n\r\n")
+
+    assert request == Request(method="GET", path="/a b", headers={"host": "x", "x-odd": "value"})
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"GET / HTTP/2\r\n", b"GET http://x/ HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n folded\r\n"]
+)
+def test_what_is_not_plain_http_is_refused(head: bytes) -> None:
+    assert parse(head) is None
+    assert ask(None).status is HTTPStatus.BAD_REQUEST
+
+
+def test_an_answer_says_its_length_and_hides_its_body() -> None:
+    response = ask(get("/latest/user-data"))
+
+    assert f"Content-Length: {len(GUEST.user_data)}\r\n".encode() in response.encode()
+    assert response.encode().endswith(GUEST.user_data)
+    assert not response.encode(head_only=True).endswith(GUEST.user_data)
+    assert "binary" not in repr(response)

@@ -1,0 +1,94 @@
+"""The script that is loaded into the kernel, as text; what it does there is tests/integration/hostd/test_data_plane.py's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hostd.core.ruleset import Plane, Subnet, ruleset, teardown
+from hostd.core.tap_names import TapMark
+from tests.conformance.guests import an_id
+
+MARK = TapMark(
+    instance_id=an_id("one"),
+    placement_epoch=1,
+    port_id=an_id("port"),
+    mac="fa:16:3e:00:00:01",
+    address="10.77.0.2",
+)
+PLANE = Plane(bridge="cellfabric0", subnets=(Subnet.of("10.77.0.1", 24),), taps=(MARK,))
+
+
+def test_both_tables_are_replaced_whole_in_one_script() -> None:
+    script = ruleset(PLANE)
+
+    for family in ("bridge", "inet"):
+        at = [script.index(f"{verb} table {family} cellfabric") for verb in ("add", "delete")]
+        assert at == sorted(at)
+        assert script.index(f"\ntable {family} cellfabric {{") > at[1]
+
+
+def test_the_order_of_taps_changes_nothing() -> None:
+    other = replace(MARK, port_id=an_id("other"), mac="fa:16:3e:00:00:02", address="10.77.0.3")
+
+    assert ruleset(replace(PLANE, taps=(MARK, other))) == ruleset(replace(PLANE, taps=(other, MARK)))
+
+
+def test_taps_that_no_rule_knows_are_dropped_after_those_that_are_known() -> None:
+    script = ruleset(PLANE)
+
+    assert script.index(f'"{MARK.tap}" : jump') < script.index('iifname "cft*" drop')
+    assert 'iifname "cft*" drop' in ruleset(replace(PLANE, taps=()))
+
+
+def test_every_taps_chain_ends_in_drop() -> None:
+    chains = ruleset(PLANE).split("chain from-")[1:]
+
+    assert chains
+    for chain in chains:
+        assert chain.partition("\n  }")[0].rstrip().endswith("drop")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        replace(PLANE, bridge='x" ; drop'),
+        replace(PLANE, bridge="a-name-of-16-char"),
+        replace(PLANE, blocked=("10.0.0.0/8; accept",)),
+        replace(PLANE, taps=(replace(MARK, mac="fa:16:3e:00:00:01 accept"),)),
+        replace(PLANE, taps=(replace(MARK, address="10.77.0.2, 10.77.0.3"),)),
+    ],
+)
+def test_nothing_but_names_macs_and_addresses_gets_into_the_script(changed: Plane) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        ruleset(changed)
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_a_port_can_write_no_rule(mac: str, address: str) -> None:
+    """Whatever a port claims: either it is refused or the script has the shape it has for an honest one."""
+    try:
+        script = ruleset(replace(PLANE, taps=(replace(MARK, mac=mac, address=address),)))
+    except ValueError:
+        return
+    assert script.replace(mac, MARK.mac).replace(address, MARK.address).split() == ruleset(PLANE).split()
+
+
+def test_a_host_without_subnets_lets_nothing_out() -> None:
+    script = ruleset(replace(PLANE, subnets=()))
+
+    assert "masquerade" not in script
+    assert "{  }" not in script
+
+
+def test_the_link_local_block_is_always_closed_to_guests() -> None:
+    assert "ip daddr { 169.254.0.0/16, 203.0.113.0/24 } drop" in ruleset(
+        replace(PLANE, blocked=("203.0.113.0/24",))
+    )
+
+
+def test_teardown_removes_what_a_ruleset_makes() -> None:
+    assert teardown().count("delete table") == ruleset(PLANE).count("delete table") == 2
