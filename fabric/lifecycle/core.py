@@ -31,10 +31,19 @@ def begin(
     """The record with the action under way: its intent, its task, and a new generation.
 
     `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline. Deleting what is being deleted
-    changes nothing and is fine. Raises WrongState, naming the action, the state and what would be allowed.
+    changes nothing and is fine; where deleting has failed it is begun anew, and nothing else may be asked for: a deletion that was
+    accepted is never taken back. Raises WrongState, naming the action, the state and what would be allowed.
     """
     rule = BY_ACTION[action]
-    if action is Action.DELETE and now.want is Want.ABSENT:
+    if now.want is Want.ABSENT and action is not Action.DELETE:
+        raise WrongState(
+            f"cannot {action}: the server is being deleted; allowed now: {Action.DELETE}",
+            action=action,
+            vm_state=now.vm_state.name.lower(),
+            task_state=now.task.name.lower(),
+            instance=now.id,
+        )
+    if action is Action.DELETE and now.task is TaskState.DELETING:
         return now
     if action not in allowed_actions(now.vm_state, now.task):
         state = shown(now.vm_state, TaskState.NONE)
@@ -119,6 +128,9 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         return failed(seen, fault, now_ms=now_ms, op_id=op_id)
     if said.state is HostState.STOPPED and now.want is Want.RUN:
         return _went_off(now, seen)
+    if said.state is HostState.STOPPED and now.vm_state is VmState.ERROR and _never_ran(now):
+        # What failed to be built and was told to stop has not become a stopped server: its fault is what people must see (I7).
+        return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     final = VmState.ACTIVE if said.state is HostState.ACTIVE else VmState.STOPPED
     after = replace(
         seen,
@@ -171,11 +183,15 @@ def _refusal(now: Instance, said: Said) -> Refused | None:
 
 
 def _went_off(now: Instance, seen: Instance) -> Instance | Refused:
-    """Drift: recorded as running, the guest shut itself down. Its will is adopted, with an order that says so (lifecycle.md)."""
+    """Drift: recorded as running, the guest shut itself down. Its will is adopted, with an order that says so (lifecycle.md).
+
+    A server in ERROR stays there, and one that could not be started stays stopped, each with its fault: that it is off is seen, and it
+    takes an action to end an error.
+    """
     if now.task is not TaskState.NONE:
         return Refused.STALE
-    if now.vm_state is VmState.STOPPED:
-        return Refused.KNOWN
+    if now.vm_state is not VmState.ACTIVE:
+        return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     return replace(
         seen,
         vm_state=VmState.STOPPED,
@@ -184,6 +200,11 @@ def _went_off(now: Instance, seen: Instance) -> Instance | Refused:
         observed_generation=now.generation,
         fault=None,
     )
+
+
+def _never_ran(now: Instance) -> bool:
+    """Nothing under way, and no host has ever said that it ran."""
+    return now.task is TaskState.NONE and now.launch_time_ms == 0
 
 
 def _same_but_for_times(now: Instance, after: Instance) -> bool:

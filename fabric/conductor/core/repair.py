@@ -10,14 +10,17 @@ from typing import Final
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import LIVE
 from fabric.conductor.core.flow import let_go, write
-from fabric.lifecycle.core import expired, failed
+from fabric.lifecycle.core import begin, expired, failed
 from fabric.model.host import Resources, Session, Use
 from fabric.model.instance import Answered, Assignment, Fault, Instance, Over, Tombstone
-from fabric.model.states import TaskState, Want
+from fabric.model.states import Action, TaskState, Want
 from fabric.store.keys import ASSIGNMENT, INSTANCE, SESSION, TOMBSTONE, USE
 
 TASK_TIMEOUT: Final = "TASK_TIMEOUT"
 """The fault of what was not done by its deadline. Not among the words of hosts: only the control plane says it."""
+
+AGAIN_MS: Final = 15_000
+"""How long after a deletion has failed it is ordered anew."""
 
 OVER_KEPT_MS: Final = 24 * 3600 * 1000
 """How long `over` stands in the way of late claims: a build is given up after ten minutes, its last retry long before this."""
@@ -28,7 +31,7 @@ OVER_KEPT_MS: Final = 24 * 3600 * 1000
 
 def is_due(now: Instance, session: Session | None, *, now_ms: int) -> bool:
     """Whether somebody must look at this instance."""
-    return bool(now.host) and (expired(now, now_ms=now_ms) or _waits_in_vain(now, session))
+    return bool(now.host) and (expired(now, now_ms=now_ms) or _is_left(now, session, now_ms=now_ms))
 
 
 def overdue_reads(host: str, instance_id: str) -> tuple[Ref, ...]:
@@ -45,8 +48,9 @@ def overdue_reads(host: str, instance_id: str) -> tuple[Ref, ...]:
 def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id: str) -> bool:
     """End what has overrun its deadline. Keys as in `overdue_reads`, for the host that the instance was thought to be on.
 
-    A task becomes a fault (`want` stays, so what comes about late is still taken in). A deletion whose host cannot be reached is carried
-    out in the records, with a tombstone: the host cleans up before it is UP again (R8).
+    A task becomes a fault (`want` stays, so what comes about late is still taken in). A deletion is ordered anew, with the fault shown
+    meanwhile, until its host confirms it. One whose host cannot be reached is carried out in the records, with a tombstone: the host cleans
+    up before it is UP again (R8).
     """
     now = draft.get(INSTANCE, instance_id)
     session = draft.get(SESSION, host)
@@ -62,19 +66,26 @@ def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id
             value=Tombstone(instance_id=instance_id, placement_epoch=now.placement_epoch),
         )
         return True
-    fault = Fault(
-        code=TASK_TIMEOUT,
-        message=f"{now.task.name.lower().replace('_', ' ')} was not done by its deadline",
-        host=host,
-        time_ms=now_ms,
-    )
-    write(draft, now, failed(now, fault, now_ms=now_ms, op_id=op_id))
+    after = now
+    if now.task is not TaskState.NONE:
+        fault = Fault(
+            code=TASK_TIMEOUT,
+            message=f"{now.task.name.lower().replace('_', ' ')} was not done by its deadline",
+            host=host,
+            time_ms=now_ms,
+        )
+        after = failed(now, fault, now_ms=now_ms, op_id=op_id)
+    if now.want is Want.ABSENT:
+        after = begin(after, Action.DELETE, now_ms=now_ms, op_id=op_id, request_id=now.task_request_id)
+    write(draft, now, after)
     return True
 
 
-def _waits_in_vain(now: Instance, session: Session | None) -> bool:
-    """A deletion that failed, and whose host has gone away since: it has no deadline any more, and nobody who would confirm it."""
-    return now.want is Want.ABSENT and now.task is TaskState.NONE and not _is_live(session)
+def _is_left(now: Instance, session: Session | None, *, now_ms: int) -> bool:
+    """A deletion that failed: it has no deadline any more, but must end all the same, by its host or without it."""
+    if now.want is not Want.ABSENT or now.task is not TaskState.NONE:
+        return False
+    return not _is_live(session) or now_ms - now.update_time_ms > AGAIN_MS
 
 
 def _is_live(session: Session | None) -> bool:

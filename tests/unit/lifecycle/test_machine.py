@@ -1,0 +1,133 @@
+"""A record, its host, and a wire that delays, repeats, reorders and loses what the host says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from fabric.lifecycle.core import Gone, Said, allowed_actions, begin, expired, failed, settle
+from fabric.model.instance import Fault, Instance
+from fabric.model.session import HostState
+from fabric.model.states import Action, TaskState, VmState, Want
+from tests.unit.lifecycle.records import NOW_MS, POWERS, instance, said
+
+
+class OneServer(RuleBasedStateMachine):
+    """The host obeys whatever order it has seen last; it may be behind. The record must never follow it back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ms = NOW_MS
+        self.record: Instance | None = instance(
+            VmState.BUILDING,
+            TaskState.SPAWNING,
+            generation=1,
+            task_deadline_ms=NOW_MS + 600_000,
+            launch_time_ms=0,
+        )
+        self.order: Instance = instance(VmState.BUILDING, TaskState.SPAWNING, generation=1)
+        self.wire: list[Said] = []
+        self.highest = (1, 0)
+        self.is_deleted = False
+
+    @rule(action=st.sampled_from(sorted(set(Action) - {Action.CREATE})))
+    def ask(self, action: Action) -> None:
+        record = self.record
+        if record is None or action not in allowed_actions(record.vm_state, record.task):
+            return
+        if record.want is Want.ABSENT and action is not Action.DELETE:
+            return
+        self.record = begin(record, action, now_ms=self.now_ms, op_id="op")
+        self.is_deleted |= action is Action.DELETE
+
+    @rule()
+    def the_host_gets_its_order(self) -> None:
+        if self.record is not None:
+            self.order = self.record
+
+    @rule(goes_well=st.booleans())
+    def the_host_speaks(self, goes_well: bool) -> None:
+        done = {Want.RUN: HostState.ACTIVE, Want.STOP: HostState.STOPPED, Want.ABSENT: HostState.ABSENT}
+        state = done[self.order.want] if goes_well else HostState.ERROR
+        self.wire.append(said(self.order, state))
+
+    @rule()
+    def the_guest_goes_off_by_itself(self) -> None:
+        if self.order.want is Want.RUN:
+            self.wire.append(replace(said(self.order, HostState.STOPPED), power=POWERS[HostState.STOPPED]))
+
+    @precondition(lambda self: self.wire)
+    @rule(data=st.data(), is_kept=st.booleans())
+    def something_arrives(self, data: st.DataObject, is_kept: bool) -> None:
+        """In any order; and what is kept arrives again."""
+        place = data.draw(st.integers(0, len(self.wire) - 1))
+        word = self.wire[place] if is_kept else self.wire.pop(place)
+        if self.record is None:
+            return
+        before = self.record
+        after = settle(before, word, now_ms=self.now_ms, op_id="op")
+        if after is Gone.GONE:
+            assert self.is_deleted
+            assert word.generation == before.generation
+            self.record = None
+        elif isinstance(after, Instance):
+            assert word.generation == before.generation
+            assert word.action_seq == before.action.seq
+            self.record = after
+            again = settle(after, word, now_ms=self.now_ms, op_id="op")
+            assert not isinstance(again, Instance) or again.vm_state is after.vm_state
+
+    @precondition(lambda self: self.wire)
+    @rule()
+    def something_is_lost(self) -> None:
+        self.wire.pop()
+
+    @rule(seconds=st.integers(1, 400))
+    def time_passes(self, seconds: int) -> None:
+        self.now_ms += seconds * 1000
+        if self.record is not None and expired(self.record, now_ms=self.now_ms):
+            fault = Fault(code="TASK_TIMEOUT", message="late")
+            self.record = failed(self.record, fault, now_ms=self.now_ms, op_id="op")
+
+    @invariant()
+    def generations_never_go_back(self) -> None:
+        if self.record is not None:
+            now = (self.record.generation, self.record.action.seq)
+            assert now >= self.highest
+            self.highest = now
+            assert self.record.observed_generation <= self.record.generation
+            assert self.record.observed_action <= self.record.action.seq
+
+    @invariant()
+    def a_deletion_is_never_forgotten(self) -> None:
+        if self.is_deleted and self.record is not None:
+            assert self.record.want is Want.ABSENT
+
+    @invariant()
+    def what_is_under_way_has_a_deadline_and_an_error_its_reason(self) -> None:
+        if self.record is not None:
+            assert (self.record.task is TaskState.NONE) == (self.record.task_deadline_ms == 0)
+            if self.record.vm_state is VmState.ERROR:
+                assert self.record.fault is not None
+
+    def teardown(self) -> None:
+        """Once the wire is well and the host obeys, one exchange brings the record to rest."""
+        if self.record is None:
+            return
+        self.order = self.record
+        done = {Want.RUN: HostState.ACTIVE, Want.STOP: HostState.STOPPED, Want.ABSENT: HostState.ABSENT}
+        after = settle(self.record, said(self.record, done[self.record.want]), now_ms=self.now_ms, op_id="op")
+        if self.record.want is Want.ABSENT:
+            assert after is Gone.GONE
+        elif isinstance(after, Instance):
+            assert after.task is TaskState.NONE
+            assert after.observed_generation == after.generation
+        else:
+            assert self.record.task is TaskState.NONE
+
+
+TestOneServer = OneServer.TestCase
+TestOneServer.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
