@@ -302,7 +302,7 @@ class FakeMachine:
     def _spawn(self, job: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(job, context=self._context.copy())
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(self._jobs.discard, context=self._context)
         return task
 
 
