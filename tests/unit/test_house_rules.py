@@ -70,6 +70,9 @@ ADAPTERS = {
     "hostd/images/cache.py": "is the disk that images are kept on: its calls block, so they have threads",
     "hostd/images/disks.py": "is the disk that guests write to, likewise",
     "hostd/main.py": "puts the process together",
+    "hostd/network/dnsmasq.py": "keeps a DHCP server that outlives the daemon",
+    "hostd/network/metadata.py": "serves guests over HTTP",
+    "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
 }
 """The real adapters, by file or folder: the only shipped code that may use WORLD."""
