@@ -1,0 +1,148 @@
+"""Changes of the global store that a client may send again: the answer to a request_id is stored in the transaction that has the effect.
+
+The same id with the same body gives the same answer, with another body an error; whatever was lost on the way, nothing is done twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from google.protobuf.message import Message
+
+from fabric.clock import Clock
+from fabric.errors import Conflict, Reason
+from fabric.model.identity import Principal
+from fabric.model.instance import Answered
+from fabric.store.base import Committed, Store, Txn
+from fabric.store.codec import decode, encode
+from fabric.store.keys import ANSWERED, Key
+from fabric.store.settle import commit_settled
+
+KEPT_MS = 24 * 3600 * 1000
+"""How long a request_id is remembered (host protocol, section 6)."""
+
+ATTEMPTS = 5
+PAUSE_S = 0.05
+PATIENCE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What is to be written, about which resource; decided on what was read at `unchanged`."""
+
+    resource_id: str
+    unchanged: Mapping[str, int]
+    put: Mapping[str, bytes] = field(default_factory=dict)
+    delete: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The change was made, now or before: which resource it is about, and the store's revision of the write or the read."""
+
+    resource_id: str
+    revision: int
+    was_done_before: bool
+
+
+def body_sha256(request: Message, *, secret: str = "") -> str:
+    """The digest of a request. The field `secret` is left out: a stored digest of a password would be one to guess at."""
+    bare = type(request)()
+    bare.CopyFrom(request)
+    if secret:
+        bare.ClearField(secret)
+    return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
+
+
+def owner_of(principal: Principal) -> str:
+    """Whose request_ids a principal's are: their project's, or their own."""
+    return principal.project_id or principal.user_id
+
+
+class Once:
+    """Makes changes to one store, each once. `kind` is the key under which that store remembers answers."""
+
+    def __init__(
+        self, store: Store, *, clock: Clock, jitter: Callable[[], float], kind: Key[Answered] = ANSWERED
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._jitter = jitter
+        self._kind = kind
+
+    async def make(
+        self,
+        decide: Callable[[], Awaitable[Change]],
+        *,
+        request_id: str,
+        method: str,
+        body: str,
+        principal: Principal,
+    ) -> Done:
+        """Decide and write, unless it was written before.
+
+        Args:
+            decide: reads what it needs and says what to write; called anew when somebody else was faster. What it raises is the answer.
+            request_id: the client's.
+            method: what the id was used for: another method's is another body.
+            body: the request's digest.
+            principal: who asks.
+
+        Raises:
+            Conflict: the id was used with another body, or others were faster again and again.
+            Ambiguous, Unavailable: as the store has it.
+        """
+        key = self._kind.at(owner_of(principal), request_id)
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
+            seen = await self._store.get(key)
+            stored = seen.value(key)
+            if stored is not None:
+                return Done(_same(decode(Answered, stored), method, body).resource_id, seen.revision, True)
+            change = await decide()
+            answered = Answered(
+                request_id=request_id,
+                project_id=owner_of(principal),
+                method=method,
+                body_sha256=body,
+                resource_id=change.resource_id,
+                expire_time_ms=self._clock.now_ms() + KEPT_MS,
+            )
+            txn = Txn(
+                unchanged={**change.unchanged, key: 0},
+                put={**change.put, key: encode(answered)},
+                delete=change.delete,
+            )
+            outcome = await commit_settled(self._store, txn, mark=key, patience_s=PATIENCE_S)
+            if isinstance(outcome, Committed):
+                return Done(change.resource_id, outcome.revision, False)
+        raise Conflict("others were changing the same thing; try again")
+
+
+def _same(earlier: Answered, method: str, body: str) -> Answered:
+    if (earlier.method, earlier.body_sha256) != (method, body):
+        raise Conflict(
+            f"request_id {earlier.request_id} was used before, for another request; make a new one for each",
+            reason=Reason.REQUEST_ID_MISMATCH,
+            request_id=earlier.request_id,
+        )
+    return earlier
+
+
+async def forget_answers(store: Store, *, now_ms: int, kind: Key[Answered] = ANSWERED) -> int:
+    """Remove answers whose time is over; returns how many. Raises Unavailable."""
+    old = {
+        key: entry.mod_revision
+        for key, entry in (await store.list(kind.under())).entries.items()
+        if decode(Answered, entry.value).expire_time_ms <= now_ms
+    }
+    keys = list(old)
+    for begin in range(0, len(keys), 64):
+        part = keys[begin : begin + 64]
+        # A refusal means that somebody else is forgetting them too.
+        await store.commit(Txn(unchanged={key: old[key] for key in part}, delete=part))
+    return len(keys)
