@@ -38,6 +38,7 @@ class Client:
         timeout_s: for a whole call with all its retries, unless the call says otherwise.
         retry: how patient to be.
         world: time, chance and ids.
+        channel: a way there that is open already; closed with the client.
 
     Raises:
         InvalidRequest: the endpoint or the CA file is unusable.
@@ -53,9 +54,10 @@ class Client:
         timeout_s: float = 30.0,
         retry: RetrySettings | None = None,
         world: World | None = None,
+        channel: grpc.Channel | None = None,
     ) -> None:
         where = Endpoint.parse(endpoint)
-        self._channel = _channel(where, ca_file)
+        self._channel = channel or _channel(where, ca_file)
         self._calls = Calls(
             where,
             self._channel,
