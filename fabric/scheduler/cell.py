@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
-from fabric.ids import Ids
 from fabric.model.host import Host, Session, Use
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
 from fabric.model.placement import Decision
@@ -26,8 +24,8 @@ from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.claim import Chosen, claim, never_placed
 from fabric.scheduler.core.picture import HostPicture, HostRow, Seen
 from fabric.scheduler.core.place import Wanted, decide
+from fabric.scheduler.ports import Ports
 from fabric.scheduler.removal import Removal
-from fabric.scheduler.settings import SchedulerSettings
 from fabric.store import keys
 from fabric.store.base import Committed, Refused, Snapshot, Store
 
@@ -55,6 +53,14 @@ class Pending:
         return keys.BUILD.at(self.build.cell, self.build.instance_id)
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What a claim came to: who is left to be decided again, and whether all went as decided."""
+
+    left: list[Pending]
+    is_as_decided: bool
+
+
 class CellBuilds:
     """Places the builds of one cell. `offer` and `withdraw` say which there are; `run` does the work."""
 
@@ -65,16 +71,13 @@ class CellBuilds:
         global_store: Store,
         hosts: HostPicture,
         removal: Removal,
+        ports: Ports,
         *,
-        settings: SchedulerSettings,
-        clock: Clock,
-        ids: Ids,
-        jitter: Callable[[], float],
         on_trouble: Callable[[], None],
     ) -> None:
         self._cell, self._store, self._global = cell, store, global_store
         self._hosts, self._removal = hosts, removal
-        self._settings, self._clock, self._ids, self._jitter = settings, clock, ids, jitter
+        self._ports, self._settings, self._clock, self._ids = ports, ports.settings, ports.clock, ports.ids
         self._on_trouble = on_trouble
         self._pending: dict[str, Pending] = {}
         self._news = asyncio.Event()
@@ -160,7 +163,7 @@ class CellBuilds:
                 self._settings.backoff_s * 2 ** min(each.failures, 10), self._settings.longest_backoff_s
             )
             each.failures += 1
-            each.not_before_s = self._clock.boot_s() + pause_s * (0.5 + 0.5 * self._jitter())
+            each.not_before_s = self._clock.boot_s() + self._ports.jittered_s(pause_s)
 
     def _done(self, each: Pending) -> None:
         """Nothing is left to do for it but to take it away."""
@@ -173,8 +176,9 @@ class CellBuilds:
         now_ms = self._clock.now_ms()
         turns = [(each, saga.turn(each.build, now_ms=now_ms, settings=self._settings)) for each in due]
         homeless = await self._place([each for each, turn in turns if turn is saga.Turn.PLACE])
+        is_any_moving = any(decision.host for _, decision in homeless)
         for each, decision in homeless:
-            await self._without_room(each, decision)
+            await self._without_room(each, decision, is_provisional=is_any_moving)
         for each, turn in turns:
             if turn is saga.Turn.CANCEL:
                 await self._cancel(each)
@@ -193,12 +197,11 @@ class CellBuilds:
             chosen, homeless = self._decide(left)
             if not chosen:
                 return homeless
-            lost: list[Pending] = []
-            for chunk in self._chunks(chosen):
-                lost += await self._claim(chunk)
-            left = [*lost, *(each for each, _ in homeless)]
-            if not lost:
+            rounds = [await self._claim(chunk) for chunk in self._chunks(chosen)]
+            if all(each.is_as_decided for each in rounds):
                 return homeless
+            # Whoever found no room counted on those claims; they went otherwise, and some of them may have left room.
+            left = [*(each for lost in rounds for each in lost.left), *(each for each, _ in homeless)]
         for each in left:
             log.info("claim.put_off", cell=self._cell, instance=each.id)
             self._later(each)
@@ -250,8 +253,8 @@ class CellBuilds:
 
     # ------------------------------------------------------------------ claims
 
-    async def _claim(self, chunk: Sequence[tuple[Pending, Decision]]) -> list[Pending]:
-        """Claim these together; returns those that lost a race and are to be decided again, on the facts that the refusal brought."""
+    async def _claim(self, chunk: Sequence[tuple[Pending, Decision]]) -> Round:
+        """Claim these together; those that lost a race are to be decided again, on the facts that the refusal brought."""
         by_id = {each.id: each for each, _ in chunk}
         wanted = claim(
             self._hosts,
@@ -263,7 +266,7 @@ class CellBuilds:
         )
         lost = [by_id[build.instance_id] for build in wanted.left]
         if not wanted.claimed:
-            return lost
+            return Round(lost, is_as_decided=False)
         tried = [by_id[build.instance_id] for build in wanted.claimed]
         try:
             outcome = await commit(self._store, wanted.change, timeout_s=self._settings.store_timeout_s)
@@ -274,13 +277,14 @@ class CellBuilds:
             if isinstance(outcome, Committed):
                 for name, use in wanted.uses.items():
                     self._hosts.set_use(self._cell, name, Seen(use, outcome.revision, outcome.revision))
+                await self._ports.failpoints.reach("scheduler.claim.committed")
                 for each in tried:
                     log.info("claim.made", cell=self._cell, instance=each.id, revision=outcome.revision)
                     self._done(each)
-                return lost
+                return Round(lost, is_as_decided=not lost)
             current = outcome.current
         self._learn(current, wanted.uses)
-        return [*lost, *await self._settle(tried, current)]
+        return Round([*lost, *await self._settle(tried, current)], is_as_decided=False)
 
     def _learn(self, current: Snapshot, names: Mapping[str, Use]) -> None:
         """Take in what the refusal said of the hosts: it is newer than what the decision was made on."""
@@ -303,11 +307,16 @@ class CellBuilds:
 
     # ------------------------------------------------------------------ everything else
 
-    async def _without_room(self, each: Pending, decision: Decision) -> None:
+    async def _without_room(self, each: Pending, decision: Decision, *, is_provisional: bool) -> None:
         """The cell is full: leave it for another, wait, or end in ERROR."""
         waited_s = self._clock.boot_s() - each.since_s
         verdict = saga.without_room(
-            each.build, decision, self._hosts, waited_s=waited_s, settings=self._settings
+            each.build,
+            decision,
+            self._hosts,
+            is_provisional=is_provisional,
+            waited_s=waited_s,
+            settings=self._settings,
         )
         if verdict is saga.Stay.FAIL:
             await self._fail(each, saga.NO_VALID_HOST, decision.explain(), decision)
@@ -317,6 +326,7 @@ class CellBuilds:
             outcome = await self._commit(saga.leave(each.build, now_ms=self._clock.now_ms()))
             traces = None if isinstance(outcome, Committed) else await self._traces(each)
             if traces is None:
+                await self._ports.failpoints.reach("scheduler.cell.left")
                 await self._move(each)
             else:
                 await self._go_on(each, traces)

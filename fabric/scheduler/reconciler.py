@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
-from fabric.ids import Ids
 from fabric.model.instance import Build, Location, Over, Refund
 from fabric.model.quota import Quota
 from fabric.scheduler.commits import commit, read, seen
 from fabric.scheduler.core.picture import Seen
 from fabric.scheduler.core.saga import Owed, forget, settle_refunds, sweepable
-from fabric.scheduler.settings import SchedulerSettings
-from fabric.store import keys
+from fabric.scheduler.ports import Ports
+from fabric.store import codec, keys
 from fabric.store.base import Committed, Store
 from fabric.store.picture import Change, Held, Picture
 
@@ -31,27 +29,27 @@ MOST_REFUNDS = 30
 
 
 class Reconciler:
-    """The refunds and the forgetting of one cell. `follow` is its picture of refunds; whoever runs this runs that too."""
+    """The refunds and the forgetting of one cell. `building` tells whose builds are still there."""
 
     def __init__(
         self,
         cell: str,
         store: Store,
         global_store: Store,
+        ports: Ports,
         *,
         building: Callable[[], frozenset[str]],
-        decode: Callable[[str, bytes], Refund],
-        settings: SchedulerSettings,
-        clock: Clock,
-        ids: Ids,
-        jitter: Callable[[], float],
     ) -> None:
         self._cell, self._store, self._global = cell, store, global_store
         self._building = building
-        self._settings, self._clock, self._ids, self._jitter = settings, clock, ids, jitter
+        self._ports, self._settings, self._clock, self._ids = ports, ports.settings, ports.clock, ports.ids
         self._news = asyncio.Event()
         self._refunds: Picture[Refund] = Picture(
-            store, keys.REFUND.under(), decode, clock=clock, on_change=self._on_change
+            store,
+            keys.REFUND.under(),
+            lambda _, data: codec.decode(Refund, data),
+            clock=ports.clock,
+            on_change=self._on_change,
         )
 
     async def run(self) -> None:
@@ -83,8 +81,8 @@ class Reconciler:
                 pause_s = self._settings.backoff_s
             else:
                 # Somebody else is at it, or a store is away.
-                await asyncio.sleep(pause_s * (0.5 + self._jitter()))
-                pause_s = min(pause_s * 2, self._settings.longest_backoff_s)
+                await asyncio.sleep(self._ports.jittered_s(pause_s))
+                pause_s = self._ports.longer_s(pause_s)
 
     async def _refund(self, owed: Mapping[str, Held[Refund]]) -> bool:
         """Give these charges back, then forget the refunds; False when something had changed meanwhile."""
@@ -117,7 +115,8 @@ class Reconciler:
             outcome = await commit(self._global, change, timeout_s=self._settings.store_timeout_s)
             if not isinstance(outcome, Committed):
                 return False
-            log.info("refund.made", cell=self._cell, servers=len(change.delete))
+            await self._ports.failpoints.reach("scheduler.refund.given")
+            log.info("refund.made", cell=self._cell, refunds=len(owed))
         return await self._forget({key: held.mod_revision for key, held in owed.items()})
 
     async def _forget(self, revisions: Mapping[str, int]) -> bool:
@@ -130,7 +129,7 @@ class Reconciler:
 
     async def _keep_sweeping(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.sweep_s * (0.5 + self._jitter()))
+            await asyncio.sleep(self._ports.jittered_s(self._settings.sweep_s))
             try:
                 await self._sweep()
             except FabricError as trouble:

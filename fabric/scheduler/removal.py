@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 import structlog
 
 from fabric.errors import Unavailable
 from fabric.scheduler.commits import commit
 from fabric.scheduler.core.saga import forget
-from fabric.scheduler.settings import SchedulerSettings
+from fabric.scheduler.ports import Ports
 from fabric.store.base import Refused, Store
 
 log = structlog.get_logger()
@@ -25,8 +24,8 @@ class Removal:
     Losing what waits here loses nothing: whoever finds the build again finds the server too, and hands it in again.
     """
 
-    def __init__(self, store: Store, settings: SchedulerSettings, jitter: Callable[[], float]) -> None:
-        self._store, self._settings, self._jitter = store, settings, jitter
+    def __init__(self, store: Store, ports: Ports) -> None:
+        self._store, self._ports, self._settings = store, ports, ports.settings
         self._waiting: dict[str, int] = {}
         self._wanted = asyncio.Event()
 
@@ -46,8 +45,8 @@ class Removal:
             except Unavailable as away:
                 # Ambiguous is no different: deleting what is deleted is refused below, and then forgotten.
                 log.info("removal.delayed", builds=len(self._waiting), why=away.message)
-                await asyncio.sleep(pause_s * (0.5 + self._jitter()))
-                pause_s = min(pause_s * 2, self._settings.longest_backoff_s)
+                await asyncio.sleep(self._ports.jittered_s(pause_s))
+                pause_s = self._ports.longer_s(pause_s)
                 continue
             pause_s = self._settings.backoff_s
             for key, revision in batch.items():

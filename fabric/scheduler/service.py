@@ -16,19 +16,19 @@ import structlog
 
 from fabric.clock import Clock
 from fabric.errors import FabricError
-from fabric.ids import Ids
 from fabric.model.host import Cell, CellCapacity, Host, Use
-from fabric.model.instance import Build, Refund
+from fabric.model.instance import Build
 from fabric.scheduler.cell import CellBuilds
 from fabric.scheduler.commits import commit
 from fabric.scheduler.core.capacity import publishable
 from fabric.scheduler.core.picture import HostPicture, Seen
+from fabric.scheduler.ports import Ports
 from fabric.scheduler.reconciler import Reconciler
 from fabric.scheduler.removal import Removal
-from fabric.scheduler.settings import SchedulerSettings
 from fabric.store import codec, keys
 from fabric.store.base import Store
 from fabric.store.picture import Change, Pace, Picture
+from fabric.store.schema import open_schema
 
 log = structlog.get_logger()
 
@@ -114,35 +114,36 @@ class _CellFeed:
                 tasks.create_task(picture.run())
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Everything that works for one cell."""
+
+    store: Store
+    feed: _CellFeed
+    builds: CellBuilds
+    reconciler: Reconciler
+
+
 class SchedulerService:
     """Give it the stores and `run` it. Any number may run at once."""
 
-    def __init__(
-        self,
-        global_store: Store,
-        cells: Mapping[str, Store],
-        *,
-        settings: SchedulerSettings,
-        clock: Clock,
-        ids: Ids,
-        jitter: Callable[[], float],
-    ) -> None:
-        self._global, self._settings, self._clock = global_store, settings, clock
+    def __init__(self, global_store: Store, cells: Mapping[str, Store], ports: Ports) -> None:
+        self._global, self._ports = global_store, ports
         self._hosts = HostPicture()
-        self._removal = Removal(global_store, settings, jitter)
+        self._removal = Removal(global_store, ports)
         self._builds = Picture(
             global_store,
             keys.BUILD.under(),
             lambda _, data: _Sized(codec.decode(Build, data), len(data)),
-            clock=clock,
+            clock=ports.clock,
             on_change=self._on_builds,
-            pace=Pace(reread_s=settings.reread_s),
+            pace=Pace(reread_s=ports.settings.reread_s),
         )
         self._cells_known = Picture(
             global_store,
             keys.CELL.under(),
             lambda _, data: codec.decode(Cell, data),
-            clock=clock,
+            clock=ports.clock,
             on_change=self._on_cells,
             pace=QUIET,
         )
@@ -150,41 +151,19 @@ class SchedulerService:
             global_store,
             keys.CAPACITY.under(),
             lambda _, data: codec.decode(CellCapacity, data),
-            clock=clock,
+            clock=ports.clock,
             pace=QUIET,
         )
-        self._feeds = {name: _CellFeed(name, store, self._hosts, clock) for name, store in cells.items()}
-        self._workers = {
-            name: CellBuilds(
-                name,
-                store,
-                global_store,
-                self._hosts,
-                self._removal,
-                settings=settings,
-                clock=clock,
-                ids=ids,
-                jitter=jitter,
-                on_trouble=self._feeds[name].trip,
-            )
-            for name, store in cells.items()
-        }
-        self._reconcilers = [
-            Reconciler(
-                name,
-                store,
-                global_store,
-                building=self._workers[name].building,
-                decode=lambda _, data: codec.decode(Refund, data),
-                settings=settings,
-                clock=clock,
-                ids=ids,
-                jitter=jitter,
-            )
-            for name, store in cells.items()
-        ]
-        for name in cells:
-            self._hosts.set_cell(name, is_reachable=False)
+        self._cells = {name: self._cell(name, store) for name, store in cells.items()}
+
+    def _cell(self, name: str, store: Store) -> _Parts:
+        self._hosts.set_cell(name, is_reachable=False)
+        feed = _CellFeed(name, store, self._hosts, self._ports.clock)
+        builds = CellBuilds(
+            name, store, self._global, self._hosts, self._removal, self._ports, on_trouble=feed.trip
+        )
+        reconciler = Reconciler(name, store, self._global, self._ports, building=builds.building)
+        return _Parts(store, feed, builds, reconciler)
 
     @property
     def hosts(self) -> HostPicture:
@@ -194,24 +173,42 @@ class SchedulerService:
     @property
     def is_ready(self) -> bool:
         """Whether the builds are known and at least one cell can be claimed from."""
-        return self._builds.is_fresh and any(feed.is_reachable for feed in self._feeds.values())
+        return self._builds.is_fresh and any(parts.feed.is_reachable for parts in self._cells.values())
 
     async def run(self) -> None:
         """Schedule until cancelled. Survives every store being away, for as long as it is."""
+        await self._opened(self._global)
         async with asyncio.TaskGroup() as tasks:
-            for feed in self._feeds.values():
-                tasks.create_task(feed.run())
-            tasks.create_task(self._cells_known.run())
-            tasks.create_task(self._capacity.run())
-            tasks.create_task(self._builds.run())
+            for picture in (self._cells_known, self._capacity, self._builds):
+                tasks.create_task(picture.run())
             tasks.create_task(self._removal.run())
             tasks.create_task(self._keep_looking())
-            for worker in self._workers.values():
-                tasks.create_task(worker.run())
-            for reconciler in self._reconcilers:
-                tasks.create_task(reconciler.run())
-            for name in self._feeds:
-                tasks.create_task(self._keep_publishing(name))
+            for name, parts in self._cells.items():
+                tasks.create_task(self._run_cell(name, parts))
+
+    async def _run_cell(self, name: str, parts: _Parts) -> None:
+        await self._opened(parts.store)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(parts.feed.run())
+            tasks.create_task(parts.builds.run())
+            tasks.create_task(parts.reconciler.run())
+            tasks.create_task(self._keep_publishing(name))
+
+    async def _opened(self, store: Store) -> None:
+        """Wait until the store is there and at a schema we know: one that is not must stop no other cell."""
+        pause_s = self._ports.settings.backoff_s
+        while True:
+            try:
+                async with asyncio.timeout(self._ports.settings.store_timeout_s):
+                    await open_schema(store)
+            except TimeoutError:
+                log.warning("store.away", store=store.name, why="it does not answer")
+            except FabricError as trouble:
+                log.warning("store.away", store=store.name, why=trouble.message)
+            else:
+                return
+            await asyncio.sleep(self._ports.jittered_s(pause_s))
+            pause_s = self._ports.longer_s(pause_s)
 
     # ------------------------------------------------------------------ news
 
@@ -220,13 +217,13 @@ class SchedulerService:
             held = change.after or change.before
             if held is None:
                 continue
-            worker = self._workers.get(held.value.build.cell)
-            if worker is None:
+            parts = self._cells.get(held.value.build.cell)
+            if parts is None:
                 log.error("build.homeless", key=change.key, cell=held.value.build.cell)
             elif change.after is None:
-                worker.withdraw(held.value.build.instance_id)
+                parts.builds.withdraw(held.value.build.instance_id)
             else:
-                worker.offer(held.value.build, held.mod_revision, held.value.bytes)
+                parts.builds.offer(held.value.build, held.mod_revision, held.value.bytes)
 
     def _on_cells(self, changes: Sequence[Change[Cell]]) -> None:
         for change in changes:
@@ -236,13 +233,13 @@ class SchedulerService:
     async def _keep_looking(self) -> None:
         """Tell the workers when their cells come and go."""
         while True:
-            for name, feed in self._feeds.items():
+            for name, parts in self._cells.items():
                 # Before it is known which cells are open, every one of them would look closed.
-                is_reachable = feed.is_reachable and self._cells_known.revision > 0
+                is_reachable = parts.feed.is_reachable and self._cells_known.revision > 0
                 if is_reachable != self._hosts.is_reachable(name):
                     log.info("cell.reachable" if is_reachable else "cell.away", cell=name)
                     self._hosts.set_cell(name, is_reachable=is_reachable)
-                    self._workers[name].wake()
+                    parts.builds.wake()
             await asyncio.sleep(CONTACT_LOOK_S)
 
     # ------------------------------------------------------------------ capacity
@@ -250,19 +247,19 @@ class SchedulerService:
     async def _keep_publishing(self, cell: str) -> None:
         """Publish what the cell can take, when that changed: a hint for the front door."""
         while True:
-            await asyncio.sleep(self._settings.capacity_s)
+            await asyncio.sleep(self._ports.settings.capacity_s)
             if not (self._hosts.is_reachable(cell) and self._capacity.is_fresh):
                 continue
             held = self._capacity.entries.get(keys.CAPACITY.at(cell))
             change = publishable(
-                self._hosts.capacity(cell, now_ms=self._clock.now_ms()),
+                self._hosts.capacity(cell, now_ms=self._ports.clock.now_ms()),
                 Seen() if held is None else Seen(held.value, held.mod_revision, held.mod_revision),
-                settings=self._settings,
+                settings=self._ports.settings,
             )
             if change is None:
                 continue
             try:
-                await commit(self._global, change, timeout_s=self._settings.store_timeout_s)
+                await commit(self._global, change, timeout_s=self._ports.settings.store_timeout_s)
             except FabricError as trouble:
                 log.info("capacity.unpublished", cell=cell, why=trouble.message)
 

@@ -68,7 +68,13 @@ class Stay(enum.Enum):
 
 
 def without_room(
-    build: Build, anywhere: Decision, hosts: HostPicture, *, waited_s: float, settings: SchedulerSettings
+    build: Build,
+    anywhere: Decision,
+    hosts: HostPicture,
+    *,
+    is_provisional: bool,
+    waited_s: float,
+    settings: SchedulerSettings,
 ) -> Move | Stay:
     """What becomes of a build whose own cell has no room.
 
@@ -76,13 +82,17 @@ def without_room(
         build: the build.
         anywhere: the decision over all cells it may still go to.
         hosts: which cells are open, and which can be reached.
+        is_provisional: the decision counts on others of its batch going where they were sent, which they may not need:
+            no ground to give up.
         waited_s: how long this scheduler has known the build: one that has just started may not have reached all cells yet.
         settings: how long to wait for them.
     """
     if anywhere.host:
         return Move(anywhere.cell)
     out_of_reach = any(not hosts.is_reachable(cell) for cell in _open_cells(build, hosts))
-    return Stay.WAIT if waited_s < settings.patience_s and out_of_reach else Stay.FAIL
+    if is_provisional or (waited_s < settings.patience_s and out_of_reach):
+        return Stay.WAIT
+    return Stay.FAIL
 
 
 def onwards(build: Build, anywhere: Decision, hosts: HostPicture) -> Move | Stay:

@@ -12,6 +12,8 @@ from fabric.errors import Ambiguous, Unavailable
 from fabric.model.host import Cell, Host, Resources, Session, SessionState, Use
 from fabric.model.instance import Assignment, Build, Instance, Location
 from fabric.model.quota import Charge, Quota
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
+from fabric.scheduler.ports import Ports
 from fabric.scheduler.service import SchedulerService
 from fabric.scheduler.settings import SchedulerSettings
 from fabric.store import codec, keys
@@ -195,17 +197,26 @@ class Stage:
                 )
             )
 
-    def schedule(self, name: str = "s1", *, settings: SchedulerSettings | None = None) -> Running:
+    def schedule(
+        self,
+        name: str = "s1",
+        *,
+        settings: SchedulerSettings | None = None,
+        failpoints: Failpoints = NO_FAILPOINTS,
+    ) -> Running:
         """Start a scheduler."""
         to_global = FlakyStore(self.globe)
         to_cell = {cell: FlakyStore(store) for cell, store in self.cells.items()}
         service = SchedulerService(
             to_global,
             to_cell,
-            settings=settings or SchedulerSettings(),
-            clock=VirtualClock(),
-            ids=CountingIds(name),
-            jitter=Random(name).random,
+            Ports(
+                settings=settings or SchedulerSettings(),
+                clock=VirtualClock(),
+                ids=CountingIds(name),
+                jitter=Random(name).random,
+                failpoints=failpoints,
+            ),
         )
         running = Running(service, asyncio.create_task(service.run()), to_global, to_cell)
         self.running.append(running)

@@ -65,7 +65,8 @@ def test_what_has_queued_up_shares_transactions() -> None:
         assert await stage.builds() == {}
         return running.to_cell["east"].commits
 
-    assert play(world) == 5
+    # One opens the store's schema, five are claims of twenty.
+    assert play(world) == 6
 
 
 def test_builds_that_were_waiting_when_it_started_are_placed() -> None:
@@ -470,21 +471,40 @@ def test_a_charge_is_given_back_once_by_however_many_schedulers(seed: int) -> No
     play(world, seed=seed)
 
 
-def test_a_scheduler_that_died_after_its_claim_leaves_only_a_build_to_take_away() -> None:
+@pytest.mark.parametrize(
+    "failpoint", ["scheduler.claim.committed", "scheduler.cell.left", "scheduler.refund.given"]
+)
+def test_wherever_a_scheduler_dies_another_goes_on(failpoint: str) -> None:
+    """One server to place here, one to send to the other cell, one whose charge is owed; the first scheduler stops at the failpoint."""
+
     async def world(stage: Stage) -> None:
-        await stage.open(host("e1"))
-        first = stage.schedule("s1")
-        await asyncio.sleep(2)
-        first.to_global.loses = lambda _: True
-        await stage.accept(*builds(1))
-        await stage.placed()
+        await stage.open(small("e1"), small("w1", "west"))
+        await stage.accept(*builds(3))
+        over, refund = (
+            Over(instance_id="i-2", over_time_ms=WALL_MS),
+            Refund(instance_id="i-2", project_id="p-1"),
+        )
+        await stage.put(stage.cells["east"], keys.OVER.at("i-2"), over)
+        await stage.put(stage.cells["east"], keys.REFUND.at("i-2"), refund)
+        reached = asyncio.Event()
+
+        class Death:
+            async def reach(self, name: str) -> None:
+                if name == failpoint:
+                    reached.set()
+                    await asyncio.Event().wait()
+
+        first = stage.schedule("s1", failpoints=Death())
+        await reached.wait()
         first.task.cancel()
         stage.running.remove(first)
         stage.schedule("s2")
-        await asyncio.sleep(5)
+        await asyncio.sleep(20)
 
         assert await stage.builds() == {}
-        assert (await stage.uses())["e1"].instances == 1
+        assert len(await stage.instances()) == len(await stage.instances("west")) == 1
+        assert len(await stage.locations()) == (await stage.quota()).used.instances == 2
+        assert await stage.held(keys.REFUND) == set()
 
     play(world)
 
@@ -518,6 +538,22 @@ def test_one_broken_record_holds_up_nobody_else() -> None:
         orders = await stage.held(keys.ASSIGNMENT)
         assert orders == {"assignment/e1/i-0", "assignment/e1/i-2"}
         await stage.cells["east"].commit(Txn(delete=(keys.INSTANCE.at("i-1"), keys.OVER.at("i-1"))))
+
+    play(world)
+
+
+def test_a_store_of_a_schema_from_the_future_is_left_alone() -> None:
+    async def world(stage: Stage) -> None:
+        await stage.open(host("e1"), host("w1", cell="west"))
+        await stage.cells["east"].commit(Txn(put={"schema": b"999"}))
+        stage.schedule()
+        await stage.accept(
+            build("i-e", create_time_ms=WALL_MS), build("i-w", cell="west", create_time_ms=WALL_MS)
+        )
+        await asyncio.sleep(5)
+
+        assert await stage.instances() == {}
+        assert set(await stage.instances("west")) == {"i-w"}
 
     play(world)
 
