@@ -48,12 +48,12 @@ class Done:
     was_done_before: bool
 
 
-def body_sha256(request: Message, *, secret: str = "") -> str:
-    """The digest of a request. The field `secret` is left out: a stored digest of a password would be one to guess at."""
+def body_sha256(request: Message, *, without: str = "") -> str:
+    """The digest of a request. The field `without` is left out: a stored digest of a password would be one to guess at."""
     bare = type(request)()
     bare.CopyFrom(request)
-    if secret:
-        bare.ClearField(secret)
+    if without:
+        bare.ClearField(without)
     return hashlib.sha256(bare.SerializeToString(deterministic=True)).hexdigest()
 
 
@@ -66,12 +66,19 @@ class Once:
     """Makes changes to one store, each once. `kind` is the key under which that store remembers answers."""
 
     def __init__(
-        self, store: Store, *, clock: Clock, jitter: Callable[[], float], kind: Key[Answered] = ANSWERED
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        jitter: Callable[[], float],
+        kind: Key[Answered] = ANSWERED,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store = store
         self._clock = clock
         self._jitter = jitter
         self._kind = kind
+        self._patience_s = patience_s
 
     async def make(
         self,
@@ -117,7 +124,7 @@ class Once:
                 put={**change.put, key: encode(answered)},
                 delete=change.delete,
             )
-            outcome = await commit_settled(self._store, txn, mark=key, patience_s=PATIENCE_S)
+            outcome = await commit_settled(self._store, txn, mark=key, patience_s=self._patience_s)
             if isinstance(outcome, Committed):
                 return Done(change.resource_id, outcome.revision, False)
         raise Conflict("others were changing the same thing; try again")
