@@ -91,6 +91,10 @@ class MemoryStore:
         """Every committed change since revision 1, in order; not to be written to."""
         return self._history
 
+    def names(self) -> Sequence[str]:
+        """Every key there is now, in order."""
+        return tuple(self._keys)
+
     def compact(self, revision: int) -> None:
         """Forget history before `revision`, as etcd does. Raises Compacted if that is past, or still to come."""
         if not self._compacted < revision <= self._revision:

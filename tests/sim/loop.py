@@ -12,11 +12,12 @@ The idea of running production code on a simulated world is FoundationDB's; the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from random import Random
 from typing import Any, Final, TypeVar
 
@@ -73,6 +74,24 @@ class _NoSelector:
         return []
 
 
+@contextlib.contextmanager
+def graveyard() -> Iterator[None]:
+    """Where worlds are run, and disposed of without a word.
+
+    The garbage collector is off meanwhile: closing a dead process's coroutine runs its `finally`, at a moment nobody chose, and the same
+    seed would give another trace. What those last words complain about at the end is nobody's concern.
+    """
+    gc.collect()
+    gc.disable()
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+        gc.enable()
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """Virtual time from 0, in seconds. `random` decides the order of what is ready at the same instant."""
 
@@ -108,34 +127,18 @@ class SimLoop(asyncio.BaseEventLoop):
         self._ready.extend(handle for handle in held if not handle.cancelled())
 
     def run_world(self, world: Coroutine[Any, Any, T]) -> T:
-        """Run the world to its end, then bury what is left of it without running its last words.
-
-        The garbage collector is off meanwhile: closing a dead process's coroutine runs its `finally`, at a moment nobody chose, and the
-        same seed would give another trace.
-        """
-        gc.collect()
-        gc.disable()
+        """Run the world to its end. Call it inside `graveyard()`, which disposes of what is left."""
         asyncio.set_event_loop(self)
         try:
             return self.run_until_complete(world)
         finally:
             asyncio.set_event_loop(None)
-            self._bury()
-            gc.enable()
-
-    def _bury(self) -> None:
-        self._is_buried = True
-        self._ready.clear()
-        self._scheduled.clear()  # type: ignore[attr-defined]  # asyncio's own, not in its stubs
-        for task in asyncio.all_tasks(self):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # the dead owe no result
-        self._made.clear()
-        hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-        try:
+            self._is_buried = True
+            self._ready.clear()
+            self._scheduled.clear()  # type: ignore[attr-defined]  # asyncio's own, not in its stubs
+            for task in self._made:
+                task._log_destroy_pending = False  # type: ignore[attr-defined]  # the dead owe no result
             self.close()
-            gc.collect()
-        finally:
-            sys.unraisablehook = hook
 
     def call_soon(  # type: ignore[override]  # typeshed ties the arguments to the callback's
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None

@@ -11,7 +11,7 @@ from typing import Protocol
 class Target(Protocol):
     """What the nemesis may do to the world."""
 
-    def processes(self) -> list[str]: ...
+    def names(self) -> list[str]: ...
     def kill(self, process: str) -> None: ...
     def start(self, process: str) -> None: ...
     def pause(self, process: str) -> None: ...
@@ -84,13 +84,13 @@ class Nemesis:
         self._pending[timer] = mend
 
     def _kill(self, length_s: float) -> None:
-        name = self._random.choice(self._target.processes())
+        name = self._random.choice(self._target.names())
         self._target.note("kill", name, length_s)
         self._target.kill(name)
         self._later(length_s, lambda: self._target.start(name))
 
     def _pause(self, length_s: float) -> None:
-        name = self._random.choice(self._target.processes())
+        name = self._random.choice(self._target.names())
         self._target.note("pause", name, length_s)
         self._target.pause(name)
         self._later(length_s, lambda: self._target.resume(name))

@@ -71,6 +71,14 @@ class StoreServer:
     def __init__(self, memory: MemoryStore) -> None:
         self.memory = memory
         self.has_quorum = True
+        self._compacted = 1
+
+    def compact(self) -> None:
+        """Forget all history but the newest revision, and break the watches, as a member's restart would."""
+        if self.memory.revision > self._compacted:
+            self._compacted = self.memory.revision
+            self.memory.compact(self._compacted)
+        self.memory.break_watches()
 
     @property
     def name(self) -> str:
@@ -80,7 +88,10 @@ class StoreServer:
 class SimStore:
     """One process's client of a store. Keeps the port's laws, under every fault of the network between."""
 
-    def __init__(self, network: Network, process: str, server: StoreServer) -> None:
+    def __init__(
+        self, network: Network, process: str, server: StoreServer, after_commit: Callable[[], None]
+    ) -> None:
+        self._after_commit = after_commit
         self._network = network
         self._process = process
         self._server = server
@@ -97,7 +108,12 @@ class SimStore:
         return await self._call(lambda: self._server.memory.list(prefix), writes=False)
 
     async def commit(self, txn: Txn) -> Committed | Refused:
-        return await self._call(lambda: self._server.memory.commit(txn), writes=True)
+        async def apply() -> Committed | Refused:
+            outcome = await self._server.memory.commit(txn)
+            self._after_commit()
+            return outcome
+
+        return await self._call(apply, writes=True)
 
     async def grant(self, ttl_s: float) -> Lease:
         return await self._call(lambda: self._server.memory.grant(ttl_s), writes=False)
@@ -128,7 +144,7 @@ class SimStore:
         """Resumes by itself, as etcd's client does: a cut only delays, unless history is compacted meanwhile."""
         revision = after
         while True:
-            while not self._reaches():  # noqa: ASYNC110 - a network has no event to wait for
+            while not self._reaches():
                 await asyncio.sleep(0.2)
             feed = self._server.memory.watch(prefix, after=revision)
             try:
@@ -211,7 +227,7 @@ class SimStream:
     async def send(self, data: bytes) -> None:
         if self._is_closed:
             raise StreamClosed("the stream is over")
-        while len(self._outgoing) >= IN_FLIGHT and not self._is_closed:  # noqa: ASYNC110 - as above
+        while len(self._outgoing) >= IN_FLIGHT and not self._is_closed:
             await asyncio.sleep(0.02)
         self._push(data)
         await asyncio.sleep(0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 
-from tests.sim.loop import Deadlock, SimLoop
+from tests.sim.loop import Deadlock, SimLoop, graveyard
 from tests.sim.process import Process
 
 
@@ -24,6 +25,12 @@ def test_a_world_that_waits_for_nothing_is_found_out() -> None:
 
     with pytest.raises(Deadlock):
         loop.run_world(asyncio.Event().wait())
+
+
+@pytest.fixture(autouse=True)
+def _graveyard() -> Iterator[None]:
+    with graveyard():
+        yield
 
 
 async def _tick(seen: list[float], loop: SimLoop) -> None:

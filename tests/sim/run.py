@@ -1,0 +1,145 @@
+"""One seed, one history: faults for a while, then everything healed, then it must come to rest.
+
+python -m tests.sim.run 0 100          seeds 0 to 99
+python -m tests.sim.run 17 18 -v       one seed, with its trace
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+
+from tests.history.invariants import Violation
+from tests.sim.clients import Client
+from tests.sim.loop import SimLoop, graveyard
+from tests.sim.nemesis import Nemesis
+from tests.sim.world import Topology, World
+
+HORIZON_S = 60.0
+"""How long things go wrong."""
+
+HEALING_S = 240.0
+"""How long the healed world may take to come to rest: the slowest deadline of any action, and a little more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a seed ended. `violation` is empty when all is well."""
+
+    seed: int
+    digest: str
+    violation: str
+    accepted: int
+    deleted: int
+    events: int
+    settled_s: float
+    story: str = ""
+
+
+def topology_for(seed: int) -> Topology:
+    """One cell mostly, two now and then."""
+    random = Random(f"topology {seed}")
+    if random.random() < 0.75:
+        return Topology()
+    return Topology(cells=2, hosts_per_cell=2)
+
+
+def run(seed: int, *, verbose: bool = False, faults: bool = True, horizon_s: float = HORIZON_S) -> Outcome:
+    """Run a seed to its end."""
+    with graveyard():
+        return _run(seed, verbose=verbose, faults=faults, horizon_s=horizon_s)
+
+
+def _run(seed: int, *, verbose: bool, faults: bool, horizon_s: float) -> Outcome:
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
+    )
+    loop = SimLoop(Random(f"loop {seed}"))
+    world = World(loop, seed, topology_for(seed), verbose=verbose)
+    settled_s = loop.run_world(_history(world, seed, faults=faults, horizon_s=horizon_s))
+    return Outcome(
+        seed=seed,
+        digest=world.digest.hexdigest(),
+        violation=str(world.violation or ""),
+        accepted=len(world.checker.accepted),
+        deleted=len(world.checker.deleted),
+        events=world.events,
+        settled_s=settled_s,
+        story="".join(traceback.format_exception(world.violation)) if world.violation is not None else "",
+    )
+
+
+async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -> float:
+    await world.furnish()
+    world.populate()
+    loop = asyncio.get_running_loop()
+    nemesis = Nemesis(world, Random(f"nemesis {seed}"), horizon_s)
+    calls = iter(range(1, 1_000_000_000))
+    apis = [name for name in world.names() if name.startswith("api")]
+    clients = [
+        Client(
+            name=f"client{number}",
+            random=Random(f"client {number} {seed}"),
+            principals=world.principals(),
+            apis=apis,
+            call=world.call,
+            record=world.record,
+            number=lambda: next(calls),
+        )
+        for number in range(3)
+    ]
+    working = [loop.create_task(client.run(lambda: loop.time() > horizon_s)) for client in clients]
+    breaking = loop.create_task(nemesis.run() if faults else asyncio.sleep(horizon_s))
+    while not all(task.done() for task in (*working, breaking)):
+        await asyncio.sleep(0.5)
+        world.check_alive()
+        if world.violation is not None:
+            return 0.0
+    for task in (*working, breaking):
+        task.result()
+    nemesis.heal()
+    world.network.mend_all()
+    world.note("healed")
+    healed_s = loop.time()
+    left: str | None = "not looked yet"
+    while left is not None:
+        await asyncio.sleep(1.0)
+        world.check_alive()
+        left = world.unsettled()
+        if world.violation is None and left is not None and loop.time() - healed_s > HEALING_S:
+            world.violate(Violation(f"not at rest {HEALING_S:.0f} s after healing: {left}"))
+        if world.violation is not None:
+            return 0.0
+    return loop.time() - healed_s
+
+
+def main(arguments: list[str]) -> int:
+    """Run seeds and say how it went; the exit code is 1 when anything was violated."""
+    first, last = (int(each) for each in arguments[:2])
+    began_cpu_s = time.process_time()
+    slowest, accepted, failed = 0.0, 0, 0
+    for seed in range(first, last):
+        outcome = run(seed, verbose="-v" in arguments)
+        slowest, accepted = max(slowest, outcome.settled_s), accepted + outcome.accepted
+        if outcome.violation:
+            failed += 1
+            print(f"seed {seed}: {outcome.violation} ({outcome.events} events)")
+            if "-v" in arguments:
+                print(outcome.story)
+    spent_s = time.process_time() - began_cpu_s
+    print(
+        f"{last - first} schedules, {accepted} servers, {failed} violations, "
+        f"{(last - first) / spent_s:.2f} schedules per CPU-second, slowest to settle {slowest:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

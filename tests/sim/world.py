@@ -1,0 +1,552 @@
+"""A whole fabric in one thread: the shipped API, schedulers, conductors and host daemons on simulated stores, streams and machines.
+
+Everything that chance decides comes from the seed, so a seed is a whole history. What happens is told to the checker as it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Any, Protocol
+
+from fabric.api.catalogue import Catalogue
+from fabric.api.cells import Cells
+from fabric.api.instances import InstanceHandlers
+from fabric.api.pages import Pages
+from fabric.conductor.service import ConductorService
+from fabric.conductor.settings import ConductorSettings
+from fabric.errors import FabricError, Unavailable
+from fabric.model.faults import FaultCode
+from fabric.model.flavor import Flavor
+from fabric.model.host import Cell, Host, Resources
+from fabric.model.identity import Principal, Project, Role
+from fabric.model.image import Image, ImageFormat, ImageState, Visibility
+from fabric.model.network import Network as GuestNetwork
+from fabric.model.quota import Charge, Quota
+from fabric.quota.ledger import Ledger
+from fabric.rpc.stream import StreamClosed
+from fabric.scheduler.ports import Ports
+from fabric.scheduler.service import SchedulerService
+from fabric.scheduler.settings import SchedulerSettings
+from fabric.store import codec, keys
+from fabric.store.base import Txn
+from fabric.store.memory import MemoryStore
+from hostd.commands.journal_memory import JournalMemory, MemoryJournal
+from hostd.driver.fake import FakeDriver, FakeMachine, MachineEvent
+from hostd.images.fake import FakeDisks
+from hostd.network.fake import FakeWires
+from hostd.service import HostDaemon
+from hostd.settings import HostSettings
+from tests.history.events import Destroyed, Event, PowerLost, Started, Stopped, Wrote
+from tests.history.invariants import Checker, Violation
+from tests.history.settled import HostHoldings, Leftovers, unsettled
+from tests.sim.loop import SimLoop
+from tests.sim.network import Network, SimStore, SimStream, StoreServer
+from tests.sim.process import Process
+
+EPOCH_MS = 1_700_000_000_000
+"""Wall time at the beginning of every simulation."""
+
+IMAGE_BYTES = b"cellfabric" * 1000
+CERT_SERIAL = "00"
+STEP_FAULTS = (FaultCode.DISK_FULL, FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.DOMAIN_START_FAILED)
+
+
+class Runs(Protocol):
+    """What every process is made of."""
+
+    def run(self) -> Coroutine[Any, Any, None]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """How much of everything there is."""
+
+    cells: int = 1
+    hosts_per_cell: int = 3
+    apis: int = 2
+    schedulers: int = 2
+    conductors_per_cell: int = 2
+    projects: int = 2
+    quota: Charge = field(default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096))
+    host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
+
+
+class SimClock:
+    """The loop's time, as both clocks."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self._loop.time() * 1000)
+
+    def boot_s(self) -> float:
+        return 1000.0 + self._loop.time()
+
+
+class SimIds:
+    """Ids from the seed."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+
+    def new_secret(self, nbytes: int = 32) -> bytes:
+        return self._random.randbytes(nbytes)
+
+
+class ApiServer:
+    """What fabric-api is made of, less gRPC and logins."""
+
+    def __init__(self, world: World, name: str) -> None:
+        catalogue_store = world.store_for(name, "global")
+        self.catalogue = Catalogue(catalogue_store, clock=world.clock)
+        self.cells = Cells({cell: world.store_for(name, cell) for cell in world.cells}, clock=world.clock)
+        self.handlers = InstanceHandlers(
+            catalogue=self.catalogue,
+            cells=self.cells,
+            ledger=Ledger(catalogue_store, ids=world.ids, jitter=world.jitter),
+            conductors=SimConductors(world, name),
+            pages=Pages(),
+            clock=world.clock,
+            ids=world.ids,
+            jitter=world.jitter,
+        )
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.catalogue.run())
+            tasks.create_task(self.cells.run())
+
+
+class SimConductors:
+    """How an API server reaches conductors."""
+
+    def __init__(self, world: World, api: str) -> None:
+        self._world = world
+        self._api = api
+
+    async def console_log(
+        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
+    ) -> bytes:
+        service = await self._reach(endpoint)
+        return await service.read_console_log(host, instance_id, placement_epoch, tail_bytes)
+
+    async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
+        return (await self._reach(endpoint)).read_progress(instance_ids)
+
+    async def _reach(self, endpoint: str) -> ConductorService:
+        await asyncio.sleep(self._world.network.latency_s())
+        process = self._world.processes[endpoint]
+        if not isinstance(process.service, ConductorService) or process.is_paused:
+            raise Unavailable(f"{endpoint} is down")
+        return process.service
+
+
+class SimBlobs:
+    """The one image there is."""
+
+    async def read(self, sha256: str, offset_bytes: int) -> AsyncIterator[bytes]:
+        for start in range(offset_bytes, len(IMAGE_BYTES), 4096):
+            await asyncio.sleep(0.005)
+            yield IMAGE_BYTES[start : start + 4096]
+
+
+class SimDialer:
+    """How a host reaches its conductors."""
+
+    def __init__(self, world: World, host: str) -> None:
+        self._world = world
+        self._host = host
+
+    async def dial(self, endpoint: str) -> SimStream:
+        network = self._world.network
+        await asyncio.sleep(network.latency_s())
+        process = self._world.processes[endpoint]
+        if network.is_cut(self._host, endpoint):
+            await asyncio.sleep(2.0)
+            raise Unavailable(f"{endpoint} cannot be reached")
+        if not isinstance(process.service, ConductorService):
+            raise Unavailable(f"{endpoint} refuses connections")
+        here, there = SimStream.pair(network, self._host, endpoint)
+        self._world.streams.setdefault(self._host, []).append(here)
+        self._world.streams.setdefault(endpoint, []).append(there)
+        process.call(_serve(process.service, self._host, there))
+        return here
+
+    async def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
+        network = self._world.network
+        process = self._world.processes[endpoint]
+        if network.is_cut(self._host, endpoint) or not isinstance(process.service, ConductorService):
+            await asyncio.sleep(1.0)
+            raise Unavailable(f"{endpoint} cannot be reached")
+        async for piece in process.service.fetch_image(self._host, CERT_SERIAL, image_id, offset):
+            await asyncio.sleep(network.latency_s())
+            if network.is_cut(self._host, endpoint) or not process.is_up or process.is_paused:
+                raise Unavailable(f"{endpoint} went away")
+            yield piece
+
+
+async def _serve(service: ConductorService, host: str, stream: SimStream) -> None:
+    try:
+        await service.serve_host(host, CERT_SERIAL, stream)
+    except StreamClosed:
+        pass
+    finally:
+        await stream.close()
+
+
+class World:
+    """All of it. `violation` is the first thing that may never happen, if it has."""
+
+    def __init__(self, loop: SimLoop, seed: int, topology: Topology, *, verbose: bool = False) -> None:
+        self.loop = loop
+        self.topology = topology
+        self.random = Random(f"world {seed}")
+        self.network = Network(
+            Random(f"network {seed}"), lose_answers=Random(f"loss {seed}").choice([0.0, 0.01, 0.05])
+        )
+        self.clock = SimClock(loop)
+        self.ids = SimIds(Random(f"ids {seed}"))
+        self.jitter: Callable[[], float] = Random(f"jitter {seed}").random
+        self.cells = [f"cell{number}" for number in range(1, topology.cells + 1)]
+        self.servers = {name: StoreServer(MemoryStore(name)) for name in ("global", *self.cells)}
+        self.machines: dict[str, FakeMachine] = {}
+        self.journals: dict[str, JournalMemory] = {}
+        self.processes: dict[str, Process[Any]] = {}
+        self.streams: dict[str, list[SimStream]] = {}
+        self.checker = Checker()
+        self.violation: BaseException | None = None
+        self.events = 0
+        self.digest = hashlib.sha256()
+        self._verbose = verbose
+        self._fed = dict.fromkeys(self.servers, 0)
+        self._cell_of: dict[str, str] = {}
+        self._down: set[str] = set()
+        self._off: set[str] = set()
+        loop.set_exception_handler(self._unhandled)
+
+    # ---------------------------------------------------------------- making it
+
+    async def furnish(self) -> None:
+        """What an operator has made before the first process starts."""
+        topology, glob = self.topology, self.servers["global"].memory
+        put: dict[str, object] = {}
+        for number in range(topology.projects):
+            project = self._project(number)
+            put[keys.PROJECT.at(project)] = Project(id=project, name=f"project-{number}")
+            put[keys.QUOTA.at(project)] = Quota(project_id=project, limit=topology.quota)
+        for cell in self.cells:
+            put[keys.CELL.at(cell)] = Cell(name=cell)
+        for flavor in (
+            Flavor(id=self.ids.new_id(), name="small", vcpus=1, ram_mib=512, disk_gib=1),
+            Flavor(id=self.ids.new_id(), name="large", vcpus=2, ram_mib=1024, disk_gib=2),
+        ):
+            put[keys.FLAVOR.at(flavor.id)] = flavor
+        image = Image(
+            id=self.ids.new_id(),
+            name="tiny",
+            project_id=self._project(0),
+            format=ImageFormat.RAW,
+            state=ImageState.ACTIVE,
+            visibility=Visibility.PUBLIC,
+            size_bytes=len(IMAGE_BYTES),
+            virtual_size_bytes=len(IMAGE_BYTES),
+            sha256=hashlib.sha256(IMAGE_BYTES).hexdigest(),
+        )
+        put[keys.IMAGE.at(image.id)] = image
+        network = GuestNetwork(id=self.ids.new_id(), name="default")
+        put[keys.NETWORK.at(network.id)] = network
+        await glob.commit(Txn(put={key: codec.encode(value) for key, value in put.items()}))
+        for at, cell in enumerate(self.cells):
+            for number in range(topology.hosts_per_cell):
+                await self._furnish_host(cell, f"h{at}{number}", at * 16 + number)
+
+    async def _furnish_host(self, cell: str, name: str, number: int) -> None:
+        host = Host(
+            name=name,
+            cell=cell,
+            zone=f"zone-{number % 2}",
+            capacity=self.topology.host_capacity,
+            traits=("HW_ARCH_X86_64",),
+            cert_serial=CERT_SERIAL,
+            guest_cidr=f"10.0.{number}.0/24",
+            slots=50,
+        )
+        await self.servers[cell].memory.commit(Txn(put={keys.HOST.at(name): codec.encode(host)}))
+        self.machines[name] = FakeMachine(name, total=self.topology.host_capacity, record=self._machine_event)
+        self.journals[name] = JournalMemory()
+        self._cell_of[name] = cell
+
+    def populate(self) -> None:
+        """Make every process, and start it."""
+        for number in range(self.topology.apis):
+            name = f"api{number}"
+            self._add(name, partial(ApiServer, self, name))
+        for number in range(self.topology.schedulers):
+            name = f"scheduler{number}"
+            self._add(name, partial(self._scheduler, name))
+        for cell in self.cells:
+            for number in range(self.topology.conductors_per_cell):
+                name = f"{cell}-conductor{number}"
+                self._add(name, partial(self._conductor, name, cell))
+        for host in self.machines:
+            self._add(host, partial(self._hostd, host))
+        for process in self.processes.values():
+            process.start()
+
+    def _add(self, name: str, build: Callable[[], Runs]) -> None:
+        self.processes[name] = Process(self.loop, name, build, lambda service: service.run(), self._died)
+
+    def _scheduler(self, name: str) -> SchedulerService:
+        return SchedulerService(
+            self.store_for(name, "global"),
+            {cell: self.store_for(name, cell) for cell in self.cells},
+            Ports(settings=SchedulerSettings(), clock=self.clock, ids=self.ids, jitter=self.jitter),
+        )
+
+    def _conductor(self, name: str, cell: str) -> ConductorService:
+        return ConductorService(
+            ConductorSettings(cell=cell, endpoint=name),
+            self.store_for(name, cell),
+            clock=self.clock,
+            ids=self.ids,
+            jitter=self.jitter,
+            blobs=SimBlobs(),
+        )
+
+    def _hostd(self, host: str) -> HostDaemon:
+        machine = self.machines[host]
+        return HostDaemon(
+            HostSettings(host=host, conductors=tuple(self.conductors_of(self._cell_of[host]))),
+            clock=self.clock,
+            journal=MemoryJournal(self.journals[host]),
+            driver=FakeDriver(machine),
+            disks=FakeDisks(machine),
+            wires=FakeWires(machine),
+            dialer=SimDialer(self, host),
+            boot_id=f"{host}-boot-{machine.boot}",
+            jitter=self.jitter,
+        )
+
+    def conductors_of(self, cell: str) -> list[str]:
+        """Every conductor of a cell."""
+        return [f"{cell}-conductor{number}" for number in range(self.topology.conductors_per_cell)]
+
+    def store_for(self, process: str, store: str) -> SimStore:
+        """A process's own client of a store."""
+        return SimStore(self.network, process, self.servers[store], after_commit=self.feed)
+
+    def _project(self, number: int) -> str:
+        return str(uuid.UUID(int=number + 1, version=4))
+
+    def principals(self) -> list[Principal]:
+        """A member of each project."""
+        return [
+            Principal(
+                user_id=f"user-{number}",
+                user_name=f"user-{number}",
+                project_id=self._project(number),
+                project_name=f"project-{number}",
+                role=Role.MEMBER,
+            )
+            for number in range(self.topology.projects)
+        ]
+
+    async def call(self, api: str, handler: str, request: Any, principal: Principal) -> Any:
+        """A client's call: runs inside the server's process, and dies with it."""
+        process = self.processes[api]
+        if not isinstance(process.service, ApiServer):
+            await asyncio.sleep(self.network.latency_s())
+            raise Unavailable(f"{api} is down")
+        method = getattr(process.service.handlers, handler)
+        await asyncio.sleep(self.network.latency_s())
+        answer = process.call(_answer(method(request, principal)))
+        result = await answer
+        if isinstance(result, FabricError):
+            raise result
+        return result
+
+    # ---------------------------------------------------------------- watching it
+
+    def record(self, event: Event) -> None:
+        """Tell the checker, in order."""
+        if not isinstance(event, Wrote):
+            self.feed()
+        self.events += 1
+        self.note(event)
+        try:
+            self.checker.take(event)
+        except Violation as broken:
+            self.violate(broken)
+
+    def feed(self) -> None:
+        """Tell the checker of what was written since."""
+        for name, server in self.servers.items():
+            history = server.memory.history
+            while self._fed[name] < len(history):
+                change = history[self._fed[name]]
+                self._fed[name] += 1
+                self.record(Wrote(name, change.revision, change.key, change.before, change.after))
+
+    def note(self, *what: object) -> None:
+        """Into the trace: two runs of one seed have equal traces."""
+        line = f"{self.loop.time():.6f} {' '.join(map(str, what))}"
+        self.digest.update(line.encode())
+        if self._verbose:
+            print(line[:400])
+
+    def violate(self, broken: BaseException) -> None:
+        if self.violation is None:
+            self.violation = broken
+
+    def check_alive(self) -> None:
+        """No process may end by itself."""
+        for name, process in self.processes.items():
+            task = process.main_task
+            if process.is_up and task is not None and task.done():
+                error = None if task.cancelled() else task.exception()
+                broken = Violation(f"{name} ended by itself: {error!r}")
+                broken.__cause__ = error
+                self.violate(broken)
+
+    def unsettled(self) -> str | None:
+        """What is not at rest, or left behind."""
+        self.feed()
+        holdings = [
+            HostHoldings(
+                host=name,
+                running=frozenset(machine.running()),
+                domains=frozenset(
+                    (each, domain.spec.placement_epoch) for each, domain in machine.domains.items()
+                ),
+                files=frozenset((held.instance_id, held.placement_epoch) for held in machine.folders),
+                wires=frozenset((each, epoch) for each, (epoch, _) in machine.wires.items()),
+            )
+            for name, machine in self.machines.items()
+        ]
+        left = {name: server.memory.names() for name, server in self.servers.items()}
+        return unsettled(self.checker, holdings, Leftovers(keys=left))
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, Exception):
+            broken = Violation(f"an error nobody took: {context.get('message')}: {error!r}")
+            broken.__cause__ = error
+            self.violate(broken)
+
+    def _machine_event(self, event: MachineEvent) -> None:
+        match event.kind:
+            case "started":
+                self.record(Started(event.host, event.instance_id, event.placement_epoch))
+            case "stopped":
+                self.record(Stopped(event.host, event.instance_id, event.detail))
+            case "forgotten":
+                self.record(Destroyed(event.host, event.instance_id, event.placement_epoch))
+            case "power_lost":
+                self.record(PowerLost(event.host))
+            case _:
+                self.note(event)
+
+    # ---------------------------------------------------------------- breaking it (the nemesis's Target)
+
+    def _died(self, name: str) -> None:
+        """Its connections break; whoever was at the other end hears of it."""
+        contextvars.Context().run(self._hang_up, name)
+
+    def _hang_up(self, name: str) -> None:
+        for stream in self.streams.pop(name, []):
+            stream.hang_up()
+
+    def names(self) -> list[str]:
+        """Every process."""
+        return list(self.processes)
+
+    def kill(self, process: str) -> None:
+        self._down.add(process)
+        self.processes[process].kill()
+
+    def start(self, process: str) -> None:
+        self._down.discard(process)
+        if process not in self._off:
+            self.processes[process].start()
+
+    def pause(self, process: str) -> None:
+        self.processes[process].pause()
+
+    def resume(self, process: str) -> None:
+        self.processes[process].resume()
+
+    def links(self) -> list[tuple[str, str]]:
+        """Every pair that talks."""
+        pairs: list[tuple[str, str]] = []
+        for name in self.processes:
+            if name.startswith(("api", "scheduler")):
+                pairs += [(name, store) for store in self.servers]
+        for cell in self.cells:
+            hosts = [host for host, at in self._cell_of.items() if at == cell]
+            for conductor in self.conductors_of(cell):
+                pairs.append((conductor, cell))
+                pairs += [(conductor, host) for host in hosts]
+        return pairs
+
+    def cut(self, one: str, other: str) -> None:
+        self.network.cut(one, other)
+
+    def mend(self, one: str, other: str) -> None:
+        self.network.mend(one, other)
+
+    def stores(self) -> list[str]:
+        return list(self.servers)
+
+    def lose_quorum(self, store: str) -> None:
+        self.servers[store].has_quorum = False
+
+    def regain_quorum(self, store: str) -> None:
+        self.servers[store].has_quorum = True
+
+    def compact(self, store: str) -> None:
+        self.servers[store].compact()
+
+    def hosts(self) -> list[str]:
+        return list(self.machines)
+
+    def lose_power(self, host: str) -> None:
+        self._off.add(host)
+        self.processes[host].kill()
+        self.machines[host].lose_power()
+
+    def restore_power(self, host: str) -> None:
+        if host in self._off:
+            self._off.discard(host)
+            self.machines[host].restore_power()
+            if host not in self._down:
+                self.processes[host].start()
+
+    def crash_hypervisor(self, host: str) -> None:
+        self.machines[host].restart_hypervisor()
+
+    def fail_next_step(self, host: str, step: str) -> None:
+        self.machines[host].fail_next[step].append(self.random.choice(STEP_FAULTS))
+
+    def crash_a_guest(self, host: str) -> None:
+        running = sorted(self.machines[host].running())
+        if running:
+            self.machines[host].crash_guest(self.random.choice(running))
+
+
+async def _answer(work: Any) -> Any:
+    """The handler's result, or its error as a value: an exception of a task whose caller gave up would be nobody's."""
+    try:
+        return await work
+    except FabricError as error:
+        return error
