@@ -314,6 +314,7 @@ class FakeDriver:
         self._queues: list[asyncio.Queue[DomainEvent | None]] = []
 
     async def open(self) -> Hypervisor:
+        self._hang_up()
         await self._do("", "open", self._machine.delays.observe_s, lambda: None)
         return Hypervisor(
             kind="fake",
@@ -404,6 +405,9 @@ class FakeDriver:
         return self._listen(queue)
 
     async def close(self) -> None:
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         for queue in self._queues:
             self._machine.unlisten(queue)
             queue.put_nowait(None)
