@@ -12,7 +12,6 @@ import pytest
 from hostd.processes import Confinement, ProgramFailed, run
 from tests.conformance.private_libvirt import processes_mentioning
 
-
 FOREVER = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
