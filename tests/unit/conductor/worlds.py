@@ -419,5 +419,5 @@ def assignment_of(instance: Instance) -> Assignment:
 async def until(holds: Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
     """Wait until something holds."""
     async with asyncio.timeout(within_s):
-        while not await holds():  # noqa: ASYNC110 - what is waited for is in the store, which tells nobody here
+        while not await holds():
             await asyncio.sleep(0.05)
