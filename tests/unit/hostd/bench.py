@@ -38,7 +38,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
-from tests.sim.loop import SimLoop
+from tests.sim.loop import SimLoop, graveyard
 from tests.sim.process import Process
 from tests.unit.hostd.orders import IMAGE, IMAGE_BYTES
 
@@ -307,10 +307,14 @@ def on_a_bench(
     seed: int = 1,
 ) -> T:
     """Run a scenario in virtual time, then bury what is left."""
-    loop = SimLoop(Random(seed))
 
-    async def world() -> T:
-        bench = Bench(loop, conductors=conductors, delays=delays or Delays(), seed=seed)
-        return await scenario(bench)
+    def run() -> T:
+        loop = SimLoop(Random(seed))
 
-    return loop.run_world(world())
+        async def world() -> T:
+            return await scenario(Bench(loop, conductors=conductors, delays=delays or Delays(), seed=seed))
+
+        return loop.run_world(world())
+
+    with graveyard():
+        return run()
