@@ -61,7 +61,7 @@ async def commit_settled(
     try:
         async with asyncio.timeout(patience_s):
             return await _settle(store, txn, mark)
-    except (TimeoutError, Unavailable, Compacted) as still:
+    except (TimeoutError, Compacted) as still:
         raise Ambiguous(
             f"store {store.name}: the fate of a write to {mark} could not be found out",
             store=store.name,

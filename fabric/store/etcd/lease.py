@@ -20,7 +20,7 @@ from fabric.clock import Clock
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.base import Lease
-from fabric.store.etcd.endpoints import Endpoints, hang_up, raise_if_cancelled
+from fabric.store.etcd.endpoints import Endpoint, Endpoints, hang_up, raise_if_cancelled
 from fabric.store.etcd.settings import EtcdSettings
 from fabric.store.etcd.wire import LEASE_KEEP_ALIVE
 
@@ -46,6 +46,7 @@ class Beats:
     def __init__(self, endpoints: Endpoints, settings: EtcdSettings) -> None:
         self._endpoints = endpoints
         self._settings = settings
+        self._member: Endpoint | None = None
         self._stream: Stream | None = None
         self._reader: asyncio.Task[None] | None = None
         self._under_way: dict[int, deque[asyncio.Future[int]]] = {}
@@ -76,8 +77,8 @@ class Beats:
     async def _send(self, lease_id: int) -> asyncio.Future[int]:
         async with self._turn:  # grpc.aio takes one write at a time
             if self._stream is None:
-                member = await self._endpoints.connected(self._settings.connect_wait_s)
-                self._stream = member.stream(LEASE_KEEP_ALIVE)
+                self._member = await self._endpoints.connected(self._settings.connect_wait_s)
+                self._stream = self._member.stream(LEASE_KEEP_ALIVE)
                 self._reader = asyncio.create_task(self._read(self._stream), name="etcd lease beats")
             stream = self._stream
             answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -108,10 +109,12 @@ class Beats:
         await hang_up(stream)
 
     def _drop(self) -> None:
-        """Give the stream up; every beat under way on it is lost."""
+        """Give the stream up, and its member if there is another; every beat under way on it is lost."""
         stream, self._stream, self._reader = self._stream, None, None
         if stream is not None:
             stream.cancel()
+            if self._member is not None:
+                self._endpoints.avoid(self._member)
         under_way, self._under_way = self._under_way, {}
         for beats in under_way.values():
             for beat in beats:
@@ -132,6 +135,7 @@ class Leases:
     """The leases of one store and until when each may be believed in."""
 
     def __init__(self, endpoints: Endpoints, settings: EtcdSettings, clock: Clock) -> None:
+        self._settings = settings
         self._clock = clock
         self._beats = Beats(endpoints, settings)
         self._held: dict[int, _Held] = {}
@@ -155,7 +159,9 @@ class Leases:
         while (left_s := held.until_s - self._clock.boot_s()) > 0 and not held.ended.is_set():
             sent_s = self._clock.boot_s()
             try:
-                ttl_s = await self._beats.beat(lease.id, min(lease.ttl_s / BEATS_PER_TTL, left_s))
+                # Short enough to leave time for another member.
+                timeout_s = min(self._settings.try_timeout_s, lease.ttl_s / BEATS_PER_TTL, left_s)
+                ttl_s = await self._beats.beat(lease.id, timeout_s)
             except BeatLost as lost:
                 log.info("store.beat_lost", lease=f"{lease.id:x}", left_s=round(left_s, 1), why=str(lost))
                 pause_s = min(RETRY_S, max(0.0, held.until_s - self._clock.boot_s()))
