@@ -90,8 +90,11 @@ class RpcServer:
             names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
-    async def start(self) -> int:
-        """Listen; returns the port. Raises Bug when the address cannot be had."""
+    async def start(self, *, serving: bool = True) -> int:
+        """Listen; returns the port. Raises Bug when the address cannot be had.
+
+        Health says NOT_SERVING until told otherwise, for a server that is not `serving` yet.
+        """
         settings = self._settings
         try:
             if settings.tls is None:
@@ -103,8 +106,8 @@ class RpcServer:
                 port = self._server.add_secure_port(settings.listen, credentials)
         except RuntimeError as taken:
             raise Bug(f"cannot listen on {settings.listen}: is another process there?") from taken
+        await self.serving(serving)
         await self._server.start()
-        await self.serving(True)
         log.info("server.started", listen=settings.listen, port=port, services=self._services)
         return port
 
