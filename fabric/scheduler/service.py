@@ -237,7 +237,7 @@ class SchedulerService:
                 # Before it is known which cells are open, every one of them would look closed.
                 is_reachable = parts.feed.is_reachable and self._cells_known.revision > 0
                 if is_reachable != self._hosts.is_reachable(name):
-                    log.info("cell.reachable" if is_reachable else "cell.away", cell=name)
+                    log.info("cell.turned", cell=name, is_reachable=is_reachable)
                     self._hosts.set_cell(name, is_reachable=is_reachable)
                     parts.builds.wake()
             await asyncio.sleep(CONTACT_LOOK_S)

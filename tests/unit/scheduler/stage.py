@@ -294,4 +294,9 @@ def builds(count: int, *, cell: str = "east", resources: Resources = SMALL) -> I
     return [build(f"i-{number}", resources, cell=cell, create_time_ms=WALL_MS) for number in range(count)]
 
 
-__all__ = ["WALL_MS", "Stage", "build", "builds", "host", "play"]
+def small(name: str, cell: str = "east", *, room: int = 1) -> Host:
+    capacity = Resources(vcpus=room, ram_mib=512 * room, disk_gib=room)
+    return host(name, cell=cell, capacity=capacity)
+
+
+__all__ = ["WALL_MS", "Stage", "build", "builds", "host", "play", "small"]
