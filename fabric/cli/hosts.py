@@ -154,15 +154,15 @@ def show(session: Session, *, cell: str, host: str, shape: Shape) -> None:
         "fabric host set --enable host-3",
     ),
 )
-@click.option(
-    "--enable/--disable", "enabled", default=None, required=True, help="Whether servers are placed on it."
-)
+@click.option("--enable/--disable", "enabled", default=None, help="Whether servers are placed on it.")
 @click.option("--disable-reason", default="", help="Why, for people.")
 @click.option("--cell", default="", help="Where two cells have a host of that name.")
 @click.argument("host", shell_complete=params.hosts)
 @pass_session
-def set_(session: Session, *, enabled: bool, disable_reason: str, cell: str, host: str) -> None:
+def set_(session: Session, *, enabled: bool | None, disable_reason: str, cell: str, host: str) -> None:
     """Take a host into scheduling, or out of it; its servers are left alone."""
+    if enabled is None:
+        raise click.UsageError("say --enable or --disable")
     if enabled and disable_reason:
         raise click.UsageError("--disable-reason is for --disable")
     session.client.hosts.set_enabled(host, enabled=enabled, reason=disable_reason, cell=cell)

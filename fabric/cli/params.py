@@ -50,13 +50,12 @@ def names_of(read: Callable[[Client], Iterable[str]]) -> Completer:
 
     def complete(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from fabric.cli.main import prepare
-        from fabric.cli.session import Session, World
+        from fabric.cli.session import Session
 
         root = ctx.find_root()
-        session = root.obj
-        if session is None:
-            world = World(can_ask=lambda: False)
-            session = prepare(Session(world), {**root.params, "timeout": COMPLETION_TIMEOUT_S})
+        # No command is run while completing, so nobody has given the session the root's options yet.
+        session = prepare(root.obj or Session(), {**root.params, "timeout": COMPLETION_TIMEOUT_S})
+        session.world.can_ask = lambda: False
         try:
             found = sorted(set(read(session.client)))
         except (FabricError, OSError):

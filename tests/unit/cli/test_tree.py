@@ -1,0 +1,109 @@
+"""What holds for every verb, also for those that are yet to come."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from fabric.cli import images
+from fabric.cli.main import NOUNS, cli
+from fabric.cli.session import Session
+from fabric.client.images import FORMATS
+from tests.unit.cli.shell import verbs
+
+ROOT = Path(__file__).resolve().parents[3]
+VERBS = verbs()
+REDIRECT = re.compile(r"\s+>\s*\S+$")
+
+
+def examples_of(command: click.Command) -> list[str]:
+    text = inspect.cleandoc(command.epilog or "")
+    lines = (re.sub(r'^(sudo |eval "\$\()|\)"$', "", line.strip()) for line in text.splitlines())
+    return [line for line in lines if line.startswith("fabric ")]
+
+
+EXAMPLES = [(words, line) for words, command in VERBS.items() for line in examples_of(command)]
+
+
+def parse(line: str, folder: Path) -> tuple[str, ...]:
+    """The words of the verb that a line runs, after all of its options and arguments are understood. Nothing is run.
+
+    Files that are to be read exist: what a line is about is its words.
+    """
+    words = [
+        str(Path(word).name) if word.startswith("~") else word for word in shlex.split(REDIRECT.sub("", line))
+    ]
+    for word in words:
+        if re.search(r"\.(qcow2|raw|sh|pem|pub)$|^vmlinuz$", word):
+            (folder / word).touch()
+    assert words.pop(0) == "fabric"
+    context = cli.make_context("fabric", words, obj=Session())
+    command: click.Command = cli
+    named: tuple[str, ...] = ()
+    while isinstance(command, click.Group):
+        arguments = [*context._protected_args, *context.args]
+        name, found, rest = command.resolve_command(context, arguments)
+        assert name is not None
+        assert found is not None
+        named, command = (*named, name), found
+        context = command.make_context(name, rest, parent=context)
+    return named
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_has_an_example(words: tuple[str, ...]) -> None:
+    assert examples_of(VERBS[words])
+
+
+@pytest.mark.parametrize(("words", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_every_example_runs_its_own_verb(
+    words: tuple[str, ...], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert parse(line, tmp_path) == words
+
+
+@pytest.mark.parametrize("words", VERBS, ids=" ".join)
+def test_every_verb_and_option_says_what_it_is_for(words: tuple[str, ...]) -> None:
+    command = VERBS[words]
+    silent = [
+        it.name for it in command.params if isinstance(it, click.Option) and not it.help and not it.hidden
+    ]
+
+    assert (command.help or "").strip().endswith(".")
+    assert silent == []
+
+
+def test_every_noun_is_where_its_entry_says() -> None:
+    context = click.Context(cli)
+
+    assert {name: (cli.get_command(context, name) or cli).name for name in NOUNS} == {
+        name: name for name in NOUNS
+    }
+
+
+def test_the_formats_offered_are_the_clients() -> None:
+    assert tuple(FORMATS) == images.FORMATS
+
+
+DOC = (ROOT / "docs" / "concepts" / "command-line.md").read_text()
+TRANSLATIONS = re.findall(r"^\| `openstack [^`]+` \| `(fabric [^`]+)`", DOC, flags=re.MULTILINE)
+
+
+def test_the_table_for_people_from_openstack_is_not_empty() -> None:
+    assert len(TRANSLATIONS) > 20
+
+
+@pytest.mark.parametrize("ours", TRANSLATIONS)
+def test_every_translated_command_is_one_of_ours(
+    ours: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    assert parse(ours, tmp_path) in VERBS
