@@ -17,6 +17,7 @@ from pathlib import Path
 from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, ServiceDescriptor
 
 from fabric import errors, pb
+from fabric.cli import docs as command_line_docs
 from fabric.lifecycle import docs
 from fabric.pb.common.v1 import options_pb2
 from fabric.store import keys
@@ -139,7 +140,13 @@ def lifecycle() -> Iterator[str]:
     yield from docs.page().splitlines()
 
 
+def command_line() -> Iterator[str]:
+    """What the command line says of itself."""
+    yield from command_line_docs.page()
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "cli.md": command_line,
     "errors.md": error_reasons,
     "keys.md": stored_keys,
     "lifecycle.md": lifecycle,
