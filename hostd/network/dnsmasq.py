@@ -54,10 +54,10 @@ class Dnsmasq:
             running = 0
         if not running:
             self._start()
-        elif changed:
-            os.kill(running, signal.SIGHUP)
-        if running:
+        else:
             self._watch(running)
+            if changed:
+                await _read_again(running)
 
     async def stop(self) -> None:
         """End the server and remove its files."""
@@ -150,6 +150,31 @@ class Dnsmasq:
                 os.kill(pid, number)
             if await _gone(pid):
                 return
+
+
+async def _read_again(pid: int) -> None:
+    """Have the server read its files again, but not before it can be told: a hang-up that comes too early would end it.
+
+    It takes the signal before it first reads; so one that has ended, or does not take it in time, will have read what is there.
+    """
+    for _ in range(int(_STOP_TIMEOUT_S / 0.01)):
+        if not _command_of(pid):
+            return
+        if _catches_hangup(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+            return
+        await asyncio.sleep(0.01)
+
+
+def _catches_hangup(pid: int) -> bool:
+    """Whether the process has a handler for SIGHUP (proc(5): SigCgt)."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            name, _, mask = line.partition(":")
+            if name == "SigCgt":
+                return bool(int(mask, 16) & 1 << signal.SIGHUP - 1)
+    return False
 
 
 async def _gone(pid: int) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ from hostd.core.tap_names import BRIDGE, TapMark, tap_name
 from hostd.driver.base import Interface
 from hostd.network.base import NetworkError, Wiring
 from hostd.network.dnsmasq import Dnsmasq
-from hostd.network.links import Links
+from hostd.network.links import Links, Tap
 from hostd.network.metadata import MetadataServer
 from hostd.network.netns import Namespace
 from hostd.network.records import WiringRecords
@@ -63,6 +63,7 @@ class LinuxWires:
         )
         self._metadata = MetadataServer(self._namespace, settings.bridge, self._guest_at, clock)
         self._wirings: dict[str, Wiring] | None = None
+        self._bridged: tuple[Subnet, ...] | None = None
         self._guests: dict[str, Guest] = {}
         self._changing = asyncio.Lock()
 
@@ -73,22 +74,22 @@ class LinuxWires:
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
         async with self._changing:
-            with _network_faults("plug"):
+            with self._faults("plug"):
                 wirings = self._known()
                 self._refuse_conflicts(wirings, wiring)
                 previous = wirings.get(wiring.guest.id)
                 if previous != wiring:
                     self._records.write(wiring)
                     wirings[wiring.guest.id] = wiring
-                await self._converge()
-                await self._remove_other_taps(wiring)
+                taps = await self._converge()
+                await self._remove_other_taps(taps.values(), wiring)
         return tuple(
             Interface(tap=tap_name(port.id), mac=port.mac, mtu=port.mtu) for port in wiring.guest.ports
         )
 
     async def unplug(self, instance_id: str, placement_epoch: int) -> None:
         async with self._changing:
-            with _network_faults("unplug"):
+            with self._faults("unplug"):
                 wirings = self._known()
                 taps = await self._links.taps()
                 going = [
@@ -131,6 +132,7 @@ class LinuxWires:
                 for instance_id in self._known():
                     self._records.remove(instance_id)
                 self._wirings = {}
+                self._bridged = None
                 self._guests = {}
 
     # -------------------------------------------------------------- converging
@@ -149,15 +151,19 @@ class LinuxWires:
         for tap in strays:
             _log.warning("tap.stray", tap=tap.name)
         await self._links.remove_taps(strays)
+        self._bridged = None
         await self._converge()
         await self._metadata.ensure()
 
-    async def _converge(self) -> None:
+    async def _converge(self) -> dict[str, Tap]:
+        """Make everything as the wirings say. The bridge is looked at anew in `prepare` and after a failure only."""
         wirings = self._known()
         subnets = self._subnets(wirings)
-        await self._links.ensure_bridge(subnets)
-        if self._settings.netns or subnets:
-            await self._namespace.set_kernel({"net/ipv4/ip_forward": "1"})
+        if subnets != self._bridged:
+            self._bridged = None
+            await self._links.ensure_bridge(subnets)
+            if self._settings.netns or subnets:
+                await self._namespace.set_kernel({"net/ipv4/ip_forward": "1"})
         taps = await self._links.taps()
         wanted = {mark.tap: (mark, port.mtu) for wiring in wirings.values() for mark, port in _ports(wiring)}
         kept = [tap.mark for name, tap in taps.items() if name not in wanted and tap.mark is not None]
@@ -182,16 +188,17 @@ class LinuxWires:
         self._guests = {
             port.address: wiring.guest for wiring in wirings.values() for port in wiring.guest.ports
         }
+        self._bridged = subnets
+        return taps
 
-    async def _remove_other_taps(self, wiring: Wiring) -> None:
-        """Taps of earlier placements of the instance, with ports that it has no more."""
+    async def _remove_other_taps(self, taps: Iterable[Tap], wiring: Wiring) -> None:
+        """Of `taps`, those of earlier placements of the instance, with ports that it has no more."""
         wanted = {mark.tap for mark, _ in _ports(wiring)}
-        taps = await self._links.taps()
         await self._links.remove_taps(
             [
                 tap
-                for name, tap in taps.items()
-                if name not in wanted and tap.mark is not None and tap.mark.instance_id == wiring.guest.id
+                for tap in taps
+                if tap.name not in wanted and tap.mark is not None and tap.mark.instance_id == wiring.guest.id
             ]
         )
 
@@ -212,6 +219,16 @@ class LinuxWires:
         return tuple(
             sorted(found, key=lambda subnet: (int(subnet.network.network_address), int(subnet.gateway)))
         )
+
+    @contextmanager
+    def _faults(self, step: str) -> Iterator[None]:
+        """As `_network_faults`; after one, nothing that was seen before is believed."""
+        try:
+            with _network_faults(step):
+                yield
+        except NetworkError:
+            self._bridged = None
+            raise
 
     def _guest_at(self, address: str) -> Guest | None:
         return self._guests.get(address)

@@ -117,8 +117,7 @@ class LibvirtDriver:
         def write(connect: libvirt.virConnect) -> None:
             with _absent_is_fine():
                 self._refuse_foreign(connect.lookupByUUIDString(spec.guest.id))
-            document = domain_xml(spec, self._platform(spec))
-            connect.defineXMLFlags(document, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            connect.defineXML(domain_xml(spec, self._platform(spec)))
 
         await self._connection.call(FaultCode.DOMAIN_INVALID, write)
 

@@ -416,9 +416,14 @@ def discover(client: str) -> Offer:
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         client_socket.bind((NO_ADDRESS, 68))
-        client_socket.settimeout(5)
-        client_socket.sendto(head + b"\x63\x82\x53\x63" + wanted, ("255.255.255.255", 67))
-        reply = client_socket.recv(2048)
+        client_socket.settimeout(1)
+        reply = b""
+        for _ in range(15):
+            # As clients do: a server may be starting.
+            client_socket.sendto(head + b"\x63\x82\x53\x63" + wanted, ("255.255.255.255", 67))
+            with contextlib.suppress(TimeoutError):
+                reply = client_socket.recv(2048)
+                break
     options: dict[int, bytes] = {}
     rest = reply[240:]
     while rest and rest[0] != 255:
