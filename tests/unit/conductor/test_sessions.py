@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from fabric.model.host import SessionState
 from fabric.model.instance import Tombstone
 from fabric.model.session import (
@@ -19,6 +21,7 @@ from fabric.model.session import (
     StatusAck,
 )
 from fabric.model.states import PowerState, TaskState, VmState, Want
+from fabric.store.base import Committed, Refused, Txn
 from fabric.store.keys import ALIVE, HOST, TOMBSTONE
 from tests.unit.conductor.worlds import World, instance_id, run, until
 
@@ -507,3 +510,49 @@ async def _farewell_of(joining: asyncio.Task[Snapshot], host: object) -> Goodbye
     heard: list[object] = getattr(host, "heard", [])
     (farewell,) = [message for message in heard if isinstance(message, Goodbye)]
     return farewell
+
+
+def test_an_order_written_while_the_host_is_joining_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watch may bring it before the join's answer has told from which revision on to listen."""
+
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            reach = cell.reaches["c1"]
+            plain = reach.commit
+
+            async def slow_answer(txn: Txn) -> Committed | Refused:
+                outcome = await plain(txn)
+                if ALIVE.at("h1") in txn.put:
+                    await cell.place(1, "h1")
+                    await asyncio.sleep(1)
+                return outcome
+
+            # Patched, because only the answer of this one transaction is to be late.
+            monkeypatch.setattr(reach, "commit", slow_answer)
+            host = cell.dial(service, "h1")
+            snapshot = await host.join()
+            order = await host.hear(Order, within_s=5)
+
+            assert snapshot.orders == ()
+            assert order.guest.id == instance_id(1)
+
+    run(world)
+
+
+def test_a_host_that_begins_another_session_here_ends_its_first_one() -> None:
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            old = await cell.up(service, "h1")
+
+            new = cell.dial(service, "h1")
+            await new.join()
+            farewell = await old.hear(Goodbye, within_s=1)
+
+            assert farewell.reason
+            assert new.epoch == old.epoch + 1
+
+    run(world)
