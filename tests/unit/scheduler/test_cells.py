@@ -8,6 +8,7 @@ import pytest
 
 from fabric.model.host import Cell
 from fabric.model.states import VmState
+from fabric.scheduler.settings import SchedulerSettings
 from fabric.store import keys
 from fabric.store.base import Txn
 from tests.unit.scheduler.stage import WALL_MS, Stage, build, builds, host, play, small
@@ -174,5 +175,33 @@ def test_a_closed_cell_takes_nothing() -> None:
 
         assert await stage.instances() == {}
         assert len(await stage.instances("west")) == 2
+
+    play(world)
+
+
+def test_a_cell_once_left_never_raises_the_server_however_late_the_claim() -> None:
+    """The second scheduler has missed the move, and meanwhile the old cell has room again."""
+
+    async def world(stage: Stage) -> None:
+        await stage.open(small("e1"), small("w1", "west"))
+        stage.schedule("s1")
+        late = stage.schedule("s2", settings=SchedulerSettings(reread_s=1000))
+        await asyncio.sleep(2)
+        late.to_cell["east"].away()
+        await asyncio.sleep(5)
+        for each in builds(2):
+            await stage.accept(each)
+        await asyncio.sleep(0.006)
+        late.to_global.stop_watches()
+        await asyncio.sleep(2)
+        (moved,) = await stage.instances("west")
+        assert f"build/east/{moved}" not in await stage.builds()
+
+        await stage.put(stage.cells["east"], keys.HOST.at("e1"), small("e1", room=5))
+        late.to_cell["east"].away(False)
+        await asyncio.sleep(10)
+
+        assert late.to_cell["east"].commits > 1
+        assert moved not in await stage.instances("east")
 
     play(world)

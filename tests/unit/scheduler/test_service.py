@@ -290,3 +290,21 @@ def test_an_instance_record_is_what_the_conductor_expects() -> None:
     assert (instance.attempt, instance.placement_epoch, instance.generation) == (1, 1, 1)
     assert instance.task_deadline_ms - instance.task_start_ms == 600_000
     assert instance.op_id.startswith("s1-")
+
+
+def test_nobody_is_given_up_for_room_that_was_only_counted_on() -> None:
+    """The first build of the batch turns out to be done with, so the host that it was to have is free for the second."""
+
+    async def world(stage: Stage) -> None:
+        await stage.open(small("e1"))
+        first, second = builds(2)
+        done = Instance(id="i-0", request=first.request, vm_state=VmState.ERROR)
+        await stage.put(stage.cells["east"], keys.INSTANCE.at("i-0"), done)
+        await stage.accept(first, second)
+        stage.schedule()
+        await asyncio.sleep(5)
+
+        assert (await stage.instances())["i-1"].host == "e1"
+        assert await stage.builds() == {}
+
+    play(world)
