@@ -90,7 +90,9 @@ def test_an_end_relies_on_all_it_ends() -> None:
 
     _take(draft, replace(STATUS, state=HostState.ABSENT, power=PowerState.NOSTATE))
 
-    assert draft.unchanged == dict.fromkeys((SESSION.at("h1"), INSTANCE.at(ONE), ASSIGNMENT.at("h1", ONE), USE.at("h1")), 5)
+    assert draft.unchanged == dict.fromkeys(
+        (SESSION.at("h1"), INSTANCE.at(ONE), ASSIGNMENT.at("h1", ONE), USE.at("h1")), 5
+    )
     assert set(draft.deletes) == {INSTANCE.at(ONE), ASSIGNMENT.at("h1", ONE)}
     assert draft.puts.keys() == {USE.at("h1"), OVER.at(ONE), REFUND.at(ONE)}
     assert draft.get(USE, "h1") == Use(host="h1", op_id="op")
