@@ -158,12 +158,13 @@ def start(*, state: Path, environment: tuple[str, ...], process: str) -> None:
     _act(state, "start", process, environment=environment)
 
 
-@dev.command(epilog=examples("sudo fabric dev stop etcd-cell1"))
+@dev.command(epilog=examples("sudo fabric dev stop scheduler", "sudo fabric dev stop --now etcd-cell1"))
 @state_option
+@click.option("--now", is_flag=True, help="Kill it, as a lost machine would.")
 @click.argument("process")
-def stop(*, state: Path, process: str) -> None:
-    """Stop a process in order, and leave it stopped."""
-    _act(state, "stop", process)
+def stop(*, state: Path, now: bool, process: str) -> None:
+    """Stop a process, and leave it stopped."""
+    _act(state, "stop", process, number=signal.SIGKILL if now else signal.SIGTERM)
 
 
 @dev.command(
@@ -236,7 +237,7 @@ def _running(state: Path) -> tuple[Topology, FabricStatus]:
 
 
 def _act(
-    state: Path, verb: Any, process: str, *, environment: tuple[str, ...] = (), number: int = signal.SIGKILL
+    state: Path, verb: Any, process: str, *, environment: tuple[str, ...] = (), number: int = signal.SIGTERM
 ) -> None:
     from fabric.server.dev import control
 

@@ -32,7 +32,7 @@ def fake_fabric() -> Callable[..., AbstractContextManager[Running]]:
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport() -> Iterator[None]:
     """Show the logs of the fabrics that ran when a test failed: they are gone with the fabric."""
     outcome: Any = yield
     report = outcome.get_result()

@@ -210,6 +210,18 @@ def guest_images() -> Path:
     return GUEST_IMAGE
 
 
+def guest_processes(instance_id: str) -> set[int]:
+    """The QEMU processes of a server."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (entry / "cmdline").read_bytes()
+                if b"qemu-system" in line.split(b"\0")[0] and instance_id.encode() in line:
+                    found.add(int(entry.name))
+    return found
+
+
 def a_small_disk(folder: Path) -> Path:
     """An image that no guest could boot: enough where hosts have no hardware."""
     path = folder / "disk.raw"

@@ -79,7 +79,9 @@ class Tenant:
         return done.stdout if done.returncode == 0 else None
 
     def inside(self, server: str, command: str) -> str:
-        return until(lambda: self.guest(server, command), f"{server} lets us in", timeout_s=BOOT_S, every_s=1)
+        said = until(lambda: self.guest(server, command), f"{server} lets us in", timeout_s=BOOT_S, every_s=1)
+        assert said is not None
+        return said
 
 
 @pytest.fixture(scope="module")

@@ -47,11 +47,14 @@ class FabricStatus(Struct, frozen=True, kw_only=True):
 
 
 class Command(Struct, frozen=True, kw_only=True):
-    """What a supervisor is asked to do. `environment` is for the one start that it asks for."""
+    """What a supervisor is asked to do.
+
+    `signal` is what `kill` sends, and what `stop` and `restart` begin with. `environment` is for the one start that is asked for.
+    """
 
     verb: Literal["status", "start", "stop", "restart", "kill", "down"]
     process: str = ""
-    signal: int = 9
+    signal: int = 15
     environment: dict[str, str] = {}
 
 

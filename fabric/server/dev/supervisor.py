@@ -167,10 +167,10 @@ class Child:
             self.state = "waiting"
             self._wanted.set()
 
-    async def stop(self) -> None:
-        """Have it end, and stay so."""
+    async def stop(self, first: int = signal.SIGTERM) -> None:
+        """Have it end, and stay so. `first` is the signal that asks; SIGKILL follows where it does not help."""
         self._wanted.clear()
-        for number in (signal.SIGTERM, signal.SIGKILL):
+        for number in (first, signal.SIGKILL):
             if not self.runs:
                 break
             self.kill(number)
@@ -291,7 +291,7 @@ class Supervisor:
             child.kill(command.signal)
             return
         if command.verb in {"stop", "restart"}:
-            await child.stop()
+            await child.stop(command.signal)
         if command.verb in {"start", "restart"}:
             child.start(command.environment)
             await child.until_settled()
