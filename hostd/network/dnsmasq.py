@@ -36,6 +36,7 @@ class Dnsmasq:
         self._folder = folder
         self._user = user
         self._wanted: tuple[str, ...] = ()
+        self._command: tuple[str, ...] = ()
         self._watched: int | None = None
         self._pid = 0
         self._restart: asyncio.TimerHandle | None = None
@@ -49,7 +50,7 @@ class Dnsmasq:
             return
         self._wanted = self._namespace.command(*command(self._bridge, subnets, self._files(), self._user))
         running = self._find()
-        if running and not _same(_command_of(running), self._wanted):
+        if running and not _same(self._command, self._wanted):
             await self._end(running)
             running = 0
         if not running:
@@ -61,8 +62,8 @@ class Dnsmasq:
 
     async def stop(self) -> None:
         """End the server and remove its files."""
-        self.release()
         running = self._find()
+        self.release()
         if running:
             await self._end(running)
         for path in (*(Path(each) for each in self._paths()), self._pid_file):
@@ -101,10 +102,14 @@ class Dnsmasq:
         return any(changed)
 
     def _find(self) -> int:
-        """The server that runs with our files, 0 where there is none."""
+        """The server that runs with our files, 0 where there is none; its command is in `_command` then."""
+        if self._watched is not None:
+            return self._pid
         with contextlib.suppress(OSError, ValueError):
             pid = int(self._pid_file.read_text(encoding="ascii"))
-            if f"--dhcp-hostsfile={self._files().hosts}" in _command_of(pid):
+            words = _command_of(pid)
+            if f"--dhcp-hostsfile={self._files().hosts}" in words:
+                self._command = words
                 return pid
         return 0
 
@@ -118,6 +123,7 @@ class Dnsmasq:
         )
         # It is not Popen's to wait for or to warn about: it is watched here, and may outlive us.
         process.returncode = 0
+        self._command = self._wanted
         _replace(str(self._pid_file), f"{process.pid}\n")
         _log.info("dhcp.started", pid=process.pid)
         self._watch(process.pid)
@@ -158,7 +164,7 @@ async def _read_again(pid: int) -> None:
     It takes the signal before it first reads; so one that has ended, or does not take it in time, will have read what is there.
     """
     for _ in range(int(_STOP_TIMEOUT_S / 0.01)):
-        if not _command_of(pid):
+        if not _is_alive(pid):
             return
         if _catches_hangup(pid):
             with contextlib.suppress(ProcessLookupError):
@@ -181,7 +187,7 @@ async def _gone(pid: int) -> bool:
     """Wait for a process to end, reaping it where it is our child; False where it does not."""
     for _ in range(int(_STOP_TIMEOUT_S / 0.02)):
         _reap(pid)
-        if not _command_of(pid):
+        if not _is_alive(pid):
             return True
         await asyncio.sleep(0.02)
     return False
@@ -193,8 +199,17 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
+def _is_alive(pid: int) -> bool:
+    """Whether the process runs: it is there, and is not one that ended and waits to be reaped (proc(5), stat)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
 def _command_of(pid: int) -> tuple[str, ...]:
-    """A process's words; none for one that is gone or ended (proc(5): a zombie's are empty)."""
+    """A process's words. None for one that is gone, and for a moment for one that becomes another program."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
