@@ -65,6 +65,11 @@ class ImageCache:
         """Whether the image is here, whole."""
         return self.path(image).exists()
 
+    def pin(self, image: ImageRef, folder: Path) -> None:
+        """Keep the image for as long as the folder is there, whatever lists of images in use may say: by a hard link."""
+        with contextlib.suppress(FileExistsError):
+            os.link(self.path(image), folder / f"{self.path(image).name}.used")
+
     def prune(self, in_use: frozenset[str]) -> None:
         """Drop what no guest here uses and nobody asked for within the age limit. Blocks."""
         if not self._folder.is_dir():
@@ -73,7 +78,10 @@ class ImageCache:
         for path in self._folder.iterdir():
             lock = self._downloads.get(path.name.partition(".")[0])
             idle = lock is None or not lock.locked()
-            if idle and path.name.partition(".")[0] not in in_use and path.stat().st_mtime <= oldest_s:
+            found = path.stat()
+            pinned = found.st_nlink > 1
+            listed = path.name.partition(".")[0] in in_use
+            if idle and not listed and not pinned and found.st_mtime <= oldest_s:
                 path.unlink(missing_ok=True)
                 _log.info("image.pruned", file=path.name)
 

@@ -1,7 +1,7 @@
 """`Disks` on a filesystem.
 
     STATE/images/                 the cache (cache.py)
-    STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log
+    STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them
 
 Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
 the owner of its root disk, and the files are readable to nobody else. So every folder above must be searchable by others; the
@@ -112,6 +112,8 @@ class LocalDisks:
         if any(not self._cache.has(image) for image in guest.images()):
             raise disk_error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
         self._make_folder(folder)
+        for image in guest.images():
+            self._cache.pin(image, folder)
         root = await self._ensure_root(guest, folder)
         disks = [root]
         if guest.config_drive:

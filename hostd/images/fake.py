@@ -92,10 +92,18 @@ class FakeDisks:
 
     async def prune(self, in_use: frozenset[str]) -> None:
         def drop() -> None:
-            for sha256 in sorted(set(self._machine.images) - in_use):
+            for sha256 in sorted(set(self._machine.images) - in_use - self._pinned()):
                 del self._machine.images[sha256]
 
         await self._do("images", "prune", drop)
+
+    def _pinned(self) -> set[str]:
+        """The images beneath guests' disks."""
+        paths: set[str] = set()
+        for made in self._machine.folders.values():
+            paths |= {made.kernel_path, made.ramdisk_path}
+            paths |= {disk.backing.path for disk in made.disks if disk.backing is not None}
+        return {path.rpartition("/")[2] for path in paths}
 
     async def _do(self, lock: str, step: str, work: Callable[[], _T]) -> _T:
         def checked() -> _T:

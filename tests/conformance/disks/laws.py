@@ -176,6 +176,22 @@ async def pruning_keeps_what_is_in_use(disks: Disks) -> None:
     assert source.fetches == 1
 
 
+async def pruning_takes_nothing_from_beneath_a_guest(disks: Disks) -> None:
+    """Whatever the list says: a base that is gone is a guest's disk gone."""
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    source = Source()
+
+    await disks.prune(frozenset())
+    await bring(disks, source.fetch)
+    assert source.fetches == 0
+
+    await disks.remove(GUEST.id, 1)
+    await disks.prune(frozenset())
+    await bring(disks, source.fetch)
+    assert source.fetches == 1
+
+
 async def there_is_space_and_it_is_counted(disks: Disks) -> None:
     assert await disks.free_gib() > 0
 
@@ -193,5 +209,6 @@ LAWS: tuple[Law, ...] = (
     two_placements_share_no_path,
     removing_takes_placements_up_to_that_epoch_and_twice_is_success,
     pruning_keeps_what_is_in_use,
+    pruning_takes_nothing_from_beneath_a_guest,
     there_is_space_and_it_is_counted,
 )

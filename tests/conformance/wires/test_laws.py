@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hostd.network.fake import FakeWires
 from tests.conformance.namespaces import a_namespace
 from tests.conformance.wires.laws import LAWS, Law
 
+ROOT = Path(__file__).resolve().parents[3]
 MISSING = [name for name in ("ip", "bridge", "nft", "dnsmasq", "nsenter") if shutil.which(name) is None]
 
 
@@ -36,3 +39,31 @@ async def test_linux_wires(law: Law, tmp_path: Path) -> None:
         finally:
             await wires.dismantle()
             await wires.close()
+
+
+@pytest.mark.owns_machine
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_linux_wires_in_the_daemons_own_namespace(law: Law, tmp_path: Path) -> None:
+    """As on a production host: the whole process is in the namespace, and is told of none."""
+    program = (
+        "import asyncio, pathlib, sys\n"
+        "from fabric.clock import SystemClock\n"
+        "from hostd.network.driver import LinuxWires, NetworkSettings\n"
+        "from tests.conformance.wires import laws\n"
+        "async def run():\n"
+        "    state = pathlib.Path(sys.argv[1])\n"
+        "    wires = LinuxWires(NetworkSettings(state=state, dhcp_user='root'), SystemClock())\n"
+        "    try:\n"
+        "        await getattr(laws, sys.argv[2])(wires)\n"
+        "    finally:\n"
+        "        await wires.dismantle()\n"
+        "        await wires.close()\n"
+        "asyncio.run(run())\n"
+    )
+    with a_namespace("own") as netns:
+        subprocess.run(
+            ("ip", "netns", "exec", netns, sys.executable, "-c", program, str(tmp_path), law.__name__),
+            cwd=ROOT,
+            check=True,
+        )
