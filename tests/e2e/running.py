@@ -109,9 +109,14 @@ class Running:
         return found
 
     def client(
-        self, cloud: str = "admin", *, retry: RetrySettings | None = None, timeout_s: float = 30.0
+        self,
+        cloud: str = "admin",
+        *,
+        project: str = "",
+        retry: RetrySettings | None = None,
+        timeout_s: float = 30.0,
     ) -> Client:
-        """A client that is logged in as a profile says. Closed with the fabric."""
+        """A client that is logged in as a profile says, or in another project. Closed with the fabric."""
         said = tomllib.loads(self.clouds_file.read_text())["clouds"][cloud]
         near = self.clouds_file.parent
         password = (near / said["password_file"]).read_text().strip()
@@ -119,7 +124,7 @@ class Running:
         def log_in() -> str:
             with Client(said["endpoint"], near / said["ca_file"]) as nobody:
                 return nobody.tokens.issue(
-                    user=said["username"], password=password, project=said["project"]
+                    user=said["username"], password=password, project=project or said["project"]
                 ).token
 
         made = Client(

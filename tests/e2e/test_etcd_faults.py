@@ -56,10 +56,6 @@ def fabric(
         client.images.create(name="disk", file=disk, disk_format="raw", public=True)
         running.cli("project", "create", "--instances", "500", "--cores", "500", "--ram", "64000", PROJECT)
         running.cli("role", "add", "--user", "admin", "--project", PROJECT, "admin")
-        clouds = running.clouds_file.read_text()
-        mine = clouds[clouds.index("[clouds.admin]") :].replace("clouds.admin", f"clouds.{PROJECT}")
-        mine = mine.replace('project = "admin"', f'project = "{PROJECT}"')
-        running.clouds_file.write_text(f"{clouds}\n{mine}")
         yield running
 
 
@@ -135,8 +131,8 @@ def leader(store: dict[str, Any]) -> str:
 @pytest.mark.parametrize("fault", ["killed", "paused"])
 def test_a_lost_leader_loses_and_doubles_nothing(fabric: Running, which: str, fault: str) -> None:
     stores = {"global": fabric.topology["global_store"], "cell1": fabric.topology["cells"][0]["store"]}
-    stream = Stream(fabric.client(PROJECT), f"{which}-{fault}")
-    watcher = fabric.client(PROJECT)
+    stream = Stream(fabric.client(project=PROJECT), f"{which}-{fault}")
+    watcher = fabric.client(project=PROJECT)
 
     with stream.flowing():
         member = leader(stores[which])
