@@ -31,6 +31,11 @@ class Tally:
         """One more host is refused by this filter."""
         self.counts[filter_index] += 1
 
+    @property
+    def total(self) -> int:
+        """How many hosts are refused in all. In one batch it only grows, and no count changes without it."""
+        return sum(self.counts)
+
 
 def refused_by(host: HostRow, ask: Ask) -> int | None:
     """The index of the first filter that refuses the host, None when it fits."""

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fabric.model.placement import Decision
+from fabric.model.placement import Decision, Refusal
 from fabric.scheduler.core.ask import Ask
 from fabric.scheduler.core.explain import Tally, refusals, refused_by, suggestion
 from fabric.scheduler.core.filters import FILTERS
@@ -78,18 +78,22 @@ def _place(
     """Decisions for servers that ask the same. `touched` are the hosts as this batch has left them, by row, and is kept so."""
     pool = _Pool(hosts, ask, touched, settings, most=len(instances) + settings.alternates)
     considered = int(np.count_nonzero(hosts.exists))
+    told = -1
+    refused: tuple[Refusal, ...] = ()
     for position, instance in enumerate(instances):
         ranked = pool.best(ring_place(instance), settings.alternates + 1)
         if not ranked:
             # Nothing changes any more, so the rest of the batch gets the same answer.
-            refused = Decision(
+            nowhere = Decision(
                 considered=considered,
                 refusals=refusals(hosts, pool.tally, touched, ask, examples=settings.examples),
                 suggestion=suggestion(hosts, touched, ask),
                 decide_time_ms=now_ms,
             )
-            yield from [refused] * (len(instances) - position)
+            yield from [nowhere] * (len(instances) - position)
             return
+        if told != pool.tally.total:
+            told, refused = pool.tally.total, refusals(hosts, pool.tally, touched, ask, examples=0)
         cell, name = hosts.key(ranked[0].row)
         alternates = [option for option in ranked[1:] if hosts.key(option.row)[0] == cell]
         yield Decision(
@@ -98,7 +102,7 @@ def _place(
             cell=cell,
             alternates=tuple(hosts.key(option.row)[1] for option in alternates),
             weights={hosts.key(option.row)[1]: -option.rank for option in (ranked[0], *alternates)},
-            refusals=refusals(hosts, pool.tally, touched, ask, examples=0),
+            refusals=refused,
             decide_time_ms=now_ms,
         )
         pool.take(ranked[0])
