@@ -13,12 +13,9 @@ from hostd.commands.journal import JournalRow
 from hostd.commands.site import Site
 from hostd.commands.worker import Worker
 from hostd.core import reconcile
-from hostd.driver.base import Domain, DomainEvent
+from hostd.driver.base import REBOOTED, Domain, DomainEvent
 
 _log = structlog.get_logger(__name__)
-
-REBOOTED = "rebooted"
-"""The detail of a DomainEvent that says a guest has rebooted itself."""
 
 
 class Queues:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from fabric.model.host import Resources
 from fabric.model.instance import Guest
@@ -87,6 +87,10 @@ class DomainSpec:
     kernel_path: str = ""
     ramdisk_path: str = ""
     console_log_path: str = ""
+
+
+REBOOTED: Final = "rebooted"
+"""The detail of an event that says a guest has rebooted itself: the only evidence there is of a soft reboot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

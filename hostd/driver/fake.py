@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 from fabric.model.host import Resources
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import Domain, DomainEvent, DomainSpec, DriverError, Hypervisor, Interface
+from hostd.driver.base import REBOOTED, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor, Interface
 from hostd.images.base import GuestDisks, Held
 
 _T = TypeVar("_T")
@@ -235,7 +235,7 @@ class FakeMachine:
             return
         self._booted(domain)
         self._happened("reset", domain.running)
-        self._tell(instance_id, PowerState.RUNNING, "rebooted")
+        self._tell(instance_id, PowerState.RUNNING, REBOOTED)
 
     def cut(self, instance_id: str) -> None:
         """Stop a domain at once."""

@@ -84,9 +84,13 @@ class _EventThread:
                 libvirt.virEventRunDefaultImpl()
 
 
+REBOOT: Final = -1
+"""Stands among VIR_DOMAIN_EVENT_* for the reboot of a guest, which libvirt tells by an event of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """A domain's lifecycle event as libvirt gives it: its UUID, VIR_DOMAIN_EVENT_* and the detail's number."""
+    """A domain's lifecycle event as libvirt gives it: its UUID, VIR_DOMAIN_EVENT_* (or REBOOT) and the detail's number."""
 
     instance_id: str
     event: int
@@ -158,6 +162,7 @@ class Connection:
             connect.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
         connect.registerCloseCallback(self._on_close, None)
         connect.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        connect.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
         return connect
 
     async def _disconnect(self) -> None:
@@ -174,6 +179,9 @@ class Connection:
         self, _connect: libvirt.virConnect, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any
     ) -> None:
         self._hand_over(partial(self._tell, Lifecycle(domain.UUIDString(), event, detail)))
+
+    def _on_reboot(self, _connect: libvirt.virConnect, domain: libvirt.virDomain, _opaque: Any) -> None:
+        self._hand_over(partial(self._tell, Lifecycle(domain.UUIDString(), REBOOT, 0)))
 
     def _on_close(self, connect: libvirt.virConnect, reason: int, _opaque: Any) -> None:
         self._hand_over(partial(self._lost, connect, reason))

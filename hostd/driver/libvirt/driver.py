@@ -20,8 +20,8 @@ import structlog
 
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
-from hostd.driver.libvirt.connection import Connection, Lifecycle
+from hostd.driver.base import REBOOTED, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
+from hostd.driver.libvirt.connection import REBOOT, Connection, Lifecycle
 from hostd.driver.libvirt.probe import gather, judge
 from hostd.driver.libvirt.xml import (
     NAMESPACE,
@@ -58,6 +58,7 @@ _EVENTS: Final = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED: (PowerState.SHUTDOWN, "stopped"),
     libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: (PowerState.SUSPENDED, "suspended by the guest"),
     libvirt.VIR_DOMAIN_EVENT_CRASHED: (PowerState.CRASHED, "crashed"),
+    REBOOT: (PowerState.RUNNING, REBOOTED),
 }
 """Which events are news. Being defined, undefined or on the way down is not: the next one is."""
 
