@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from fabric.ids import is_id
 from fabric.model.host import Resources
 from fabric.model.instance import Guest
 from fabric.model.session import Held, Inventory, Report
@@ -13,6 +14,11 @@ from hostd.driver.base import Domain, Hypervisor
 from hostd.images.base import Held as HeldFiles
 
 HEALTHY = "ok"
+
+_HELD_LIMIT = 4096
+_STRAYS_LIMIT = 1024
+_STRAY_NAME_LIMIT = 128
+"""What a conductor takes in one inventory; a host that says more is not believed at all."""
 
 
 def report(
@@ -39,20 +45,27 @@ def report(
 
 
 def inventory(domains: Sequence[Domain], files: Iterable[HeldFiles], wired: Mapping[str, int]) -> Inventory:
-    """Everything held here, whoever still knows of it, in one order. Each placement once, with its domain's power where it has one."""
+    """Everything held here, whoever still knows of it, in one order. Each placement once, with its domain's power where it has one.
+
+    A stray may be called anything: what cannot be printed is replaced, what is too long cut, what is too much left out.
+    """
     powers = {(held.instance_id, held.placement_epoch): PowerState.NOSTATE for held in files}
     powers |= {placement: powers.get(placement, PowerState.NOSTATE) for placement in wired.items()}
     powers |= {
         (domain.instance_id, domain.placement_epoch): domain.power for domain in domains if domain.ours
     }
-    return Inventory(
-        epoch=0,
-        held=tuple(
-            Held(instance_id=instance_id, placement_epoch=placement_epoch, power=power)
-            for (instance_id, placement_epoch), power in sorted(powers.items())
-        ),
-        strays=tuple(sorted(domain.name for domain in domains if not domain.ours)),
-    )
+    ours = [
+        Held(instance_id=instance_id, placement_epoch=placement_epoch, power=power)
+        for (instance_id, placement_epoch), power in sorted(powers.items())
+        if is_id(instance_id) and placement_epoch >= 1
+    ]
+    strays = sorted(_printable(domain.name) for domain in domains if not domain.ours)
+    return Inventory(epoch=0, held=tuple(ours[:_HELD_LIMIT]), strays=tuple(strays[:_STRAYS_LIMIT]))
+
+
+def _printable(name: str) -> str:
+    shown = "".join(character if character.isprintable() else "?" for character in name)
+    return shown[:_STRAY_NAME_LIMIT] or "?"
 
 
 def unexplained(held: Inventory, known: Iterable[str]) -> tuple[str, ...]:

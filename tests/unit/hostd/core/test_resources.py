@@ -74,3 +74,17 @@ def test_what_no_order_explains_is_named() -> None:
     held = resources.inventory([domain(1, PowerState.RUNNING), domain(2, PowerState.RUNNING)], [], {})
 
     assert resources.unexplained(held, [instance_id(1)]) == (instance_id(2),)
+
+
+def test_a_stray_may_be_called_anything_and_the_inventory_is_still_believed() -> None:
+    strays = [
+        Domain(
+            name=name, instance_id="", placement_epoch=0, generation=0, power=PowerState.RUNNING, ours=False
+        )
+        for name in ("", "bell\x07", "x" * 999)
+    ]
+
+    held = resources.inventory(strays, [HeldFiles("not-an-id", 1), HeldFiles(instance_id(1), 0)], {})
+
+    assert held.strays == ("?", "bell?", "x" * 128)
+    assert held.held == ()
