@@ -11,7 +11,6 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -26,14 +25,7 @@ from fabric.observability import logging
 from fabric.observability.failpoints import failpoints_from
 from fabric.rpc.tls import TlsFiles, proven
 from hostd.commands.journal_sqlite import SqliteJournal
-from hostd.driver.base import Driver
-from hostd.driver.fake import FakeDriver, FakeMachine
-from hostd.images.base import Disks
-from hostd.images.disks import DiskSettings, LocalDisks
-from hostd.images.fake import FakeDisks
-from hostd.network.base import Wires
-from hostd.network.driver import LinuxWires, NetworkSettings
-from hostd.network.fake import FakeWires
+from hostd.driver.registry import MACHINES, Machine, MachineSettings
 from hostd.rpc.dialer import GrpcDialer
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
@@ -43,15 +35,6 @@ log = structlog.get_logger(__name__)
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _ACCELERATORS: Final = {"auto": "auto", "kvm": "kvm", "tcg": "qemu"}
 """Our words for what executes guests, and libvirt's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """What the daemon acts on."""
-
-    driver: Driver
-    disks: Disks
-    wires: Wires
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +80,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
     """Run the daemon until a signal asks to stop. Raises sqlite3.OperationalError where another daemon has the journal."""
     clock = SystemClock()
     settings.state_path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    hardware = _hardware(settings, host, clock)
+    machine = _machine(settings, host, clock)
     dialer = GrpcDialer(tls)
     daemon = HostDaemon(
         HostSettings(
@@ -109,9 +92,9 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         ),
         clock=clock,
         journal=SqliteJournal(settings.state_path / "journal.sqlite"),
-        driver=hardware.driver,
-        disks=hardware.disks,
-        wires=hardware.wires,
+        driver=machine.driver,
+        disks=machine.disks,
+        wires=machine.wires,
         dialer=dialer,
         boot_id=_BOOT_ID.read_text(encoding="ascii").strip(),
         jitter=random.random,
@@ -129,22 +112,14 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         log.info("hostd.stopped")
 
 
-def _hardware(settings: HostdSettings, host: str, clock: Clock) -> Hardware:
-    if settings.driver == "fake":
-        machine = FakeMachine(name=host)
-        return Hardware(driver=FakeDriver(machine), disks=FakeDisks(machine), wires=FakeWires(machine))
-    # Compiled against libvirt's headers, and so not on every machine that can run the fake.
-    from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
-
-    return Hardware(
-        driver=LibvirtDriver(
-            LibvirtSettings(
-                uri=settings.libvirt_uri,
-                host=host,
-                storage=settings.state_path,
-                accelerator=_ACCELERATORS[settings.accelerator],
-            )
+def _machine(settings: HostdSettings, host: str, clock: Clock) -> Machine:
+    return MACHINES[settings.driver](
+        MachineSettings(
+            host=host,
+            state=settings.state_path,
+            libvirt_uri=settings.libvirt_uri,
+            accelerator=_ACCELERATORS[settings.accelerator],
+            netns=settings.netns,
         ),
-        disks=LocalDisks(DiskSettings(state=settings.state_path), clock),
-        wires=LinuxWires(NetworkSettings(state=settings.state_path, netns=settings.netns), clock),
+        clock,
     )
