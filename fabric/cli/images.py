@@ -109,7 +109,7 @@ def image() -> None:
     "--min-ram", "min_ram_mib", type=int, default=0, metavar="MIB", help="The least memory, in MiB."
 )
 @click.option(
-    "--sha256", default="", metavar="HEX", help="What the bytes must have; anything else is refused."
+    "--sha256", default="", metavar="HEX", help="What the file must have, if that is known from elsewhere."
 )
 @click.option(
     "--property", "properties", type=PAIR, multiple=True, help="hw_firmware_type=uefi, trait:NAME=required, …"

@@ -1,4 +1,4 @@
-"""Image bytes on their way: cut into pieces, counted and hashed while they pass."""
+"""Image bytes on their way: cut into pieces, counted and hashed."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from fabric.errors import InvalidRequest
 PIECE_BYTES = 1024 * 1024
 """What the API takes as one piece of an upload."""
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 """Told of the bytes that have passed, and of all. May be called from a thread of gRPC's."""
 
 
 class Passing:
-    """One file on its way up: what of it was read, and its SHA-256."""
+    """One file on its way up, and why it stopped where it was not sent to its end."""
 
     def __init__(self, path: Path, progress: Progress | None) -> None:
         self._path = path
         self._progress = progress
-        self._digest = hashlib.sha256()
-        self.passed = 0
         self.failure: OSError | None = None
-
-    @property
-    def sha256(self) -> str:
-        """Of what has passed so far, hexadecimal."""
-        return self._digest.hexdigest()
 
     def pieces(self) -> Iterator[bytes]:
         """The file's bytes. A failure to read is raised, which breaks the upload off, and kept: gRPC only says that iterating failed."""
         try:
             with self._path.open("rb") as file:
                 size = self._path.stat().st_size
+                passed = 0
                 while piece := file.read(PIECE_BYTES):
-                    self._digest.update(piece)
                     yield piece
-                    self.passed += len(piece)
+                    passed += len(piece)
                     if self._progress is not None:
-                        self._progress(self.passed, max(size, self.passed))
+                        self._progress(passed, max(size, passed))
         except OSError as error:
             self.failure = error
             raise
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal. Raises InvalidRequest where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        read_into(path, digest.update)
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be read: {error.strerror}", field="file") from None
+    return digest.hexdigest()
 
 
 def part_path(target: Path, image_id: str) -> Path:
@@ -59,12 +62,3 @@ def read_into(path: Path, take: Callable[[bytes], object]) -> int:
             take(piece)
             size += len(piece)
     return size
-
-
-def readable(path: Path) -> Path:
-    """`path`, if it is a file that can be read. Raises InvalidRequest."""
-    try:
-        with path.open("rb"):
-            return path
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be read: {error.strerror}", field="file") from None

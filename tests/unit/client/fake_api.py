@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.message import Message
 
-from fabric.errors import AlreadyExists, FabricError, NotFound, Unauthenticated
+from fabric.errors import (
+    AlreadyExists,
+    Conflict,
+    FabricError,
+    InvalidRequest,
+    NotFound,
+    Reason,
+    Unauthenticated,
+)
 from fabric.pb.compute.v1 import (
     flavor_service_pb2,
     host_service_pb2,
@@ -93,7 +101,7 @@ class FakeApi:
 
         self.seen: list[tuple[str, Any]] = []
         """Every call: method and request."""
-        self._answers: dict[str, Message] = {}
+        self._answers: dict[str, tuple[Message, Message]] = {}
         self._ids = 0
 
     def requests(self, method: str) -> list[Any]:
@@ -108,11 +116,13 @@ class FakeApi:
         if self.fail[method]:
             raise self.fail[method].pop(0)
         request_id = getattr(request, "request_id", "")
-        answer = self._answers.get(request_id)
+        asked, answer = self._answers.get(request_id, (request, None))
+        if asked != request:
+            raise Conflict("this request_id had another body", reason=Reason.REQUEST_ID_MISMATCH)
         if answer is None:
             answer = getattr(self, method)(request)
             if request_id:
-                self._answers[request_id] = answer
+                self._answers[request_id] = (request, answer)
         if self.lose[method]:
             raise self.lose[method].pop(0)
         return answer
@@ -172,9 +182,12 @@ class FakeApi:
     def create_image(self, pieces: Any) -> Any:
         parts = list(pieces)
         data = b"".join(part.data for part in parts[1:])
+        if hashlib.sha256(data).hexdigest() != parts[0].header.image.sha256:
+            raise InvalidRequest(
+                "the bytes have another SHA-256", field="image.sha256", reason=Reason.IMAGE_REJECTED
+            )
         made = self._add(self.images, parts[0].header.image)
         made.state, made.size_bytes = "ACTIVE", len(data)
-        made.sha256 = hashlib.sha256(data).hexdigest()
         self.bytes[made.id] = data
         return image_service_pb2.CreateImageResponse(image=made)
 

@@ -45,18 +45,35 @@ def test_a_broken_upload_starts_anew_under_the_same_request_id(tmp_path: Path) -
     assert len(api.images) == 1
 
 
-def test_bytes_that_arrive_changed_are_refused(tmp_path: Path) -> None:
-    class Careless(FakeApi):
-        def create_image(self, pieces: object) -> object:
-            answer = super().create_image(pieces)
-            answer.image.sha256 = "0" * 64
-            return answer
-
+def test_what_the_bytes_must_have_goes_ahead_of_them(tmp_path: Path) -> None:
+    api = FakeApi()
     (tmp_path / "disk").write_bytes(b"x" * 10)
-    with pytest.raises(InvalidRequest, match="arrived with SHA-256 0000"):
-        client_of(Careless(), VirtualTime()).images.create(
-            name="debian", file=tmp_path / "disk", disk_format="raw"
+    client_of(api, VirtualTime()).images.create(name="debian", file=tmp_path / "disk", disk_format="raw")
+    ((header, *_),) = api.requests("create_image")
+
+    assert header.header.image.sha256 == hashlib.sha256(b"x" * 10).hexdigest()
+
+
+def test_a_file_that_changes_while_it_is_sent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * (PIECE_BYTES + 1))
+    with pytest.raises(InvalidRequest, match="another SHA-256"):
+        client_of(FakeApi(), VirtualTime()).images.create(
+            name="debian",
+            file=tmp_path / "disk",
+            disk_format="raw",
+            progress=lambda *_: (tmp_path / "disk").write_bytes(b"y" * (PIECE_BYTES + 1)),
         )
+
+
+def test_a_file_that_is_not_what_it_must_be_is_not_sent(tmp_path: Path) -> None:
+    api = FakeApi()
+    (tmp_path / "disk").write_bytes(b"x" * 10)
+    with pytest.raises(InvalidRequest, match="has SHA-256"):
+        client_of(api, VirtualTime()).images.create(
+            name="debian", file=tmp_path / "disk", disk_format="raw", sha256="0" * 64
+        )
+
+    assert api.seen == []
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:

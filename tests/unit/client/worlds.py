@@ -53,6 +53,7 @@ def client_of(
     renew: Callable[[], str] | None = None,
     retry: RetrySettings | None = None,
     timeout_s: float = 30.0,
+    ids: CountedIds | None = None,
 ) -> Client:
     """A real client of a fake API."""
     return Client(
@@ -61,6 +62,6 @@ def client_of(
         renew=renew,
         timeout_s=timeout_s,
         retry=retry,
-        world=World(clock=time, sleep=time.sleep, jitter=lambda: 1.0, ids=CountedIds()),
+        world=World(clock=time, sleep=time.sleep, jitter=lambda: 1.0, ids=ids or CountedIds()),
         channel=cast("grpc.Channel", FakeChannel(api)),
     )
