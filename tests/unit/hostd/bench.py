@@ -40,7 +40,7 @@ from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
 from tests.sim.loop import SimLoop, graveyard
 from tests.sim.process import Process
-from tests.unit.hostd.orders import IMAGE, IMAGE_BYTES
+from tests.unit.hostd.orders import IMAGE, IMAGE_BYTES, instance_id, order
 
 T = TypeVar("T")
 
@@ -318,3 +318,10 @@ def on_a_bench(
 
     with graveyard():
         return run()
+
+
+async def raised(bench: Bench, *, placement_epoch: int = 1, generation: int = 1) -> None:
+    """A daemon with one running guest, told and acknowledged."""
+    bench.conductor.orders[instance_id()] = order(placement_epoch=placement_epoch, generation=generation)
+    bench.process.start()
+    await bench.until(lambda: HostState.ACTIVE in bench.conductor.states(instance_id()))
