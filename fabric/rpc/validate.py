@@ -35,9 +35,9 @@ def validate(request: Message) -> None:
     _check_message(request, "")
 
 
-def secret_fields(descriptor: Descriptor) -> frozenset[str]:
-    """The full names of every field in a message, and in the messages within it, that must never be logged."""
-    return frozenset(_secrets(descriptor, set()))
+def secret_fields(message: type[Message]) -> frozenset[str]:
+    """The full names of every field in a message type, and in the messages within it, that must never be logged."""
+    return frozenset(_secrets(message.DESCRIPTOR, set()))
 
 
 def _secrets(descriptor: Descriptor, seen: set[str]) -> Iterable[str]:
