@@ -11,7 +11,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -26,7 +26,7 @@ from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.upkeep import Upkeep, orders_of
 from fabric.conductor.writer import Word, Writer
-from fabric.errors import FabricError, InvalidRequest, NotFound, Reason, TooMuch, Unavailable
+from fabric.errors import Bug, FabricError, InvalidRequest, NotFound, Reason, TooMuch, Unavailable
 from fabric.ids import Ids
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import Host, Session, SessionState
@@ -58,6 +58,8 @@ from fabric.store.codec import decode, encode
 from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, SESSION, TOMBSTONE
 
 log = structlog.get_logger()
+
+V = TypeVar("V")
 
 OUTGOING_LIMIT: Final = 1024
 """Messages that may wait for a slow host; a host slower than that is told everything anew in another session."""
@@ -312,7 +314,7 @@ class HostSession:
 
     async def _join(self, hello: Hello) -> Lease | None:
         around = self._around
-        lease = await around.store.grant(around.settings.lease_s)
+        lease: Lease | None = None
         while True:
             sent_boot_s = around.clock.boot_s()
             draft = Draft(await records.read(around.store, fence.join_reads(self.host)))
@@ -334,6 +336,8 @@ class HostSession:
                 refusal = joined if isinstance(joined, fence.No) else fence.No("unknown host")
                 self.end(refusal.reason, retry_after_ms=refusal.retry_after_ms)
                 return None
+            # Only now: who is not let in must not cost the store a write.
+            lease = lease or await around.store.grant(around.settings.lease_s)
             outcome = await around.store.commit(self._join_txn(draft, joined, lease))
             if isinstance(outcome, Committed):
                 break
@@ -375,13 +379,20 @@ class HostSession:
             await self._stream.send(await self._outgoing.get())
 
     def _tell(self, change: Change) -> None:
-        if change.kind is Assignment:
-            assignment = decode(Assignment, change.data)
-            self._told[assignment.instance_id] = assignment.placement_epoch
-            self._say(flow.order_of(assignment, self.epoch))
-        else:
-            tombstone = decode(Tombstone, change.data)
-            self._say(flow.release_of(tombstone, self.epoch))
+        match self._readable(change.kind, change.data):
+            case Assignment() as assignment:
+                self._told[assignment.instance_id] = assignment.placement_epoch
+                self._say(flow.order_of(assignment, self.epoch))
+            case Tombstone() as tombstone:
+                self._say(flow.release_of(tombstone, self.epoch))
+
+    def _readable(self, kind: type[V], data: bytes) -> V | None:
+        """The record; None for one that does not parse, which must not cost the host all the others."""
+        try:
+            return decode(kind, data)
+        except Bug as broken:
+            log.error("orders.undecodable", host=self.host, record=kind.__name__, why=broken.message)
+            return None
 
     def _tell_all(self, found: StoreSnapshot, revision: int) -> None:
         """Say everything that is wanted of the host at this revision, in parts; then what came since."""
@@ -395,11 +406,14 @@ class HostSession:
                 size = 0
             size += len(entry.value)
             if key.startswith(ASSIGNMENT.under(self.host)):
-                assignment = decode(Assignment, entry.value)
-                self._told[assignment.instance_id] = assignment.placement_epoch
-                parts[-1][0].append(assignment)
+                assignment = self._readable(Assignment, entry.value)
+                if assignment is not None:
+                    self._told[assignment.instance_id] = assignment.placement_epoch
+                    parts[-1][0].append(assignment)
             elif key.startswith(TOMBSTONE.under(self.host)):
-                parts[-1][1].append(decode(Tombstone, entry.value))
+                tombstone = self._readable(Tombstone, entry.value)
+                if tombstone is not None:
+                    parts[-1][1].append(tombstone)
         for place, (assignments, tombstones) in enumerate(parts):
             self._say(
                 Snapshot(

@@ -9,6 +9,7 @@ from fabric.conductor import records
 from fabric.conductor.core import fence, guard, reports
 from fabric.conductor.core.draft import Draft, ref
 from fabric.conductor.core.repair import is_even, recounted
+from fabric.errors import Bug
 from fabric.ids import Ids
 from fabric.model.host import SessionState, Use
 from fabric.model.instance import Assignment
@@ -47,7 +48,10 @@ class Upkeep:
                 Txn(unchanged=dict(draft.unchanged), reads=(USE.at(host),), read_prefixes=orders_of(host))
             )
             if isinstance(outcome, Committed):
-                await self._audit(host, outcome.read)
+                try:
+                    await self._audit(host, outcome.read)
+                except Bug as broken:
+                    log.error("books.undecodable", host=host, why=broken.message)
                 return outcome.read
 
     async def _audit(self, host: str, found: Snapshot) -> None:

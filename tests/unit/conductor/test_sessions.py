@@ -22,7 +22,7 @@ from fabric.model.session import (
 )
 from fabric.model.states import PowerState, TaskState, VmState, Want
 from fabric.store.base import Committed, Refused, Txn
-from fabric.store.keys import ALIVE, HOST, TOMBSTONE
+from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, TOMBSTONE
 from tests.unit.conductor.worlds import World, instance_id, run, until
 
 
@@ -554,5 +554,43 @@ def test_a_host_that_begins_another_session_here_ends_its_first_one() -> None:
 
             assert farewell.reason
             assert new.epoch == old.epoch + 1
+
+    run(world)
+
+
+def test_a_record_that_does_not_parse_costs_the_host_none_of_the_others() -> None:
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            await cell.place(1, "h1")
+            await cell.store.commit(Txn(put={ASSIGNMENT.at("h1", instance_id(8)): b"\xff\xff"}))
+            host = cell.dial(service, "h1")
+
+            snapshot = await host.join()
+            await host.say(Inventory(epoch=host.epoch))
+            await cell.store.commit(Txn(put={ASSIGNMENT.at("h1", instance_id(9)): b"\xff\xff"}))
+            await cell.place(2, "h1")
+            order = await host.hear(Order)
+            host.keep_beating()
+            await asyncio.sleep(60)
+
+            assert [each.guest.id for each in snapshot.orders] == [instance_id(1)]
+            assert order.guest.id == instance_id(2)
+            assert (await cell.session("h1")).state is SessionState.UP
+
+    run(world)
+
+
+def test_who_is_not_let_in_costs_the_store_no_lease() -> None:
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            stranger = cell.dial(service, "h1", serial="bad")
+            joining = asyncio.create_task(stranger.join())
+            await _farewell_of(joining, stranger)
+
+            assert (await cell.store.grant(10)).id == 1
 
     run(world)
