@@ -15,9 +15,10 @@ from fabric.clock import Clock
 from fabric.conductor.blobs import BlobSource
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
-from fabric.conductor.sessions import Change, HostSession, Surroundings
+from fabric.conductor.sessions import HostSession, Surroundings
 from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.sweeper import Sweeper
+from fabric.conductor.telling import Change
 from fabric.conductor.upkeep import Upkeep
 from fabric.conductor.writer import Writer
 from fabric.errors import NotFound, PermissionDenied, Reason, Unavailable

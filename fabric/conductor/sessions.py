@@ -11,32 +11,29 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
 
 import structlog
 
 from fabric.clock import Clock
 from fabric.conductor import records
-from fabric.conductor.core import fence, flow, guard, permit
+from fabric.conductor.core import fence, guard, permit
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.core.flow import Outcome, Verdict
 from fabric.conductor.core.reports import LEAST_PAUSE_S
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
+from fabric.conductor.questions import Questions
 from fabric.conductor.settings import ConductorSettings
+from fabric.conductor.telling import Change, Telling
 from fabric.conductor.upkeep import Upkeep, orders_of
 from fabric.conductor.writer import Word, Writer
-from fabric.errors import Bug, FabricError, InvalidRequest, NotFound, Reason, TooMuch, Unavailable
+from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable
 from fabric.ids import Ids
-from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import Host, Session, SessionState
-from fabric.model.instance import Assignment, Tombstone
 from fabric.model.session import (
     Beat,
     BeatAck,
     ConsoleLog,
-    ConsoleLogWanted,
-    FromConductor,
     FromHost,
     Goodbye,
     Granted,
@@ -46,29 +43,16 @@ from fabric.model.session import (
     ReleaseAck,
     Released,
     Report,
-    Snapshot,
     Status,
     StatusAck,
 )
 from fabric.rpc.session_codec import pack_from_conductor, unpack_from_host
 from fabric.rpc.stream import Stream, StreamClosed
 from fabric.store.base import Committed, Lease, Store, Txn
-from fabric.store.base import Snapshot as StoreSnapshot
-from fabric.store.codec import decode, encode
-from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, SESSION, TOMBSTONE
+from fabric.store.codec import encode
+from fabric.store.keys import ALIVE, HOST, SESSION
 
 log = structlog.get_logger()
-
-V = TypeVar("V")
-
-OUTGOING_LIMIT: Final = 1024
-"""Messages that may wait for a slow host; a host slower than that is told everything anew in another session."""
-
-PART_BYTES: Final = 1024 * 1024
-"""A snapshot's parts are about this large."""
-
-QUESTIONS_LIMIT: Final = 32
-"""Console logs that may be asked of one host at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,15 +71,6 @@ class Surroundings:
     quarantines: Quarantines
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An assignment or a tombstone of this host, as the store's watch brought it."""
-
-    kind: type[Assignment] | type[Tombstone]
-    data: bytes
-    revision: int
-
-
 class HostSession:
     """See the module. Made when a host's stream is accepted; `run` is its whole life."""
 
@@ -106,14 +81,13 @@ class HostSession:
         self._around = around
         self._cert_serial = cert_serial
         self._stream = stream
-        self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(OUTGOING_LIMIT)
+        self._telling = Telling(
+            host,
+            on_full=lambda: self.end("too slow: everything will be told anew", retry_after_ms=1000),
+        )
+        self._questions = Questions(host, ask=self._telling.say, patience_s=around.settings.console_s)
         self._over = asyncio.Event()
         self._farewell = Goodbye(reason="")
-        # What the host was told last of each instance: which placement of it is here.
-        self._told: dict[str, int] = {}
-        # Changes that the watch brings before the join has told at which revision to begin.
-        self._early: list[Change] | None = []
-        self._told_at = 0
         self._proof_boot_s = float("-inf")
         self._beat: Beat | None = None
         self._allowance = guard.Allowance()
@@ -122,8 +96,6 @@ class HostSession:
         self._settle = asyncio.Event()
         self._report: Report | None = None
         self._reported = asyncio.Event()
-        self._questions: dict[int, asyncio.Future[ConsoleLog]] = {}
-        self._last_question = 0
 
     # ------------------------------------------------------------------ from outside
 
@@ -140,10 +112,7 @@ class HostSession:
 
     def changed(self, change: Change) -> None:
         """An assignment or tombstone of this host is new."""
-        if self._early is not None:
-            self._early.append(change)
-        elif change.revision > self._told_at:
-            self._tell(change)
+        self._telling.changed(change)
 
     def release_confirmed(self) -> None:
         """A tombstone of this host is gone: perhaps it was the last."""
@@ -158,7 +127,7 @@ class HostSession:
 
     def session_changed(self, session: Session | None, revision: int) -> None:
         """The fence has moved; perhaps not by us."""
-        if self.epoch and revision > self._told_at and not fence.holds(session, self.epoch):
+        if self.epoch and revision > self._telling.revision and not fence.holds(session, self.epoch):
             self.lost("its session has gone to another conductor, or was ended")
 
     def proved(self, sent_boot_s: float) -> None:
@@ -180,12 +149,14 @@ class HostSession:
             log.info("host.refused", host=self.host, instance=word.instance_id, why=outcome.why)
         if isinstance(word, Released):
             if is_accepted:
-                self._say(ReleaseAck(instance_id=word.instance_id, placement_epoch=word.placement_epoch))
+                self._telling.say(
+                    ReleaseAck(instance_id=word.instance_id, placement_epoch=word.placement_epoch)
+                )
                 self._settle.set()
             return
         if is_accepted:
             self.progress.pop(word.instance_id, None)
-        self._say(
+        self._telling.say(
             StatusAck(
                 instance_id=word.instance_id,
                 placement_epoch=word.placement_epoch,
@@ -198,34 +169,7 @@ class HostSession:
 
     async def console_log(self, instance_id: str, placement_epoch: int, tail_bytes: int) -> bytes:
         """Ask the host for the end of a console's log. Raises Unavailable, TooMuch."""
-        if len(self._questions) >= QUESTIONS_LIMIT:
-            raise TooMuch("too many console logs are being read of this host", retry_after_s=1.0)
-        self._last_question += 1
-        question = self._last_question
-        answer: asyncio.Future[ConsoleLog] = asyncio.get_running_loop().create_future()
-        self._questions[question] = answer
-        self._say(
-            ConsoleLogWanted(
-                question=question,
-                instance_id=instance_id,
-                placement_epoch=placement_epoch,
-                tail_bytes=tail_bytes,
-            )
-        )
-        try:
-            async with asyncio.timeout(self._around.settings.console_s):
-                found: ConsoleLog = await answer
-        except TimeoutError:
-            raise Unavailable(
-                f"host {self.host} did not answer in time", reason=Reason.HOST_UNAVAILABLE, host=self.host
-            ) from None
-        finally:
-            self._questions.pop(question, None)
-        if found.fault_code:
-            raise Unavailable(
-                FAULT_TEXT[FaultCode(found.fault_code)], reason=Reason.HOST_UNAVAILABLE, host=self.host
-            )
-        return found.data[-tail_bytes:]
+        return await self._questions.console_log(instance_id, placement_epoch, tail_bytes)
 
     # ------------------------------------------------------------------ its life
 
@@ -242,7 +186,7 @@ class HostSession:
         finally:
             self._around.writer.forget(self)
             self._around.prover.forget(self)
-            self._fail_questions()
+            self._questions.fail()
             log.info("session.over", host=self.host, epoch=self.epoch, why=self._farewell.reason)
             await self._part()
 
@@ -341,10 +285,10 @@ class HostSession:
             outcome = await around.store.commit(self._join_txn(draft, joined, lease))
             if isinstance(outcome, Committed):
                 break
-        self.epoch = joined.epoch
+        self.epoch = self._telling.epoch = joined.epoch
         around.reputation.joined(self.host, is_duel=is_duel)
         self._proof_boot_s = sent_boot_s
-        self._say(
+        self._telling.say(
             Granted(
                 epoch=self.epoch,
                 permit_ms=int(around.settings.permit_s * 1000),
@@ -353,7 +297,7 @@ class HostSession:
                 zone=inventory.zone,
             )
         )
-        self._tell_all(outcome.read, outcome.revision)
+        self._telling.everything(outcome.read, outcome.revision)
         return lease
 
     def _join_txn(self, draft: Draft, joined: Session, lease: Lease) -> Txn:
@@ -368,65 +312,9 @@ class HostSession:
 
     # ------------------------------------------------------------------ speaking
 
-    def _say(self, message: FromConductor) -> None:
-        try:
-            self._outgoing.put_nowait(pack_from_conductor(message))
-        except asyncio.QueueFull:
-            self.end("too slow: everything will be told anew", retry_after_ms=1000)
-
     async def _speak(self) -> None:
         while True:
-            await self._stream.send(await self._outgoing.get())
-
-    def _tell(self, change: Change) -> None:
-        match self._readable(change.kind, change.data):
-            case Assignment() as assignment:
-                self._told[assignment.instance_id] = assignment.placement_epoch
-                self._say(flow.order_of(assignment, self.epoch))
-            case Tombstone() as tombstone:
-                self._say(flow.release_of(tombstone, self.epoch))
-
-    def _readable(self, kind: type[V], data: bytes) -> V | None:
-        """The record; None for one that does not parse, which must not cost the host all the others."""
-        try:
-            return decode(kind, data)
-        except Bug as broken:
-            log.error("orders.undecodable", host=self.host, record=kind.__name__, why=broken.message)
-            return None
-
-    def _tell_all(self, found: StoreSnapshot, revision: int) -> None:
-        """Say everything that is wanted of the host at this revision, in parts; then what came since."""
-        self._told_at = revision
-        self._told = {}
-        parts: list[tuple[list[Assignment], list[Tombstone]]] = [([], [])]
-        size = 0
-        for key, entry in found.entries.items():
-            if size > PART_BYTES:
-                parts.append(([], []))
-                size = 0
-            size += len(entry.value)
-            if key.startswith(ASSIGNMENT.under(self.host)):
-                assignment = self._readable(Assignment, entry.value)
-                if assignment is not None:
-                    self._told[assignment.instance_id] = assignment.placement_epoch
-                    parts[-1][0].append(assignment)
-            elif key.startswith(TOMBSTONE.under(self.host)):
-                tombstone = self._readable(Tombstone, entry.value)
-                if tombstone is not None:
-                    parts[-1][1].append(tombstone)
-        for place, (assignments, tombstones) in enumerate(parts):
-            self._say(
-                Snapshot(
-                    epoch=self.epoch,
-                    revision=revision,
-                    orders=tuple(flow.order_of(each, self.epoch) for each in assignments),
-                    releases=tuple(flow.release_of(each, self.epoch) for each in tombstones),
-                    last=place == len(parts) - 1,
-                )
-            )
-        early, self._early = self._early or (), None
-        for change in early:
-            self.changed(change)
+            await self._stream.send(await self._telling.next())
 
     async def _tell_again(self) -> None:
         """Say everything again now and then: nothing may hang on a watch's delivery, or on what a host has kept (level trigger)."""
@@ -442,7 +330,7 @@ class HostSession:
                 self.lost("its session has gone to another conductor, or was ended")
                 return
             self.proved(sent_boot_s)
-            self._tell_all(found, found.revision)
+            self._telling.everything(found, found.revision)
             self._settle.set()
 
     # ------------------------------------------------------------------ listening
@@ -501,11 +389,9 @@ class HostSession:
                 self._report = message
                 self._reported.set()
             case ConsoleLog():
-                waiting = self._questions.get(message.question)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(message)
+                self._questions.answered(message)
             case Progress():
-                if self._told.get(message.instance_id) == message.placement_epoch:
+                if self._telling.placements.get(message.instance_id) == message.placement_epoch:
                     self.progress[message.instance_id] = f"{message.step} {message.percent} %"
             case Inventory():
                 self._inventory = message
@@ -514,7 +400,7 @@ class HostSession:
     def _acknowledge(self) -> None:
         """Answer the latest beat, if the store has lately said that the session is ours (R5)."""
         if self._beat is not None and permit.may_acknowledge(self._proof_boot_s, self._around.clock.boot_s()):
-            self._say(BeatAck(seq=self._beat.seq, epoch=self.epoch))
+            self._telling.say(BeatAck(seq=self._beat.seq, epoch=self.epoch))
             self._beat = None
 
     def _take(self, word: Word) -> None:
@@ -530,15 +416,6 @@ class HostSession:
                 code=word.fault_code,
                 words=word.fault_message,
             )
-
-    def _fail_questions(self) -> None:
-        for answer in self._questions.values():
-            if not answer.done():
-                answer.set_exception(
-                    Unavailable(
-                        f"host {self.host} has gone away", reason=Reason.HOST_UNAVAILABLE, host=self.host
-                    )
-                )
 
     # ------------------------------------------------------------------ what goes on
 
