@@ -89,6 +89,7 @@ class FakeApi:
         self.page_size = 2
         self.tokens = {TOKEN}
         self.issued = 0
+        self.now_s = NOW_S
 
         self.plan: dict[str, list[Step]] = {}
         """Method -> how the server looks from then on, at one look after another; the last step stays."""
@@ -334,7 +335,7 @@ class FakeApi:
         answer = token_service_pb2.IssueTokenResponse(
             token=token, user_id="u-1", project_id="p-1", project_name=request.project, role="admin"
         )
-        answer.expire_time.seconds = NOW_S + 3600
+        answer.expire_time.seconds = self.now_s + 3600
         return answer
 
     def who_am_i(self, request: Any) -> Any:
