@@ -125,5 +125,5 @@ bench: ready ## how fast, as numbers to compare and not to pass
 #@ To leave it
 .PHONY: clean
 clean: ## remove what can be made again (.venv, .cache and caches); `make down` first
-	@rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv .cache tests/e2e/node/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
