@@ -32,12 +32,21 @@ def begin(
 
     `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline. Deleting what is being deleted
     changes nothing and is fine; where deleting has failed it is begun anew, and nothing else may be asked for: a deletion that was
-    accepted is never taken back. Raises WrongState, naming the action, the state and what would be allowed.
+    accepted is never taken back. A server without a host (no host fitted) can only be deleted: there is nobody to do anything else.
+    Raises WrongState, naming the action, the state and what would be allowed.
     """
     rule = BY_ACTION[action]
     if now.want is Want.ABSENT and action is not Action.DELETE:
         raise WrongState(
             f"cannot {action}: the server is being deleted; allowed now: {Action.DELETE}",
+            action=action,
+            vm_state=now.vm_state.name.lower(),
+            task_state=now.task.name.lower(),
+            instance=now.id,
+        )
+    if not now.host and action is not Action.DELETE:
+        raise WrongState(
+            f"cannot {action}: the server was never placed on a host; allowed now: {Action.DELETE}",
             action=action,
             vm_state=now.vm_state.name.lower(),
             task_state=now.task.name.lower(),

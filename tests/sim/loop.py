@@ -28,6 +28,14 @@ class Deadlock(AssertionError):
     """Nothing is scheduled any more: the simulated world has stopped."""
 
 
+class Spinning(AssertionError):
+    """Something runs without ever waiting: at one instant, for ever."""
+
+
+INSTANT_CALLBACKS_LIMIT = 200_000
+"""More callbacks than this at one instant are a loop without a wait in it."""
+
+
 class Incarnation:
     """One life of one process: what runs in it is found by this."""
 
@@ -104,6 +112,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._selector = _NoSelector(self)
         self._clock_resolution = 1e-9
         self.callbacks = 0
+        self._instant_s = 0.0
+        self._instant_callbacks = 0
         self._is_buried = False
         self._made: list[asyncio.Task[Any]] = []
         self.set_task_factory(self._make_task)
@@ -162,6 +172,11 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._ready:
             self._sort_out()
         self.callbacks += len(self._ready)
+        if self._now_s > self._instant_s:
+            self._instant_s, self._instant_callbacks = self._now_s, 0
+        self._instant_callbacks += len(self._ready)
+        if self._instant_callbacks > INSTANT_CALLBACKS_LIMIT:
+            raise Spinning(f"at {self._now_s:.6f} s: {', '.join(map(repr, list(self._ready)[:5]))}")
         super()._run_once()  # type: ignore[misc]  # asyncio's own, not in its stubs
 
     def _sort_out(self) -> None:

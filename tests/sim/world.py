@@ -371,7 +371,8 @@ class World:
         method = getattr(process.service.handlers, handler)
         await asyncio.sleep(self.network.latency_s())
         answer = process.call(_answer(method(request, principal)))
-        result = await answer
+        # A dead process answers nothing, not even to being cancelled.
+        result = await asyncio.shield(answer)
         if isinstance(result, FabricError):
             raise result
         return result
