@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -37,7 +37,7 @@ def validate(request: Message) -> None:
 
 def secret_fields(message: type[Message]) -> frozenset[str]:
     """The full names of every field in a message type, and in the messages within it, that must never be logged."""
-    return frozenset(_secrets(message.DESCRIPTOR, set()))
+    return frozenset(_secrets(cast("Descriptor", message.DESCRIPTOR), set()))
 
 
 def _secrets(descriptor: Descriptor, seen: set[str]) -> Iterable[str]:

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fabric.errors import Bug
+from fabric.observability.audit import DENIED_PER_MINUTE, FIRST, Book, verify
+from fabric.observability.logging import redact
+
+TOKEN = "fab_" + "A1b2C3d4" * 5
+HASH = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"password": "canary"},
+        {"token": "canary"},
+        {"user_data": b"canary"},
+        {"authorization": "Bearer canary"},
+        {"request": {"user": {"password": "canary"}}},
+        {"several": [{"secret": "canary"}]},
+    ],
+)
+def test_a_field_that_names_a_secret_is_hidden_however_deep(event: dict[str, object]) -> None:
+    assert "canary" not in repr(redact(None, "info", event))
+
+
+@pytest.mark.parametrize("secret", [TOKEN, HASH, "-----BEGIN OPENSSH PRIVATE KEY-----"])
+def test_what_looks_like_a_secret_is_hidden_wherever_it_is(secret: str) -> None:
+    shown = redact(None, "info", {"message": f"the header was Bearer {secret}!", "list": [secret]})
+
+    assert secret not in repr(shown)
+    assert "the header was" in repr(shown)
+
+
+def test_what_is_no_secret_is_left_as_it_is() -> None:
+    event = {"method": "/x/Y", "took_ms": 1.5, "code": "OK", "names": ["a"], "password": ""}
+
+    assert redact(None, "info", dict(event)) == event
+
+
+# ------------------------------------------------------------------------------------------ audit
+
+
+@dataclass
+class Sink:
+    lines: list[bytes] = field(default_factory=list)
+
+    def append(self, line: bytes) -> None:
+        self.lines.append(line)
+
+
+@dataclass
+class Clock:
+    ms: int = 0
+
+    def now_ms(self) -> int:
+        return self.ms
+
+    def boot_s(self) -> float:
+        return self.ms / 1000
+
+
+def _record(book: Book, outcome: str = "OK", **fields: object) -> None:
+    told = {"method": "/s/M", "principal": "user:a", "project": "p", "peer": "x", "request_id": "r", **fields}
+    book.record(outcome=outcome, **told)  # type: ignore[arg-type]
+
+
+def _written(count: int) -> list[bytes]:
+    sink = Sink()
+    book = Book(sink, Clock())
+    for number in range(count):
+        _record(book, target=str(number))
+    return sink.lines
+
+
+def test_an_untouched_log_verifies_and_can_be_gone_on_with() -> None:
+    sink = Sink(_written(3))
+    book = Book(sink, Clock(), digest=verify(sink.lines))
+    _record(book)
+
+    assert verify(sink.lines) == book.digest
+    assert verify([]) == FIRST
+
+
+@given(st.integers(0, 5), st.data())
+def test_no_line_can_be_changed_moved_or_taken_out_unseen(index: int, data: st.DataObject) -> None:
+    lines = _written(7)
+    how = data.draw(st.sampled_from(["drop", "change", "swap", "insert"]))
+    if how == "drop":
+        del lines[index]
+    elif how == "change":
+        lines[index] = lines[index].replace(b'"OK"', b'"NO"')
+    elif how == "swap":
+        lines[index], lines[index + 1] = lines[index + 1], lines[index]
+    else:
+        lines.insert(index + 1, lines[index])
+
+    with pytest.raises(Bug, match="line"):
+        verify(lines)
+
+
+def test_lines_cut_off_the_end_show_in_the_last_digest() -> None:
+    lines = _written(3)
+
+    assert verify(lines[:-1]) != verify(lines)
+
+
+def test_a_flood_of_denials_is_counted_not_dropped() -> None:
+    sink, clock = Sink(), Clock()
+    book = Book(sink, clock)
+    for _ in range(DENIED_PER_MINUTE + 250):
+        _record(book, "PERMISSION_DENIED", is_denial=True)
+    _record(book, "OK")
+    clock.ms += 60_000
+    _record(book, "OK")
+
+    told = [json.loads(line) for line in sink.lines]
+    assert (
+        sum(entry["count"] for entry in told if entry["outcome"] == "PERMISSION_DENIED")
+        == DENIED_PER_MINUTE + 250
+    )
+    assert len(told) == DENIED_PER_MINUTE + 3
+    verify(sink.lines)
