@@ -73,12 +73,13 @@ class CellBuilds:
         removal: Removal,
         ports: Ports,
         *,
+        is_fresh: Callable[[], bool],
         on_trouble: Callable[[], None],
     ) -> None:
         self._cell, self._store, self._global = cell, store, global_store
         self._hosts, self._removal = hosts, removal
         self._ports, self._settings, self._clock, self._ids = ports, ports.settings, ports.clock, ports.ids
-        self._on_trouble = on_trouble
+        self._is_fresh, self._on_trouble = is_fresh, on_trouble
         self._pending: dict[str, Pending] = {}
         self._news = asyncio.Event()
 
@@ -134,9 +135,14 @@ class CellBuilds:
 
     # ------------------------------------------------------------------ when
 
+    @property
+    def _is_open(self) -> bool:
+        """Whether the cell can be worked in: known to be reachable, and asked just now, for this process may have slept since."""
+        return self._hosts.is_reachable(self._cell) and self._is_fresh()
+
     def _due(self) -> list[Pending]:
         """Builds to look at now, oldest first."""
-        if not self._hosts.is_reachable(self._cell):
+        if not self._is_open:
             return []
         now_s = self._clock.boot_s()
         due = [each for each in self._pending.values() if not each.is_done and each.not_before_s <= now_s]
@@ -148,8 +154,10 @@ class CellBuilds:
         self._news.clear()
         waiting = [each.not_before_s for each in self._pending.values() if not each.is_done]
         longest_s = self._settings.longest_backoff_s
-        if waiting and self._hosts.is_reachable(self._cell):
+        if waiting and self._is_open:
             longest_s = min(longest_s, max(0.0, min(waiting) - self._clock.boot_s()))
+        elif waiting:
+            longest_s = min(longest_s, self._settings.backoff_s)
         try:
             async with asyncio.timeout(longest_s):
                 await self._news.wait()
@@ -191,7 +199,7 @@ class CellBuilds:
         """Claim hosts in this cell; returns whom it has no room for, with the decision over all cells."""
         left = list(builds)
         for _ in range(self._settings.tries):
-            if not self._hosts.is_reachable(self._cell):
+            if not self._is_open:
                 # Lost meanwhile: its hosts would look full, and the builds be sent away for nothing.
                 break
             chosen, homeless = self._decide(left)

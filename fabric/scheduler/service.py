@@ -160,7 +160,14 @@ class SchedulerService:
         self._hosts.set_cell(name, is_reachable=False)
         feed = _CellFeed(name, store, self._hosts, self._ports.clock)
         builds = CellBuilds(
-            name, store, self._global, self._hosts, self._removal, self._ports, on_trouble=feed.trip
+            name,
+            store,
+            self._global,
+            self._hosts,
+            self._removal,
+            self._ports,
+            is_fresh=lambda: feed.is_reachable,
+            on_trouble=feed.trip,
         )
         reconciler = Reconciler(name, store, self._global, self._ports, building=builds.building)
         return _Parts(store, feed, builds, reconciler)

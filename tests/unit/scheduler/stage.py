@@ -20,6 +20,7 @@ from fabric.store import codec, keys
 from fabric.store.base import Batch, Committed, Lease, Refused, Snapshot, Txn
 from fabric.store.memory import MemoryStore
 from tests.sim.loop import SimLoop
+from tests.sim.process import Process
 from tests.unit.scheduler.worlds import SMALL, build, host
 
 T = TypeVar("T")
@@ -196,6 +197,25 @@ class Stage:
                     }
                 )
             )
+
+    def sleeper(self, name: str = "s1") -> Process[SchedulerService]:
+        """A scheduler that can be paused, not started yet."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+
+        def made() -> SchedulerService:
+            return SchedulerService(
+                FlakyStore(self.globe),
+                {cell: FlakyStore(store) for cell, store in self.cells.items()},
+                Ports(
+                    settings=SchedulerSettings(),
+                    clock=VirtualClock(),
+                    ids=CountingIds(name),
+                    jitter=Random(name).random,
+                ),
+            )
+
+        return Process(loop, name, made, SchedulerService.run, lambda _: None)
 
     def schedule(
         self,

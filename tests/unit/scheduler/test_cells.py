@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from fabric.model.host import Cell
+from fabric.model.host import Cell, Resources
 from fabric.model.states import VmState
 from fabric.scheduler.settings import SchedulerSettings
 from fabric.store import keys
@@ -205,3 +205,29 @@ def test_a_cell_once_left_never_raises_the_server_however_late_the_claim() -> No
         assert moved not in await stage.instances("east")
 
     play(world)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_scheduler_that_slept_gives_nobody_up_on_what_it_knew_before(seed: int) -> None:
+    """It waits with a server for a cell that is away, is stopped for 20 s, and meanwhile a host here has grown."""
+
+    async def world(stage: Stage) -> None:
+        await stage.open(small("e1"))
+        await stage.cells["west"].commit(Txn(put={"schema": b"999"}))
+        process = stage.sleeper()
+        process.start()
+        await asyncio.sleep(3)
+        await stage.accept(build("i-0", Resources(vcpus=4, ram_mib=512, disk_gib=1), create_time_ms=WALL_MS))
+        await asyncio.sleep(3)
+        process.pause()
+        await stage.put(stage.cells["east"], keys.HOST.at("e1"), small("e1", room=5))
+        await asyncio.sleep(20)
+        process.resume()
+        await asyncio.sleep(10)
+
+        assert (await stage.instances())["i-0"].host == "e1"
+        assert process.main_task is not None
+        process.main_task.cancel()
+        await asyncio.gather(process.main_task, return_exceptions=True)
+
+    play(world, seed=seed)
