@@ -54,6 +54,9 @@ _FOLDERS: Final = (
 _HOST_ID_NAMESPACE: Final = uuid.UUID("5c0e3f0e-58f1-5f0c-9f0d-1f6f0a2f9d11")
 _DEFAULT_USER: Final = "libvirt-qemu"
 _DEFAULT_ID: Final = 64055
+_MAX_SOCKET_PATH: Final = 107
+"""What fits in sockaddr_un (unix(7))."""
+
 _RESTART_PAUSE_S: Final = 0.5
 _STOP_TIMEOUT_S: Final = 15.0
 
@@ -69,7 +72,7 @@ class DaemonSettings:
 
     @property
     def socket(self) -> Path:
-        """The socket of libvirtd, outside of its mount namespace. Unix sockets end at 107 bytes: keep `state` short."""
+        """The socket of libvirtd, outside of its mount namespace. Keep `state` short: see `_MAX_SOCKET_PATH`."""
         return self.state / "run" / "libvirt-sock"
 
     @property
@@ -312,14 +315,17 @@ def main() -> None:
     if arguments.sweep:
         sweep(state)
         return
-    Daemon(
-        DaemonSettings(
-            state=state,
-            hostname=arguments.hostname,
-            netns=arguments.netns,
-            destroy_guests=arguments.destroy_guests,
+    settings = DaemonSettings(
+        state=state,
+        hostname=arguments.hostname,
+        netns=arguments.netns,
+        destroy_guests=arguments.destroy_guests,
+    )
+    if len(os.fsencode(settings.socket)) > _MAX_SOCKET_PATH:
+        parser.error(
+            f"--state: {settings.socket} is longer than the {_MAX_SOCKET_PATH} bytes of a socket's path"
         )
-    ).run()
+    Daemon(settings).run()
 
 
 if __name__ == "__main__":

@@ -150,3 +150,14 @@ def test_a_libvirtd_that_cannot_start_is_said_and_not_tried_for_ever(state: Path
 
     assert ended.returncode == 1
     assert "libvirtd does not start" in ended.stderr
+
+
+def test_a_state_folder_too_deep_for_a_socket_is_said(state: Path) -> None:
+    deep = state / ("x" * 100)
+    command = (sys.executable, "-m", "hostd.driver.libvirt.daemon", "--state", str(deep), "--hostname", "h")
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 2
+    assert "107 bytes" in ended.stderr
+    assert not deep.exists()
