@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from fabric.api.once import Change, Done, Once, body_sha256, forget_answers
+from fabric.errors import AlreadyExists, Ambiguous, Conflict, Reason, Unavailable
+from fabric.model.identity import Principal
+from fabric.pb.identity.v1 import user_service_pb2
+from fabric.store.base import Committed, Refused, Txn
+from fabric.store.keys import ANSWERED
+from fabric.store.memory import MemoryStore
+from tests.unit.store.virtual import LoopClock, run
+
+WHO = Principal(user_id="u", project_id="p")
+
+
+class Losing(MemoryStore):
+    """Applies a write and loses its answer, or loses the write, as often as it is told."""
+
+    applied_and_lost = 0
+    lost = 0
+
+    async def commit(self, txn: Txn) -> Committed | Refused:
+        if self.lost:
+            self.lost -= 1
+            raise Ambiguous("lost on its way")
+        outcome = await super().commit(txn)
+        if self.applied_and_lost:
+            self.applied_and_lost -= 1
+            raise Ambiguous("its answer was lost")
+        return outcome
+
+
+def _thing(
+    store: MemoryStore, name: str = "thing", resource_id: str = "1"
+) -> Callable[[], Awaitable[Change]]:
+    async def decide() -> Change:
+        if name in (await store.get(name)).entries:
+            raise AlreadyExists("taken")
+        return Change(resource_id=resource_id, unchanged={name: 0}, put={name: resource_id.encode()})
+
+    return decide
+
+
+async def _make(store: MemoryStore, *, body: str = "b", method: str = "M", resource_id: str = "1") -> Done:
+    once = Once(store, clock=LoopClock(), jitter=lambda: 0.5)
+    return await once.make(
+        _thing(store, resource_id=resource_id), request_id="r", method=method, body=body, principal=WHO
+    )
+
+
+def test_a_request_sent_again_gets_the_same_answer() -> None:
+    async def world() -> None:
+        store = MemoryStore()
+
+        first, again = await _make(store), await _make(store, resource_id="2")
+
+        assert (first.resource_id, first.was_done_before) == ("1", False)
+        assert (again.resource_id, again.was_done_before) == ("1", True)
+
+    run(world())
+
+
+@pytest.mark.parametrize("other", [{"body": "x"}, {"method": "N"}], ids=["body", "method"])
+def test_a_request_id_with_another_request_is_an_error(other: dict[str, str]) -> None:
+    async def world() -> None:
+        store = MemoryStore()
+        await _make(store)
+        before = store.revision
+
+        with pytest.raises(Conflict) as raised:
+            await _make(store, **other)
+
+        assert raised.value.reason is Reason.REQUEST_ID_MISMATCH
+        assert store.revision == before
+
+    run(world())
+
+
+@pytest.mark.parametrize("loss", ["applied_and_lost", "lost"])
+def test_whatever_is_lost_the_thing_is_made_once(loss: str) -> None:
+    async def world() -> None:
+        store = Losing()
+        setattr(store, loss, 1)
+
+        done = await _make(store)
+
+        assert done.resource_id == "1"
+        assert [change.key for change in store.history if change.key == "thing"] == ["thing"]
+
+    run(world())
+
+
+def test_two_servers_asked_at_once_make_one_thing() -> None:
+    async def world() -> None:
+        store = MemoryStore()
+
+        outcomes = await asyncio.gather(*(_make(store, resource_id=str(n)) for n in range(4)))
+
+        assert len({done.resource_id for done in outcomes}) == 1
+
+    run(world())
+
+
+def test_a_store_that_stays_silent_leaves_it_to_the_client() -> None:
+    async def world() -> None:
+        store = Losing()
+        store.lost = 1000
+
+        with pytest.raises(Unavailable):
+            await _make(store)
+
+    run(world())
+
+
+def test_answers_are_forgotten_after_a_day_and_not_before() -> None:
+    async def world() -> None:
+        store = MemoryStore()
+        await _make(store)
+        key = ANSWERED.at("p", "r")
+
+        early = await forget_answers(store, now_ms=23 * 3_600_000)
+        assert key in (await store.get(key)).entries
+        late = await forget_answers(store, now_ms=25 * 3_600_000)
+
+        assert (early, late) == (0, 1)
+        assert key not in (await store.get(key)).entries
+
+    run(world())
+
+
+def test_a_password_leaves_no_trace_in_the_digest() -> None:
+    one, two = (user_service_pb2.CreateUserRequest(request_id="r", password=word) for word in ("a", "b"))
+
+    assert body_sha256(one, without="password") == body_sha256(two, without="password")
+    assert body_sha256(one) != body_sha256(two)
+    assert one.password == "a"
