@@ -37,7 +37,9 @@ from fabric.store.picture import Pace, Picture
 
 log = structlog.get_logger()
 
-_PACE: Final = Pace(contact_s=2.0, stale_after_s=8.0)
+_ASKING: Final = Pace(contact_s=2.0, stale_after_s=8.0)
+_QUIET: Final = Pace(contact_s=30.0, stale_after_s=120.0)
+"""All pictures are of one store: it is enough that one of them asks whether it is there."""
 
 
 class ConductorService:
@@ -73,21 +75,23 @@ class ConductorService:
             quarantines=Quarantines(store, clock=clock, ids=ids, jitter=jitter),
         )
 
-        def picture(prefix: str, read: Callable[[bytes], Any], on_change: Any = None) -> Picture[Any]:
+        def picture(
+            prefix: str, read: Callable[[bytes], Any], on_change: Any = None, pace: Pace = _QUIET
+        ) -> Picture[Any]:
             return Picture(
                 store,
                 prefix,
                 lambda _, data: read(data),
                 clock=clock,
                 on_change=on_change,
-                pace=_PACE,
+                pace=pace,
             )
 
         self._hosts: Picture[Host] = picture(
             HOST.under(), lambda data: decode(Host, data), self._on_inventories
         )
         self._sessions: Picture[Session] = picture(
-            SESSION.under(), lambda data: decode(Session, data), self._on_sessions
+            SESSION.under(), lambda data: decode(Session, data), self._on_sessions, _ASKING
         )
         self._alive: Picture[str] = picture(ALIVE.under(), lambda data: decode(str, data))
         self._instances: Picture[Instance | None] = picture(INSTANCE.under(), _in_flight)

@@ -73,7 +73,8 @@ class Sweeper:
 
     async def look(self) -> None:
         """One round over sessions and deadlines. Raises Unavailable."""
-        if not (self._sessions.is_fresh and self._alive.is_fresh and self._instances.is_fresh):
+        # Stale pictures are no danger, as every candidate is read again; but there is no use in asking a store that is away.
+        if not (self._sessions.is_fresh and self._alive.revision and self._instances.revision):
             return
         for host in self._silent()[:AT_ONCE]:
             await self._mark_unreachable(host)
