@@ -99,6 +99,8 @@ class ImageCache:
         flat = self._folder / f"{image.sha256}.flat.part"
         with disk_faults("image"):
             self._folder.mkdir(parents=True, exist_ok=True)
+            # Guests' hypervisors open what is in here, whatever umask this daemon was started with.
+            self._folder.chmod(0o755)
             if shutil.disk_usage(self._folder).free < image.size_bytes:
                 raise disk_error(FaultCode.DISK_FULL)
         try:

@@ -129,6 +129,8 @@ class LocalDisks:
 
     def _make_folder(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        # Whatever umask this daemon was started with; the folders above are the operator's, and only looked at.
+        folder.parent.chmod(0o711)
         folder.chmod(0o711)
         if not self._is_root:
             return

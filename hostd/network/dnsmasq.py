@@ -96,6 +96,7 @@ class Dnsmasq:
 
     def _write(self, leases: tuple[Lease, ...]) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o755)
         hosts, options, _ = self._paths()
         # Options first: a host line must never be read without them.
         changed = [_replace(options, options_file(leases)), _replace(hosts, hosts_file(leases))]
@@ -224,12 +225,13 @@ def _same(running: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
 
 
 def _replace(path: str, text: str) -> bool:
-    """Write a file whole; False where it had these words already."""
+    """Write a file whole, readable to a server that gave up root; False where it had these words already."""
     target = Path(path)
     with contextlib.suppress(FileNotFoundError):
         if target.read_text(encoding="ascii") == text:
             return False
     part = target.with_name(f"{target.name}.part")
     part.write_text(text, encoding="ascii")
+    part.chmod(0o644)
     part.replace(target)
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -201,6 +202,33 @@ async def test_a_state_folder_that_guests_cannot_reach_is_said_before_they_fail(
 
     with pytest.raises(DiskError, match="closed to other users"):
         await disks.ensure_guest(GUEST, 1)
+
+
+@needs_root
+@needs_programs
+async def test_the_daemons_umask_locks_no_guest_out(disks: LocalDisks) -> None:
+    before = os.umask(0o077)
+    try:
+        await bring(disks)
+        made = await disks.ensure_guest(GUEST, 1)
+    finally:
+        os.umask(before)
+
+    root = made.disks[0]
+    assert root.backing is not None
+    owner = Path(root.path).stat().st_uid
+    for path in (root.path, root.backing.path):
+        command = (
+            "setpriv",
+            f"--reuid={owner}",
+            f"--regid={owner}",
+            "--clear-groups",
+            "--",
+            "head",
+            "-c1",
+            path,
+        )
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0, path
 
 
 @needs_programs

@@ -53,9 +53,11 @@ class Site:
     ports: tuple[Port, Port]
     state: Path
 
-    def connect_guests(self) -> None:
+    def connect_guests(self, *, only: int | None = None) -> None:
         """Stand the namespaces in for guests: before they are plugged, as a tap that is there already."""
-        for guest, port in zip(self.guests, self.ports, strict=True):
+        for number, (guest, port) in enumerate(zip(self.guests, self.ports, strict=True)):
+            if only not in {None, number}:
+                continue
             tap = tap_name(port.id)
             ip("link", "add", tap, "type", "veth", "peer", "name", "eth0", "netns", guest, netns=self.host)
             ip("link", "set", "eth0", "address", port.mac, "up", netns=guest)
@@ -449,6 +451,22 @@ async def test_a_dead_dhcp_server_is_started_again(site: Site) -> None:
     async with asyncio.timeout(10):
         while dhcp_pid(site) == first:
             await asyncio.sleep(0.05)
+
+    offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
+    assert offer.address == site.ports[0].address
+
+
+async def test_the_dhcp_server_can_read_again_what_a_careful_root_wrote(
+    site: Site, wires: LinuxWires
+) -> None:
+    """It is nobody by then, and the daemon's umask may be anything."""
+    before = os.umask(0o077)
+    try:
+        await wires.unplug(site.wiring(0).guest.id, 1)
+        site.connect_guests(only=0)
+        await wires.plug(site.wiring(0))
+    finally:
+        os.umask(before)
 
     offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
     assert offer.address == site.ports[0].address
