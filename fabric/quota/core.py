@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fabric.errors import Bug, QuotaExceeded
 from fabric.model.quota import Charge, Quota
@@ -37,3 +38,21 @@ def refund(quota: Quota, given_back: Charge, *, op_id: str) -> Quota:
     if min(used.instances, used.vcpus, used.ram_mib) < 0:
         raise Bug("a refund of more than was charged", project=quota.project_id)
     return replace(quota, used=used, op_id=op_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """One thing to be charged for, and what is written when it is.
+
+    `mark` is a key that is compared as absent and put with a value that nobody else ever writes (R12).
+    """
+
+    charge: Charge
+    mark: str
+    unchanged: Mapping[str, int]
+    put: Mapping[str, bytes]
+    leases: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(key) + len(value) for key, value in self.put.items())

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fabric.errors import Ambiguous, Conflict, FabricError, NotFound, Unavailable
 from fabric.ids import Ids
-from fabric.model.quota import Charge, Quota
-from fabric.quota.core import charge
+from fabric.model.quota import Quota
+from fabric.quota.core import Admission, charge
 from fabric.store.base import Committed, Refused, Snapshot, Store, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import QUOTA
@@ -33,24 +33,6 @@ PATIENCE_S = 1.5
 
 ATTEMPTS = 8
 PAUSE_S = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
-    """One thing to be charged for, and what is written when it is.
-
-    `mark` is a key that is compared as absent and put with a value that nobody else ever writes (R12).
-    """
-
-    charge: Charge
-    mark: str
-    unchanged: Mapping[str, int]
-    put: Mapping[str, bytes]
-    leases: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(key) + len(value) for key, value in self.put.items())
 
 
 @dataclass(slots=True, eq=False)

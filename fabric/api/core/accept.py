@@ -14,7 +14,7 @@ from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Re
 from fabric.model.keypair import Keypair
 from fabric.model.network import Network
 from fabric.model.quota import Charge
-from fabric.quota.ledger import Admission
+from fabric.quota.core import Admission
 from fabric.store import codec
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
 

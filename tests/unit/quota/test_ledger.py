@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from fabric.errors import Bug, NotFound, QuotaExceeded
 from fabric.ids import RandomIds
 from fabric.model.quota import Charge, Quota
-from fabric.quota.core import charge, refund
-from fabric.quota.ledger import Admission, Ledger
+from fabric.quota.core import Admission, charge, refund
+from fabric.quota.ledger import Ledger
 from fabric.store.base import Committed, Refused, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import QUOTA
