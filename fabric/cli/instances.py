@@ -86,7 +86,7 @@ def server() -> None:
     metavar="GROUP",
     help="Not supported by this fabric: refused.",
 )
-@click.option("--dry-run", is_flag=True, help="Decide where it would go, and make nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the request, the quota included, and make nothing.")
 @click.argument("name")
 @waiting(600)
 @showing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import click
@@ -18,7 +19,9 @@ def each(session: Session, names: Iterable[str], act: Callable[[str], object]) -
         try:
             act(name)
         except FabricError as error:
-            session.say(f"fabric: {name}: {explain(error)}")
+            text = explain(error)
+            is_named = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+            session.say(f"fabric: {text}" if is_named else f"fabric: {name}: {text}")
             code = code or exit_code(error)
         except Failed as failed:
             failed.show()

@@ -107,6 +107,15 @@ def test_a_misspelt_noun_is_answered_with_the_nearest(shell: Shell) -> None:
     assert "server" in result.stderr
 
 
+def test_a_name_is_told_once(shell: Shell) -> None:
+    shell.api.fail["delete_flavor"] = [WrongState("it is in use")]
+
+    assert (
+        shell.run("flavor", "delete", "m1", "m2").stderr
+        == "fabric: m1: it is in use\nfabric: there is no m2\n"
+    )
+
+
 def test_several_names_are_all_tried_and_the_first_failure_decides(shell: Shell) -> None:
     shell.ok("flavor", "create", "--ram", "64", "m1")
     result = shell.run("flavor", "delete", "absent", "m1")
