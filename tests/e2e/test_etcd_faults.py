@@ -1,4 +1,4 @@
-"""What the loss of etcd costs: a member nothing but seconds, all of them no guest."""
+"""A member of a store is lost under a stream of creates: it costs seconds, and nothing else."""
 
 from __future__ import annotations
 
@@ -22,11 +22,8 @@ from fabric.store.base import Store
 from fabric.store.etcd import EtcdSettings, EtcdStore
 from tests.e2e.running import (
     CREATE_TIMEOUT_S,
-    IMPATIENT,
     Running,
     a_small_disk,
-    guest_images,
-    guest_processes,
     until,
 )
 from tests.history.events import Called, Event, Returned, Wrote
@@ -36,12 +33,7 @@ pytestmark = [pytest.mark.owns_machine, pytest.mark.timeout(600)]
 
 RESUME_S = 5.0
 """A store that has lost a member takes writes again within this."""
-REFUSE_S = 2.0
-"""A store that is away is said to be so within this."""
 PROJECT = "stream"
-
-
-# ------------------------------------------------------------------------------------------------- members
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +66,7 @@ class Stream:
 
     def run(self) -> None:
         for number in itertools.count():
-            if self._stopping.wait(0.1):
+            if self._stopping.wait(0.2):
                 return
             call = next(self._calls)
             name = f"{self.prefix}-{number}"
@@ -115,7 +107,7 @@ def leader(store: dict[str, Any]) -> str:
     def found() -> str | None:
         for member in store["members"]:
             connection = http.client.HTTPConnection("127.0.0.1", member["metrics_port"], timeout=2)
-            with contextlib.suppress(OSError, http.client.HTTPException):
+            with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
                 connection.request("GET", "/metrics")
                 if b"\netcd_server_is_leader 1\n" in connection.getresponse().read():
                     name: str = member["name"]
@@ -162,6 +154,16 @@ def test_a_lost_leader_loses_and_doubles_nothing(fabric: Running, which: str, fa
     assert len(set(names)) == len(names)
     asyncio.run(check_history(fabric, stream.notes))
     fabric.until_ready()
+    end_all(watcher)
+
+
+def end_all(client: Client) -> None:
+    """Make room for the next stream."""
+    going = client.instances.list().instances
+    for each in going:
+        client.instances.delete(each.id)
+    for each in going:
+        assert client.instances.wait_until_gone(each, timeout_s=CREATE_TIMEOUT_S) is None
 
 
 async def check_history(fabric: Running, notes: list[Event]) -> None:
@@ -219,59 +221,3 @@ def open_store(fabric: Running, topology: dict[str, Any]) -> EtcdStore:
         ),
         name=topology["name"],
     )
-
-
-# ------------------------------------------------------------------------------------------------- all of etcd
-
-
-def test_guests_do_not_notice_that_etcd_is_away(running_fabric: Running) -> None:
-    """Stopped and started again: guests untouched, a no within two seconds, and then everything works by itself."""
-    client = running_fabric.client(retry=IMPATIENT)
-    client.flavors.create(name="away.small", vcpus=1, ram_mib=256, disk_gib=1)
-    image = guest_images() / "cellfabric-guest.qcow2"
-    client.images.create(name="away.os", file=image, disk_format="qcow2")
-    made = client.instances.create(name="away", flavor="away.small", image="away.os")
-    server = client.instances.wait_for(made, "ACTIVE", timeout_s=CREATE_TIMEOUT_S)
-    assert server.status.state == "ACTIVE", server.status.fault
-    before = guest_processes(server.id)
-    assert len(before) == 1
-
-    running_fabric.dev("stop", "--now", "etcd-global")
-    running_fabric.dev("stop", "--now", "etcd-cell1")
-    try:
-        for number in range(4):
-            assert (
-                refusal_s(lambda: client.instances.create(name="no", flavor="away.small", image="away.os"))
-                < REFUSE_S
-            )
-            assert refusal_s(lambda: client.instances.stop(server.id)) < REFUSE_S, number
-        assert guest_processes(server.id) == before
-    finally:
-        running_fabric.dev("start", "etcd-global")
-        running_fabric.dev("start", "etcd-cell1")
-
-    running_fabric.until_ready()
-    until(lambda: _works(lambda: client.instances.stop(server.id)), "the API takes orders again")
-    stopped = client.instances.get(server.id)
-    assert client.instances.wait_for(stopped, "SHUTOFF", timeout_s=180).status.state == "SHUTOFF"
-    assert guest_processes(server.id) == set()
-    gone = client.instances.get(server.id)
-    client.instances.delete(server.id)
-    assert client.instances.wait_until_gone(gone, timeout_s=CREATE_TIMEOUT_S) is None
-    assert [each.name for each in client.instances.list().instances] == []
-
-
-def refusal_s(call: Callable[[], object]) -> float:
-    """How long it takes to hear that a dependency is away."""
-    begun_s = time.monotonic()
-    with pytest.raises(Unavailable):
-        call()
-    return time.monotonic() - begun_s
-
-
-def _works(call: Callable[[], object]) -> bool:
-    try:
-        call()
-    except Unavailable:
-        return False
-    return True
