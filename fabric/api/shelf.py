@@ -7,10 +7,12 @@ every write that was acknowledged before (I12).
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from fabric.clock import Clock
+from fabric.errors import Unavailable
 from fabric.store import codec
 from fabric.store.base import Store
 from fabric.store.picture import Held, Picture
@@ -46,8 +48,15 @@ class Shelf(Generic[V]):
     async def catch_up(self, *, timeout_s: float = CATCH_UP_S) -> int:
         """Show at least everything that is in the store now; returns the revision shown. Raises Unavailable."""
         # The prefix itself is never a key: reading it costs nothing and tells the revision, linearizably.
-        now = await self._store.get(self._prefix)
-        await self.picture.at_least(now.revision, timeout_s=timeout_s)
+        try:
+            # The store has a patience of its own, which may be longer than the caller's.
+            async with asyncio.timeout(timeout_s):
+                now = await self._store.get(self._prefix)
+                await self.picture.at_least(now.revision, timeout_s=timeout_s)
+        except TimeoutError:
+            raise Unavailable(
+                f"store {self._store.name} did not answer within {timeout_s:g} s", store=self._store.name
+            ) from None
         return self.picture.revision
 
     async def find(self, key: str) -> Held[V] | None:
