@@ -200,7 +200,9 @@ class LibvirtDriver:
         )
 
     def _platform(self, spec: DomainSpec) -> Platform:
-        assert self._hypervisor is not None, "a call was made on a driver that never opened"
+        if self._hypervisor is None:
+            # An order may come before the first connection has learnt what this machine can do; it passes.
+            raise DriverError(FaultCode.HYPERVISOR_UNAVAILABLE, "the hypervisor is not known yet")
         accelerator = self._hypervisor.accelerator
         return Platform(
             accelerator=accelerator,
