@@ -246,6 +246,18 @@ def test_decisions_on_one_draft_see_each_other() -> None:
     assert CAPACITY.covers(use.claimed)
 
 
+def test_of_an_instance_that_is_gone_only_its_end_is_believed() -> None:
+    def gone() -> Draft:
+        found = _draft()._found
+        return Draft({**found, INSTANCE.at(ONE): Found(None, 0), ASSIGNMENT.at("h1", ONE): Found(None, 0)})
+
+    absent = replace(STATUS, state=HostState.ABSENT, power=PowerState.NOSTATE)
+
+    assert _take(gone(), absent) is flow.ACCEPTED
+    assert _take(gone(), STATUS).verdict is flow.Verdict.REFUSED
+    assert _take(gone(), FAILED).verdict is flow.Verdict.REFUSED
+
+
 def test_what_was_not_read_cannot_be_decided_on() -> None:
     with pytest.raises(Bug, match="not read"):
         Draft({}).get(SESSION, "h1")
