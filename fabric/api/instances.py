@@ -16,6 +16,7 @@ from fabric.api.core.accept import REQUEST_ID_KEPT_MS, Asked, admission, charge_
 from fabric.api.core.intent import DEFAULT_STOP_TIMEOUT_S, Intent, cancelled, keys_of, replayed, written
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
+from fabric.api.records import found, txn_of
 from fabric.clock import Clock
 from fabric.errors import (
     Conflict,
@@ -39,7 +40,7 @@ from fabric.quota.core import charge
 from fabric.quota.ledger import Ledger
 from fabric.store import codec
 from fabric.store.base import Refused, Store
-from fabric.store.keys import ACTED, ANSWERED, BUILD, INSTANCE, LOCATION, QUOTA, SESSION
+from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, SESSION, Key
 from fabric.store.settle import commit_settled
 
 T = TypeVar("T")
@@ -102,8 +103,9 @@ class InstanceHandlers:
     ) -> pb.CreateInstanceResponse:
         answered = self._answered("create", request, request.request_id, principal)
         for attempt in range(TRIES):
-            key = ANSWERED.at(principal.project_id, answered.request_id)
-            earlier = replayed((await self._global.get(key)).value(key), answered)
+            asked = (principal.project_id, answered.request_id)
+            seen = await self._global.get(ANSWERED.at(*asked))
+            earlier = replayed(found(seen, ANSWERED, *asked), answered)
             if earlier is not None:
                 return await self._created(earlier.resource_id, principal)
             instance_id = self._ids.new_id()
@@ -288,19 +290,19 @@ class InstanceHandlers:
     ) -> tuple[pb.Instance, types_pb2.Revision] | None:
         """One try at an intent on a server that its cell knows; None when something had changed."""
         seen = await view.get(*keys_of(instance, intent.answered))
-        stored = seen.value(INSTANCE.at(instance.id))
-        if stored is None:
+        now = found(seen, INSTANCE, instance.id)
+        if now is None or now.host != instance.host:
             return None
-        now = codec.decode(Instance, stored)
-        if now.host != instance.host:
-            return None
-        acted = seen.value(ACTED.at(intent.answered.project_id, intent.answered.request_id))
+        acted = found(seen, ACTED, intent.answered.project_id, intent.answered.request_id)
         if replayed(acted, intent.answered) is not None:
             return self._view(view, now, seen.seen(INSTANCE.at(now.id)), principal), _at(
                 view.name, seen.revision
             )
-        decided = written(seen, now, intent, now_ms=self._clock.now_ms(), op_id=self._ids.new_id())
-        outcome = await view.commit(decided.txn, mark=decided.mark)
+        assignment = found(seen, ASSIGNMENT, now.host, now.id) if now.host else None
+        decided = written(
+            seen, now, assignment, intent, now_ms=self._clock.now_ms(), op_id=self._ids.new_id()
+        )
+        outcome = await view.commit(txn_of(decided.write), mark=decided.write.mark)
         if isinstance(outcome, Refused):
             return None
         after = decided.after or now
@@ -313,12 +315,12 @@ class InstanceHandlers:
         build_key = BUILD.at(location.cell, location.instance_id)
         answer_key = ANSWERED.at(intent.answered.project_id, intent.answered.request_id)
         seen = await self._global.get(build_key, LOCATION.at(location.instance_id), answer_key)
-        if replayed(seen.value(answer_key), intent.answered) is not None:
+        earlier = found(seen, ANSWERED, intent.answered.project_id, intent.answered.request_id)
+        if replayed(earlier, intent.answered) is not None:
             return pb.Instance(id=location.instance_id), _at("global", seen.revision)
-        stored = seen.value(build_key)
-        if stored is None:
+        build = found(seen, BUILD, location.cell, location.instance_id)
+        if build is None:
             return None
-        build = codec.decode(Build, stored)
         if intent.action is not Action.DELETE:
             raise WrongState(
                 f"cannot {intent.action} while BUILD with scheduling under way; allowed now: delete",
@@ -327,8 +329,8 @@ class InstanceHandlers:
                 task_state="scheduling",
                 instance=location.instance_id,
             )
-        txn = cancelled(seen, build, intent.answered, op_id=self._ids.new_id())
-        outcome = await commit_settled(self._global, txn, mark=answer_key, patience_s=1.5)
+        write = cancelled(seen, build, intent.answered, op_id=self._ids.new_id())
+        outcome = await commit_settled(self._global, txn_of(write), mark=write.mark, patience_s=1.5)
         if isinstance(outcome, Refused):
             return None
         return from_build(build), _at("global", outcome.revision)
@@ -346,15 +348,15 @@ class InstanceHandlers:
     async def _acted_before(self, answered: Answered) -> bool:
         """Whether a server that is gone was acted on by this very request: late retries are answered as the first."""
 
-        async def asked(store: Store, key: str) -> bytes | None:
+        async def ask(store: Store, kind: Key[Answered]) -> Answered | None:
             async with asyncio.timeout(LIST_CATCH_UP_S):
-                return (await store.get(key)).value(key)
+                seen = await store.get(kind.at(answered.project_id, answered.request_id))
+            return found(seen, kind, answered.project_id, answered.request_id)
 
-        ask = [asked(self._global, ANSWERED.at(answered.project_id, answered.request_id))]
-        key = ACTED.at(answered.project_id, answered.request_id)
-        ask += [asked(view.store, key) for view in self._cells.by_name.values()]
-        found = await asyncio.gather(*ask, return_exceptions=True)
-        return any(isinstance(each, bytes) and replayed(each, answered) is not None for each in found)
+        asks = [ask(self._global, ANSWERED)]
+        asks += [ask(view.store, ACTED) for view in self._cells.by_name.values()]
+        told = await asyncio.gather(*asks, return_exceptions=True)
+        return any(isinstance(each, Answered) and replayed(each, answered) is not None for each in told)
 
     # ---------------------------------------------------------------- reads
 

@@ -50,9 +50,6 @@ class Admission:
     charge: Charge
     mark: str
     unchanged: Mapping[str, int]
-    put: Mapping[str, bytes]
+    put: Mapping[str, object]
+    """Records, as values."""
     leases: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(len(key) + len(value) for key, value in self.put.items())

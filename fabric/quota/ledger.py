@@ -38,7 +38,12 @@ PAUSE_S = 0.05
 @dataclass(slots=True, eq=False)
 class _Waiting:
     admission: Admission
+    put: Mapping[str, bytes]
     outcome: asyncio.Future[Committed | Refused]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(key) + len(value) for key, value in self.put.items())
 
 
 class Ledger:
@@ -64,7 +69,8 @@ class Ledger:
             Ambiguous: it may have been written. The same request_id tells.
             Unavailable: it was not.
         """
-        waiting = _Waiting(admission, asyncio.get_running_loop().create_future())
+        put = {key: encode(value) for key, value in admission.put.items()}
+        waiting = _Waiting(admission, put, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(project_id, deque()).append(waiting)
         if project_id not in self._writers:
             # A task of its own: the caller who happens to come first may hang up, and the others must not notice.
@@ -132,7 +138,7 @@ class Ledger:
             return
         txn = Txn(
             unchanged={key: seen.seen(key)} | _merged(each.admission.unchanged for each in charged),
-            put={key: encode(quota)} | _merged(each.admission.put for each in charged),
+            put={key: encode(quota)} | _merged(each.put for each in charged),
             leases=_merged(each.admission.leases for each in charged),
         )
         outcome = await commit_settled(
@@ -145,15 +151,14 @@ class Ledger:
 
 def _next_group(queue: deque[_Waiting]) -> list[_Waiting]:
     """The next ones that fit into one transaction. Two with the same mark are one request sent twice: one after the other."""
-    group, size, marks = [queue.popleft()], 0, set[str]()
-    size += group[0].admission.size_bytes
-    marks.add(group[0].admission.mark)
+    group = [queue.popleft()]
+    size, marks = group[0].size_bytes, {group[0].admission.mark}
     while queue and len(group) < TOGETHER:
-        admission = queue[0].admission
-        if admission.mark in marks or size + admission.size_bytes > TOGETHER_BYTES:
+        following = queue[0]
+        size += following.size_bytes
+        if following.admission.mark in marks or size > TOGETHER_BYTES:
             break
-        marks.add(admission.mark)
-        size += admission.size_bytes
+        marks.add(following.admission.mark)
         group.append(queue.popleft())
     return group
 

@@ -15,7 +15,6 @@ from fabric.model.keypair import Keypair
 from fabric.model.network import Network
 from fabric.model.quota import Charge
 from fabric.quota.core import Admission
-from fabric.store import codec
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
 
 GIB = 1 << 30
@@ -148,9 +147,9 @@ def admission(request: Request, *, cell: str, answered: Answered, now_ms: int, o
         mark=answer_key,
         unchanged={answer_key: 0, location_key: 0, build_key: 0},
         put={
-            answer_key: codec.encode(answered),
-            location_key: codec.encode(location),
-            build_key: codec.encode(build),
+            answer_key: answered,
+            location_key: location,
+            build_key: build,
         },
     )
 

@@ -71,7 +71,7 @@ def _admission(name: str) -> Admission:
         charge=ONE,
         mark=f"request/{name}",
         unchanged={f"request/{name}": 0},
-        put={f"request/{name}": name.encode()},
+        put={f"request/{name}": name},
     )
 
 
