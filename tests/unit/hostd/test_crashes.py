@@ -290,6 +290,7 @@ def test_whatever_happens_rules_hold_and_in_the_end_the_order_is_true(deeds: lis
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @settings(max_examples=1000)
 @given(DEEDS, st.integers(0, 2**32))
 def test_whatever_happens_a_thousand_times(deeds: list[Deed], seed: int) -> None:
