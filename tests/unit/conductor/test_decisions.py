@@ -116,7 +116,10 @@ def test_a_move_relies_on_both_hosts() -> None:
     assert draft.get(ASSIGNMENT, "h1", ONE) is None
     moved = draft.get(ASSIGNMENT, "h2", ONE)
     assert moved is not None
-    assert (moved.placement_epoch, moved.generation, moved.want) == (2, 2, Want.RUN)
+    record = draft.get(INSTANCE, ONE)
+    assert record is not None
+    assert (moved.placement_epoch, moved.want) == (2, Want.RUN)
+    assert moved.generation == record.generation > BUILDING.generation
 
 
 @pytest.mark.parametrize("state", sorted(set(SessionState) - {SessionState.UP}))

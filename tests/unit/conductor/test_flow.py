@@ -68,7 +68,7 @@ def test_a_failed_placement_moves_to_the_next_alternate_in_one_transaction() -> 
             assert {change.revision for change in cell.store.history if change.revision > before} == {
                 before + 1
             }
-            assert (moved.host, moved.placement_epoch, moved.generation, moved.attempt) == ("h2", 2, 2, 2)
+            assert (moved.host, moved.placement_epoch, moved.attempt) == ("h2", 2, 2)
             assert (moved.vm_state, moved.task, moved.alternates) == (
                 VmState.BUILDING,
                 TaskState.SPAWNING,
@@ -77,7 +77,8 @@ def test_a_failed_placement_moves_to_the_next_alternate_in_one_transaction() -> 
             assert moved.task_deadline_ms > 0
             assert moved.ports[0].address.startswith("10.2.")
             assert order.guest.ports == moved.ports
-            assert (order.placement_epoch, order.generation, order.want) == (2, 2, Want.RUN)
+            assert (order.placement_epoch, order.want) == (2, Want.RUN)
+            assert order.generation == moved.generation > 1
             assert (release.instance_id, release.placement_epoch) == (moved.id, 1)
             await _books_balance(cell)
             await first.say(first.released(release))
