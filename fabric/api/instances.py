@@ -511,10 +511,12 @@ class InstanceHandlers:
         progress: Mapping[str, str] | None = None,
     ) -> pb.Instance:
         held = view.sessions.entries.get(SESSION.at(record.host)) if record.host else None
+        placed = view.hosts.entries.get(HOST.at(record.host)) if record.host else None
         return from_record(
             record,
             cell=view.name,
             session=held.value if held is not None else None,
+            zone=placed.value.zone if placed is not None else "",
             mod_revision=mod_revision,
             shows_host=principal.system_admin,
             progress=(progress or {}).get(record.id, ""),

@@ -20,6 +20,9 @@ GATEWAY = 1
 FIRST_GUEST = 10
 """Slot 0's place in the subnet. What lies between it and the gateway is the host's (name servers, metadata, later routers)."""
 
+SLOTS_LIMIT = 1 << 16
+"""As many slots as a MAC can tell apart."""
+
 MAC_PREFIX = "fa:16:3e"
 """The prefix OpenStack gives its ports: people recognise it, and it is locally administered (IEEE 802, bit 1 of the first octet)."""
 
@@ -29,7 +32,7 @@ def slots_in(guest_cidr: str) -> int:
     if not guest_cidr:
         return 0
     # The last address is the subnet's broadcast address, and never a guest's.
-    return max(0, IPv4Network(guest_cidr).num_addresses - 1 - FIRST_GUEST)
+    return min(SLOTS_LIMIT, max(0, IPv4Network(guest_cidr).num_addresses - 1 - FIRST_GUEST))
 
 
 def slot_limit(host: Host) -> int:
@@ -42,7 +45,7 @@ def slot_limit(host: Host) -> int:
 
 def port_id(instance_id: str, network_id: str) -> str:
     """The id of the instance's port on a network: a UUID made of both (RFC 9562, version 8), so that every try and every move
-    of the instance has the same port, and with it the same MAC.
+    of the instance has the same port.
     """
     digest = bytearray(
         blake2b(f"{instance_id}/{network_id}".encode(), digest_size=16, person=b"port").digest()
@@ -53,9 +56,12 @@ def port_id(instance_id: str, network_id: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-def mac_of(port: str) -> str:
-    """The MAC of a port: OpenStack's prefix and 24 bits of the port's id."""
-    tail = blake2b(port.encode(), digest_size=3, person=b"mac").hexdigest()
+def mac_of(port: str, slot: int) -> str:
+    """The MAC of a port at a slot: OpenStack's prefix, 8 bits of the port's id, and the slot.
+
+    The slot makes it exact: no two guests of one host ever share a MAC. From the id alone, two of 60 would once in ten thousand hosts.
+    """
+    tail = blake2b(port.encode(), digest_size=1, person=b"mac").hexdigest() + f"{slot:04x}"
     return f"{MAC_PREFIX}:{tail[:2]}:{tail[2:4]}:{tail[4:]}"
 
 
@@ -73,7 +79,7 @@ def port_at(host: Host, slot: int, *, instance_id: str, request: Request) -> Por
         id=port,
         network_id=request.network_id,
         network_name=request.network_name,
-        mac=mac_of(port),
+        mac=mac_of(port, slot),
         address=str(subnet[FIRST_GUEST + slot]),
         prefix_length=subnet.prefixlen,
         gateway=str(subnet[GATEWAY]),

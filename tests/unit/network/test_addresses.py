@@ -103,18 +103,28 @@ def test_a_port_is_an_id_that_only_its_instance_has(first: object, second: objec
     assert (port_id(str(first), "n") == port_id(str(second), "n")) == (first == second)
 
 
-@given(port=st.uuids())
-def test_a_mac_is_a_unicast_address_under_the_ports_prefix(port: object) -> None:
-    mac = mac_of(str(port))
+@given(port=st.uuids(), slot=st.integers(0, 65535))
+def test_a_mac_is_a_unicast_address_under_the_ports_prefix(port: object, slot: int) -> None:
+    mac = mac_of(str(port), slot)
 
     assert mac.startswith("fa:16:3e:")
     assert len(bytes.fromhex(mac.replace(":", ""))) == 6
     assert bytes.fromhex(mac[:2])[0] & 1 == 0
 
 
-def test_an_instance_keeps_its_port_and_mac_on_another_host() -> None:
+@given(
+    ports=st.lists(st.uuids(), min_size=2, max_size=2),
+    slots=st.sets(st.integers(0, 65535), min_size=2, max_size=2),
+)
+def test_no_two_slots_of_a_host_share_a_mac(ports: list[object], slots: set[int]) -> None:
+    one, other = (mac_of(str(port), slot) for port, slot in zip(ports, sorted(slots), strict=True))
+
+    assert one != other
+
+
+def test_an_instance_keeps_its_port_on_another_host() -> None:
     here = port_at(host("10.1.2.0/24"), 3, instance_id="i", request=REQUEST)
     there = port_at(host("10.9.0.0/16"), 700, instance_id="i", request=REQUEST)
 
-    assert (here.id, here.mac) == (there.id, there.mac)
+    assert here.id == there.id
     assert here.address != there.address
