@@ -134,11 +134,16 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         known = now.fault is not None and replace(fault, time_ms=now.fault.time_ms) == now.fault
         if known and now.task is TaskState.NONE and now.observed_generation == said.generation:
             return Refused.KNOWN
-        return failed(seen, fault, now_ms=now_ms, op_id=op_id)
+        after = failed(seen, fault, now_ms=now_ms, op_id=op_id)
+        # Its host has given up on it. Left wanted, it would start by itself whenever that host next begins a session, long after people
+        # were told that it failed. (Seed 29 of the simulation: recorded as stopped, wanted running, and neither.)
+        return (
+            replace(after, want=Want.STOP, generation=now.generation + 1) if now.want is Want.RUN else after
+        )
     if said.state is HostState.STOPPED and now.want is Want.RUN:
         return _went_off(now, seen)
-    if said.state is HostState.STOPPED and now.vm_state is VmState.ERROR and _never_ran(now):
-        # What failed to be built and was told to stop has not become a stopped server: its fault is what people must see (I7).
+    if said.state is HostState.STOPPED and now.task is TaskState.NONE and now.vm_state is not VmState.ACTIVE:
+        # What failed and was told to stay off has not thereby been stopped: its fault is what people must see (I7).
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     final = VmState.ACTIVE if said.state is HostState.ACTIVE else VmState.STOPPED
     after = replace(
@@ -155,8 +160,8 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
 def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
     """The record after what is in flight has failed: the task cleared, the fault kept, the state as the table's row says.
 
-    With nothing in flight it is the server itself that failed, and it goes to ERROR. A delete that failed keeps wanting the instance
-    gone: `want` is never turned back by a failure.
+    With nothing in flight it is the server itself that failed, and it goes to ERROR. `want` stays: what was asked for may still come
+    about, on a host that was out of reach until the deadline.
     """
     rule = BY_TASK.get(now.task)
     onto = VmState.ERROR if rule is None else rule.on_failure or now.vm_state
@@ -209,11 +214,6 @@ def _went_off(now: Instance, seen: Instance) -> Instance | Refused:
         observed_generation=now.generation,
         fault=None,
     )
-
-
-def _never_ran(now: Instance) -> bool:
-    """Nothing under way, and no host has ever said that it ran."""
-    return now.task is TaskState.NONE and now.launch_time_ms == 0
 
 
 def _same_but_for_times(now: Instance, after: Instance) -> bool:

@@ -171,20 +171,11 @@ def _place_again(draft: Draft, now: Instance, failed: Instance, *, now_ms: int, 
             if slot is not None:
                 rest = failed.alternates[place + 1 :]
                 # The create's deadline stands: with one for each host it could take three times as long.
-                onward = replace(failed, task_deadline_ms=now.task_deadline_ms, alternates=rest)
+                onward = replace(failed, want=Want.RUN, task_deadline_ms=now.task_deadline_ms, alternates=rest)
                 _move(draft, onward, name, slot, now_ms=now_ms, op_id=op_id)
                 return
-    # Nothing is left half-made running: the host is told to stop. A hard reboot or a delete works from here.
-    stopped = replace(failed, want=Want.STOP, generation=failed.generation + 1, alternates=())
-    assignment = draft.get(ASSIGNMENT, failed.host, failed.id)
-    draft.put(INSTANCE, stopped.id, value=stopped)
-    if assignment is not None:
-        draft.put(
-            ASSIGNMENT,
-            stopped.host,
-            stopped.id,
-            value=replace(assignment, want=Want.STOP, generation=stopped.generation),
-        )
+    # Nothing is left half-made running: the failure has told the host to stop. A hard reboot or a delete works from here.
+    write(draft, now, replace(failed, alternates=()))
 
 
 def _room(draft: Draft, instance: Instance, name: str) -> int | None:
@@ -209,7 +200,6 @@ def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, 
         failed,
         host=name,
         placement_epoch=failed.placement_epoch + 1,
-        generation=failed.generation + 1,
         attempt=failed.attempt + 1,
         slot=slot,
         ports=ports,

@@ -210,7 +210,10 @@ def test_what_failed_ends_where_its_row_says_with_its_fault(task: TaskState) -> 
     after = _settled(now, HostState.ERROR)
 
     assert after.vm_state is (rule.on_failure or VmState.STOPPED)
-    assert (after.task, after.want) == (TaskState.NONE, rule.want)
+    assert after.task is TaskState.NONE
+    # What was to run is told to stay off, as a new intent; what was to stop, or to be gone, is still to.
+    assert after.want is (Want.STOP if rule.want is Want.RUN else rule.want)
+    assert after.generation == now.generation + (rule.want is Want.RUN)
     assert after.fault == Fault(
         code="DISK_FULL", message="the host's disk is full", host="h1", time_ms=LATER_MS
     )
@@ -243,10 +246,13 @@ def test_the_same_state_under_a_newer_generation_is_news() -> None:
     assert _settle(after, HostState.ACTIVE) is Refused.KNOWN
 
 
-def test_a_fault_repeated_is_known_and_another_is_news() -> None:
-    first = _settled(instance(VmState.BUILDING, TaskState.SPAWNING), HostState.ERROR)
+def test_a_fault_repeated_is_stale_or_known_and_another_is_news() -> None:
+    now = instance(VmState.BUILDING, TaskState.SPAWNING)
+    first = _settled(now, HostState.ERROR)
 
-    assert _settle(first, HostState.ERROR) is Refused.KNOWN
+    assert _settle(first, HostState.ERROR, generation=now.generation) is Refused.STALE
+    again = _settled(first, HostState.ERROR)
+    assert _settle(again, HostState.ERROR) is Refused.KNOWN
     assert _settled(first, HostState.ERROR, fault_code="DISK_FAILED").fault != first.fault
 
 
@@ -309,8 +315,8 @@ def test_a_host_changes_status_and_nothing_else(
 
     if isinstance(after, Instance):
         changed = {each.name for each in fields(now) if getattr(now, each.name) != getattr(after, each.name)}
-        is_drift = (state, want) == (HostState.STOPPED, Want.RUN)
-        assert changed <= STATUS_FIELDS | ({"want", "generation"} if is_drift else set())
+        stays_off = want is Want.RUN and state in {HostState.STOPPED, HostState.ERROR}
+        assert changed <= STATUS_FIELDS | ({"want", "generation"} if stays_off else set())
         assert after.want is not Want.RUN or now.want is Want.RUN
 
 
