@@ -101,11 +101,11 @@ class Ledger:
 
     async def _settle(self, project_id: str, group: list[_Waiting]) -> None:
         for attempt in range(ATTEMPTS):
-            if attempt:
-                await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
             group = [each for each in group if not each.outcome.done()]
             if not group:
                 return
+            if attempt:
+                await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
             try:
                 await self._try(project_id, group)
             except (Ambiguous, NotFound, Unavailable) as error:

@@ -15,6 +15,7 @@ from fabric.store.base import Committed, Refused, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import QUOTA
 from fabric.store.memory import MemoryStore
+from tests.unit.store.virtual import run
 
 ONE = Charge(instances=1, vcpus=2, ram_mib=512)
 AMOUNTS = st.builds(
@@ -88,6 +89,19 @@ async def test_creates_that_come_together_share_a_transaction() -> None:
     assert all(isinstance(outcome, Committed) for outcome in outcomes)
     assert store.revision - before == 2
     assert decode(Quota, (await store.get(QUOTA.at("p"))).value(QUOTA.at("p")) or b"").used.instances == 48
+
+
+def test_nobody_waits_for_those_that_are_done() -> None:
+    async def world() -> None:
+        store = await _store(100)
+        ledger = _ledger(store)
+
+        for number in range(5):
+            await ledger.admit("p", _admission(str(number)))
+
+        assert asyncio.get_running_loop().time() == 0.0
+
+    run(world())
 
 
 async def test_the_last_places_go_to_exactly_as_many_as_there_are() -> None:
