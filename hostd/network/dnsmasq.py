@@ -1,6 +1,6 @@
 """The DHCP server of the host's bridge: one dnsmasq, which outlives hostd, so that guests keep their leases without it.
 
-A daemon that starts finds the one that runs by its pid file and by its command, word for word; another command is another
+A daemon that starts finds the one that runs by its command, word for word; another command is another
 server, and is replaced. One that ends is started again.
 """
 
@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -106,13 +106,19 @@ class Dnsmasq:
         """The server that runs with our files, 0 where there is none; its command is in `_command` then."""
         if self._watched is not None:
             return self._pid
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(self._pid_file.read_text(encoding="ascii"))
+        ours = f"--dhcp-hostsfile={self._files().hosts}"
+        for pid in self._candidates():
             words = _command_of(pid)
-            if f"--dhcp-hostsfile={self._files().hosts}" in words:
+            if ours in words:
                 self._command = words
                 return pid
         return 0
+
+    def _candidates(self) -> Iterator[int]:
+        """The one that the pid file names, then all: a daemon may have died between the start and the file."""
+        with contextlib.suppress(OSError, ValueError):
+            yield int(self._pid_file.read_text(encoding="ascii"))
+        yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
     def _start(self) -> None:
         process = subprocess.Popen(

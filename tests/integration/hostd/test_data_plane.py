@@ -494,6 +494,21 @@ async def test_a_new_daemon_serves_what_the_old_one_wired_without_being_told(
         await successor.close()
 
 
+async def test_a_server_whose_number_was_never_written_is_found_all_the_same(
+    site: Site, wires: LinuxWires
+) -> None:
+    server = dhcp_pid(site)
+    await wires.close()
+    (site.state / "dhcp" / "dnsmasq.pid").unlink()
+
+    successor = site.wires()
+    await successor.prepare()
+    await successor.dismantle()
+    await successor.close()
+
+    assert not Path(f"/proc/{server}").exists()
+
+
 async def test_what_is_not_ours_is_never_touched(site: Site, wires: LinuxWires) -> None:
     ip("link", "add", "br-other", "type", "bridge", netns=site.host)
     ip("tuntap", "add", "dev", "tap-other", "mode", "tap", netns=site.host)
