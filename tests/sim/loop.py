@@ -15,7 +15,10 @@ import asyncio
 import contextlib
 import contextvars
 import gc
+import heapq
+import itertools
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from random import Random
@@ -68,35 +71,26 @@ class SimTask(asyncio.Task[Any]):
         return self is other
 
 
-class _NoSelector:
-    """Stands where sockets would be polled: waiting is moving the clock."""
-
-    def __init__(self, loop: SimLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Deadlock("nothing is scheduled any more")
-        if timeout > 0:
-            self._loop.advance(timeout)
-        return []
-
-
 @contextlib.contextmanager
 def graveyard() -> Iterator[None]:
     """Where worlds are run, and disposed of without a word.
 
     The garbage collector is off meanwhile: closing a dead process's coroutine runs its `finally`, at a moment nobody chose, and the same
-    seed would give another trace. What those last words complain about at the end is nobody's concern.
+    seed would give another trace. What those last words complain about at the end is nobody's concern. What was there before is set
+    apart, which keeps its complaints heard, and makes burying a world cost what the world is worth and not what is imported.
     """
-    gc.collect()
     gc.disable()
+    gc.freeze()
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
-        gc.collect()
+        with warnings.catch_warnings():
+            # Of a process killed before its first step nothing was ever awaited.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
     finally:
         sys.unraisablehook = hook
+        gc.unfreeze()
         gc.enable()
 
 
@@ -104,15 +98,16 @@ class SimLoop(asyncio.BaseEventLoop):
     """Virtual time from 0, in seconds. `random` decides the order of what is ready at the same instant."""
 
     _ready: deque[asyncio.Handle]
+    _stopping: bool
 
     def __init__(self, random: Random) -> None:
         super().__init__()
         self._random = random
         self._now_s = 0.0
-        self._selector = _NoSelector(self)
-        self._clock_resolution = 1e-9
+        # Ours and not asyncio's heap of handles: pairs of numbers are compared without running any Python.
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._numbers = itertools.count()
         self.callbacks = 0
-        self._instant_s = 0.0
         self._instant_callbacks = 0
         self._is_buried = False
         self._made: list[asyncio.Task[Any]] = []
@@ -125,10 +120,6 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now_s
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self._now_s += seconds
 
     def resume(self, process: Incarnation) -> None:
         """Let a paused process go on, with everything that fell due while it stood still."""
@@ -145,7 +136,7 @@ class SimLoop(asyncio.BaseEventLoop):
             asyncio.set_event_loop(None)
             self._is_buried = True
             self._ready.clear()
-            self._scheduled.clear()  # type: ignore[attr-defined]  # asyncio's own, not in its stubs
+            self._timers.clear()
             for task in self._made:
                 task._log_destroy_pending = False  # type: ignore[attr-defined]  # the dead owe no result
             self.close()
@@ -153,9 +144,34 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]  # typeshed ties the arguments to the callback's
         self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
-        if self._is_buried:
-            return asyncio.Handle(callback, args, self, context)
-        return super().call_soon(callback, *args, context=context)
+        handle = asyncio.Handle(callback, args, self, context)
+        if not self._is_buried:
+            self._ready.append(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]  # typeshed ties the arguments to the callback's
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        if not self._is_buried:
+            heapq.heappush(self._timers, (when, next(self._numbers), timer))
+        return timer
+
+    def call_later(  # type: ignore[override]  # typeshed ties the arguments to the callback's
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        return self.call_at(self._now_s + delay, callback, *args, context=context)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is passed over when it falls due."""
 
     def _process_events(self, event_list: list[Any]) -> None:
         """There are no sockets."""
@@ -164,29 +180,36 @@ class SimLoop(asyncio.BaseEventLoop):
         """There are no other threads."""
 
     def _run_once(self) -> None:
-        if len(self._ready) > 1:
-            batch = list(self._ready)
+        """Run what is ready in an order of chance; where nothing is, move the clock to the next timer first."""
+        batch = self._due()
+        if len(batch) > 1:
             self._random.shuffle(batch)
-            self._ready.clear()
-            self._ready.extend(batch)
-        if self._ready:
-            self._sort_out()
-        self.callbacks += len(self._ready)
-        if self._now_s > self._instant_s:
-            self._instant_s, self._instant_callbacks = self._now_s, 0
-        self._instant_callbacks += len(self._ready)
+        self.callbacks += len(batch)
+        self._instant_callbacks += len(batch)
         if self._instant_callbacks > INSTANT_CALLBACKS_LIMIT:
-            raise Spinning(f"at {self._now_s:.6f} s: {', '.join(map(repr, list(self._ready)[:5]))}")
-        super()._run_once()  # type: ignore[misc]  # asyncio's own, not in its stubs
-
-    def _sort_out(self) -> None:
-        """Drop what belongs to the dead, hold back what belongs to the paused."""
-        runnable = deque[asyncio.Handle]()
-        for handle in self._ready:
+            raise Spinning(f"at {self._now_s:.6f} s: {', '.join(map(repr, batch[:5]))}")
+        for handle in batch:
+            # Asked at the last moment: whoever is killed by one callback runs none of those that were due beside it.
             process = handle._context.get(PROCESS)  # type: ignore[attr-defined]  # the one place that must know
-            if process is None or not (process.is_dead or process.is_paused):
-                runnable.append(handle)
-            elif not process.is_dead:
+            if handle.cancelled() or (process is not None and process.is_dead):
+                continue
+            if process is not None and process.is_paused:
                 process.held.append(handle)
+            else:
+                handle._run()
+
+    def _due(self) -> list[asyncio.Handle]:
+        """Everything that is ready, with the timers whose time has come."""
+        timers, due = self._timers, list(self._ready)
         self._ready.clear()
-        self._ready.extend(runnable)
+        while timers and (timers[0][0] <= self._now_s or not due):
+            when_s, _, timer = heapq.heappop(timers)
+            if timer.cancelled():
+                continue
+            if when_s > self._now_s:
+                self._now_s = when_s
+                self._instant_callbacks = 0
+            due.append(timer)
+        if not due and not self._stopping:
+            raise Deadlock("nothing is scheduled any more")
+        return due

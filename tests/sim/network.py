@@ -95,7 +95,6 @@ class SimStore:
         self._network = network
         self._process = process
         self._server = server
-        self._serving: asyncio.Task[None] | None = None
 
     @property
     def name(self) -> str:
@@ -166,32 +165,50 @@ class SimStore:
     async def _call(self, work: Callable[[], Awaitable[T]], *, writes: bool) -> T:
         """Send, run on the server, come back: each leg may fail, and a write whose answer is lost is ambiguous."""
         loop = asyncio.get_running_loop()
+        network = self._network
         answer: asyncio.Future[T] = loop.create_future()
 
-        async def serve() -> None:
-            await asyncio.sleep(self._network.latency_s())
+        def serve() -> None:
             if not self._reaches():
                 return
             try:
-                result = await work()
+                result = _at_once(work())
             except Exception as failure:  # noqa: BLE001 - the far side's error is the caller's to see
                 _settle(answer, failure)
                 return
-            await asyncio.sleep(self._network.latency_s())
-            if self._reaches() and self._network.random.random() >= self._network.lose_answers:
+            if network.random.random() >= network.lose_answers:
+                # The caller's own process takes it in: one that is paused may find the answer and its timeout together.
+                loop.call_later(network.latency_s(), hear, result, context=home)
+
+        def hear(result: T) -> None:
+            if self._reaches():
                 _settle(answer, result)
 
-        if not self._reaches() and self._network.random.random() < 0.7:
+        if not self._reaches() and network.random.random() < 0.7:
             # The connection is known to be down: nothing is even sent.
-            await asyncio.sleep(self._network.random.uniform(0.05, CALL_TIMEOUT_S))
+            await asyncio.sleep(network.random.uniform(0.05, CALL_TIMEOUT_S))
             raise Unavailable(f"{self.name} cannot be reached")
-        self._serving = loop.create_task(serve(), context=self._network.world.copy())
+        home = contextvars.copy_context()
+        loop.call_later(network.latency_s(), serve, context=network.world.copy())
+        kind = Ambiguous if writes else Unavailable
+        timeout = loop.call_later(
+            CALL_TIMEOUT_S, _settle, answer, kind(f"{self.name} did not answer in time"), context=home
+        )
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
-                return await answer
-        except TimeoutError:
-            kind = Ambiguous if writes else Unavailable
-            raise kind(f"{self.name} did not answer in time") from None
+            return await answer
+        finally:
+            timeout.cancel()
+
+
+def _at_once(work: Awaitable[T]) -> T:
+    """The result of what never waits, without a task: a store in memory answers at the instant it is asked."""
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("the store in memory has waited")
 
 
 def _settle(answer: asyncio.Future[T], outcome: T | Exception) -> None:

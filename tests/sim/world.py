@@ -365,11 +365,10 @@ class World:
     async def call(self, api: str, handler: str, request: Any, principal: Principal) -> Any:
         """A client's call: runs inside the server's process, and dies with it."""
         process = self.processes[api]
+        await asyncio.sleep(self.network.latency_s())
         if not isinstance(process.service, ApiServer):
-            await asyncio.sleep(self.network.latency_s())
             raise Unavailable(f"{api} is down")
         method = getattr(process.service.handlers, handler)
-        await asyncio.sleep(self.network.latency_s())
         answer = process.call(_answer(method(request, principal)))
         # A dead process answers nothing, not even to being cancelled.
         result = await asyncio.shield(answer)
