@@ -40,7 +40,18 @@ from fabric.quota.core import charge
 from fabric.quota.ledger import Ledger
 from fabric.store import codec
 from fabric.store.base import Refused, Store
-from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, SESSION, Key
+from fabric.store.keys import (
+    ACTED,
+    ANSWERED,
+    ASSIGNMENT,
+    BUILD,
+    HOST,
+    INSTANCE,
+    LOCATION,
+    QUOTA,
+    SESSION,
+    Key,
+)
 from fabric.store.settle import commit_settled
 
 T = TypeVar("T")
