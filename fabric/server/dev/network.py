@@ -80,9 +80,12 @@ def links(state: Path) -> list[str]:
 
 
 def fold_away() -> None:
-    """Undo what `ip netns add` does to a machine that had no named namespace before: a folder that is mounted on itself."""
-    if NAMED.is_dir() and not any(NAMED.iterdir()):
-        while NAMED.is_mount():
+    """Undo what `ip netns add` does to a machine without named namespaces: a folder that is mounted on itself, and is now empty."""
+    if not NAMED.is_dir() or any(NAMED.iterdir()):
+        return
+    # Somebody else's namespace may appear meanwhile: then the folder is in use, and stays.
+    with contextlib.suppress(Bug, OSError):
+        for _ in range(Path("/proc/self/mounts").read_text(encoding="utf-8").count(f" {NAMED} ")):
             _run("umount", str(NAMED))
         NAMED.rmdir()
 
