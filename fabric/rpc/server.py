@@ -220,14 +220,14 @@ class _Streamed:
     async def read(self) -> bytes | None:
         try:
             data = await self._context.read()
-        except (grpc.aio.UsageError, grpc.RpcError, grpc.aio.AbortError):
+        except (grpc.aio.BaseError, grpc.RpcError):
             raise StreamClosed from None
         return None if data is grpc.aio.EOF else bytes(data)
 
     async def write(self, data: bytes) -> None:
         try:
             await self._context.write(data)
-        except (grpc.aio.UsageError, grpc.RpcError, grpc.aio.AbortError, asyncio.InvalidStateError):
+        except (grpc.aio.BaseError, grpc.RpcError, asyncio.InvalidStateError):
             raise StreamClosed from None
 
 
