@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from fabric.api.shelf import Shelf
 from fabric.clock import Clock
-from fabric.errors import InvalidRequest, NotFound, Reason
+from fabric.errors import InvalidRequest, NotFound, Reason, Unavailable
+from fabric.ids import is_id
 from fabric.ids import is_id
 from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, CellCapacity
@@ -124,6 +126,11 @@ class Catalogue:
             held = await self.locations.find(LOCATION.at(word))
             found = [held.value] if held is not None and matches(held.value) else []
         else:
-            found = await self.locations.matching(matches)
+            if not is_id(word):
+            # A second server of that name may be newer than the picture, and acting on the wrong one cannot be taken back. While the
+            # store is away nothing new is accepted, so that what is known will do.
+            with contextlib.suppress(Unavailable):
+                await self.locations.catch_up()
+        found = await self.locations.matching(matches)
         by_id = [each for each in found if each.instance_id == word]
         return one(by_id or found, "server", word, field="instance", id_of=lambda each: each.instance_id)

@@ -15,12 +15,15 @@ from fabric.clock import Clock
 from fabric.errors import Unavailable
 from fabric.store import codec
 from fabric.store.base import Store
-from fabric.store.picture import Held, Picture
+from fabric.store.picture import Held, Pace, Picture
 
 V = TypeVar("V")
 
 CATCH_UP_S = 2.0
 """How long a read may wait for the picture; the API's answer to a store that is away comes within 2 s."""
+
+PACE = Pace(patience_s=0.05)
+"""A person is waiting: a watch that has not brought everything by then is not waited for, but read around."""
 
 
 class Shelf(Generic[V]):
@@ -30,7 +33,7 @@ class Shelf(Generic[V]):
         self._store = store
         self._prefix = prefix
         self.picture: Picture[V] = Picture(
-            store, prefix, lambda _key, data: codec.decode(kind, data), clock=clock
+            store, prefix, lambda _key, data: codec.decode(kind, data), clock=clock, pace=PACE
         )
 
     async def run(self) -> None:
