@@ -11,7 +11,6 @@ from fabric.api.shelf import Shelf
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, NotFound, Reason, Unavailable
 from fabric.ids import is_id
-from fabric.ids import is_id
 from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, CellCapacity
 from fabric.model.identity import Principal, Project, User
@@ -126,11 +125,10 @@ class Catalogue:
             held = await self.locations.find(LOCATION.at(word))
             found = [held.value] if held is not None and matches(held.value) else []
         else:
-            if not is_id(word):
             # A second server of that name may be newer than the picture, and acting on the wrong one cannot be taken back. While the
-            # store is away nothing new is accepted, so that what is known will do.
+            # store is away nothing new is accepted, so what is known will do.
             with contextlib.suppress(Unavailable):
                 await self.locations.catch_up()
-        found = await self.locations.matching(matches)
+            found = await self.locations.matching(matches)
         by_id = [each for each in found if each.instance_id == word]
         return one(by_id or found, "server", word, field="instance", id_of=lambda each: each.instance_id)
