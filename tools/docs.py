@@ -18,9 +18,12 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from fabric import errors, pb
 from fabric.cli import docs as command_line_docs
+from fabric.config import docs as config_docs
+from fabric.config import docs as settings_docs
 from fabric.lifecycle import docs
 from fabric.pb.common.v1 import options_pb2
 from fabric.store import keys
+from tools import api_docs
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "generated"
@@ -145,12 +148,30 @@ def command_line() -> Iterator[str]:
     yield from command_line_docs.page()
 
 
+def settings() -> Iterator[str]:
+    """What the Structs of fabric.config say of themselves."""
+    yield from config_docs.lines()
+
+
+def settings() -> Iterator[str]:
+    """What the settings say of themselves."""
+    yield from settings_docs.lines()
+
+
+def api() -> Iterator[str]:
+    """What the protos say of themselves."""
+    yield from api_docs.page(ROOT / "protos")
+
+
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "api.md": api,
     "cli.md": command_line,
     "errors.md": error_reasons,
     "keys.md": stored_keys,
     "lifecycle.md": lifecycle,
     "permissions.md": permissions,
+    "settings.md": settings,
+    "settings.md": settings,
 }
 
 
