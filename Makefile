@@ -50,7 +50,7 @@ proto: ready ## fabric/pb from protos/
 	@$(BIN)/python tools/proto/generate.py
 
 docs: ready ## docs/generated/ from the code
-	@$(BIN)/python tools/docs.py
+	@$(BIN)/python -m tools.docs
 
 lock: ready ## requirements/*.txt from pyproject.toml (UPGRADE=1: take the newest)
 	@$(BIN)/python tools/lock.py $(if $(UPGRADE),--upgrade)
@@ -87,7 +87,7 @@ check-proto: ready ## is fabric/pb what protos/ says? (fix: make proto)
 	@$(BIN)/python tools/proto/generate.py --check
 
 check-docs: ready ## is docs/generated/ what the code says? (fix: make docs)
-	@$(BIN)/python tools/docs.py --check
+	@$(BIN)/python -m tools.docs --check
 
 #@ To test it
 # `make test` is plain `pytest`: the folders, and leaving out what is slow, are settings in pyproject.toml. It is one run, so there is one

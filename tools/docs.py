@@ -18,8 +18,6 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from fabric import errors, pb
 from fabric.cli import docs as command_line_docs
-from fabric.config import docs as config_docs
-from fabric.config import docs as settings_docs
 from fabric.lifecycle import docs
 from fabric.pb.common.v1 import options_pb2
 from fabric.store import keys
@@ -148,16 +146,6 @@ def command_line() -> Iterator[str]:
     yield from command_line_docs.page()
 
 
-def settings() -> Iterator[str]:
-    """What the Structs of fabric.config say of themselves."""
-    yield from config_docs.lines()
-
-
-def settings() -> Iterator[str]:
-    """What the settings say of themselves."""
-    yield from settings_docs.lines()
-
-
 def api() -> Iterator[str]:
     """What the protos say of themselves."""
     yield from api_docs.page(ROOT / "protos")
@@ -170,7 +158,6 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "keys.md": stored_keys,
     "lifecycle.md": lifecycle,
     "permissions.md": permissions,
-    "settings.md": settings,
     "settings.md": settings,
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fabric import errors
 from fabric.store import keys
-from tools import docs
+from tools import api_docs, docs
 
 
 def test_a_cell_cannot_break_its_table() -> None:
@@ -38,3 +38,17 @@ def test_every_method_of_ours_says_who_may_call_it() -> None:
 
     assert methods
     assert [method.full_name for method in methods if docs.caller(method) == "unspecified"] == []
+
+
+def test_every_method_and_field_of_the_api_is_on_its_page() -> None:
+    """With the comment that stands at it in protos/: an API is known by its comments."""
+    lines = list(api_docs.page(docs.ROOT / "protos"))
+    files = [file for file in docs.proto_files() if not file.package.startswith(api_docs.LEFT_OUT)]
+    services = [service for file in files for service in file.services_by_name.values()]
+    messages = [message for file in files for message in file.message_types_by_name.values()]
+    rows = sum(len(service.methods) for service in services) + sum(len(it.fields) for it in messages)
+    values = sum(len(kind.values) for file in files for kind in file.enum_types_by_name.values())
+
+    assert [it.full_name for it in (*services, *messages) if f"## {it.full_name}" not in lines] == []
+    assert len([line for line in lines if line.startswith("| `")]) == rows + values
+    assert [line for line in lines if line.startswith("| `") and line.endswith("|  |")] == []
