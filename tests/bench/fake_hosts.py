@@ -1,0 +1,79 @@
+"""Many host daemons in one process: `python -m tests.bench.fake_hosts TOPOLOGY PART PARTS`, for `control_plane`.
+
+Each is the daemon that ships, with its own certificate, channel, session and SQLite journal; only its machine is pretended. The first
+host of the topology is left out: that one runs as a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fabric.clock import SystemClock
+from fabric.config.load import load as load_settings
+from fabric.config.settings import HostdSettings
+from fabric.observability import logging
+from fabric.rpc.tls import TlsFiles
+from fabric.server.dev.topology import HostTopology, Topology, load
+from hostd.commands.journal_sqlite import SqliteJournal
+from hostd.driver.registry import MACHINES, MachineSettings
+from hostd.rpc.dialer import GrpcDialer
+from hostd.service import HostDaemon
+from hostd.settings import HostSettings, Timers
+
+
+async def _serve(topology: Topology, host: HostTopology) -> None:
+    settings = load_settings(
+        HostdSettings, "hostd", path=topology.paths.settings_of(f"hostd-{host.name}"), environment={}
+    )
+    assert settings.tls is not None
+    settings.state_path.mkdir(parents=True, exist_ok=True)
+    clock = SystemClock()
+    machine = MACHINES["fake"](MachineSettings(host=host.name, state=settings.state_path), clock)
+    dialer = GrpcDialer(
+        TlsFiles(ca_path=settings.tls.ca, cert_path=settings.tls.cert, key_path=settings.tls.key)
+    )
+    daemon = HostDaemon(
+        HostSettings(
+            host=host.name,
+            conductors=settings.conductors,
+            spawn_concurrency=settings.spawns,
+            timers=Timers(beat_s=settings.beat_s, audit_s=settings.audit_s),
+        ),
+        clock=clock,
+        journal=SqliteJournal(settings.state_path / "journal.sqlite"),
+        driver=machine.driver,
+        disks=machine.disks,
+        wires=machine.wires,
+        dialer=dialer,
+        boot_id=f"boot-{host.name}",
+        jitter=random.random,
+    )
+    try:
+        await daemon.run()
+    finally:
+        await dialer.close()
+
+
+async def _all(topology: Topology, hosts: Sequence[HostTopology]) -> None:
+    serving = asyncio.gather(*(_serve(topology, host) for host in hosts))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+def main() -> None:
+    """Run until SIGTERM."""
+    path, part, parts = sys.argv[1:]
+    logging.configure(process=f"fake-hosts/{part}", level="warning", style="json")
+    topology = load(Path(path))
+    asyncio.run(_all(topology, topology.hosts[1:][int(part) - 1 :: int(parts)]))
+
+
+if __name__ == "__main__":
+    main()
