@@ -18,6 +18,7 @@ from google.protobuf.descriptor import FileDescriptor, MethodDescriptor, Service
 
 from fabric import errors, pb
 from fabric.cli import docs as command_line_docs
+from fabric.config import docs as settings_docs
 from fabric.lifecycle import docs
 from fabric.pb.common.v1 import options_pb2
 from fabric.store import keys
@@ -149,6 +150,11 @@ def command_line() -> Iterator[str]:
 def api() -> Iterator[str]:
     """What the protos say of themselves."""
     yield from api_docs.page(ROOT / "protos")
+
+
+def settings() -> Iterator[str]:
+    """What the settings say of themselves."""
+    yield from settings_docs.lines()
 
 
 PAGES: dict[str, Callable[[], Iterator[str]]] = {
