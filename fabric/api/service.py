@@ -36,6 +36,7 @@ from fabric.images.service import keep_swept
 from fabric.model.network import Network
 from fabric.model.quota import Charge
 from fabric.network.service import ensure_network
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.compute.v1 import (
     flavor_service_pb2,
     host_service_pb2,
@@ -94,6 +95,7 @@ class ApiService:
         clock: Clock,
         ids: Ids,
         jitter: Callable[[], float],
+        failpoints: Failpoints = NO_FAILPOINTS,
     ) -> None:
         self._store = global_store
         self._cell_stores = dict(cells)
@@ -110,7 +112,7 @@ class ApiService:
         self.instances = InstanceHandlers(
             catalogue=self._catalogue,
             cells=self._cells,
-            ledger=Ledger(global_store, ids=ids, jitter=jitter),
+            ledger=Ledger(global_store, ids=ids, jitter=jitter, failpoints=failpoints),
             conductors=conductors,
             pages=Pages(),
             clock=clock,

@@ -15,6 +15,7 @@ from typing import TypeVar
 from fabric.errors import Ambiguous, Conflict, FabricError, NotFound, Unavailable
 from fabric.ids import Ids
 from fabric.model.quota import Quota
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.quota.core import Admission, charge
 from fabric.store.base import Committed, Refused, Snapshot, Store, Txn
 from fabric.store.codec import decode, encode
@@ -49,10 +50,18 @@ class _Waiting:
 class Ledger:
     """The quota records of every project, as one API server writes them."""
 
-    def __init__(self, store: Store, *, ids: Ids, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ids: Ids,
+        jitter: Callable[[], float],
+        failpoints: Failpoints = NO_FAILPOINTS,
+    ) -> None:
         self._store = store
         self._ids = ids
         self._jitter = jitter
+        self._failpoints = failpoints
         self._waiting: dict[str, deque[_Waiting]] = {}
         self._writers: dict[str, asyncio.Task[None]] = {}
 
@@ -136,6 +145,7 @@ class Ledger:
             charged.append(each)
         if not charged:
             return
+        await self._failpoints.reach("api.create.decided")
         txn = Txn(
             unchanged={key: seen.seen(key)} | _merged(each.admission.unchanged for each in charged),
             put={key: encode(quota)} | _merged(each.put for each in charged),
@@ -145,6 +155,7 @@ class Ledger:
             self._store, txn, mark=charged[0].admission.mark, patience_s=PATIENCE_S
         )
         if isinstance(outcome, Committed):
+            await self._failpoints.reach("api.create.accepted")
             for each in charged:
                 _tell(each, outcome)
 

@@ -28,6 +28,7 @@ from fabric.model.quota import Charge
 from fabric.network.core import default_network
 from fabric.observability import logging
 from fabric.observability.audit import Book
+from fabric.observability.failpoints import Failpoints, failpoints_from
 from fabric.rpc import stages
 from fabric.rpc.limits import Limits, LimitSettings
 from fabric.rpc.server import RpcServer, ServerSettings
@@ -54,13 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load(ApiSettings, "api", path=parser.parse_args(arguments).config, environment=os.environ)
         options = options_of(settings)
+        failpoints = failpoints_from(os.environ)
     except FabricError as wrong:
         sys.stderr.write(f"fabric-api: {wrong.message}\n")
         return 2
     # Before gRPC starts its threads: configuring later can deadlock with them.
     logging.configure(process="api", level=settings.log.level, style=settings.log.format)
     try:
-        asyncio.run(serve(settings, options))
+        asyncio.run(serve(settings, options, failpoints))
     except FabricError as failed:
         log.error("api.failed", error=type(failed).__name__, why=failed.message)
         return 1
@@ -116,7 +118,7 @@ class _Ports:
         await asyncio.gather(self.public.stop(), self.internal.stop())
 
 
-async def serve(settings: ApiSettings, options: ApiOptions) -> None:
+async def serve(settings: ApiSettings, options: ApiOptions, failpoints: Failpoints) -> None:
     """Serve until a signal asks to stop. Raises Bug when an address is taken, WrongState for a store of another schema."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -147,6 +149,7 @@ async def serve(settings: ApiSettings, options: ApiOptions) -> None:
             clock=clock,
             ids=ids,
             jitter=random.random,
+            failpoints=failpoints,
         )
         ports = _ports(settings, service, Book(audit, clock, digest=audit.digest), clock, ids)
         await _until_stopped(service, ports, audit, filers, stopping)

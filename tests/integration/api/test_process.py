@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ class Api:
             self.folder / "pki" / "ca.pem",
             token,
             timeout_s=patience_s,
-            retry=RetrySettings(),
+            # As patient as a test of restarts must be: a start takes seconds where others keep the cores busy.
+            retry=RetrySettings(attempts=1000, longest_wait_s=0.5, attempt_timeout_s=2.0, budget=1000.0),
         )
 
 
@@ -165,3 +167,28 @@ def test_settings_that_are_wrong_end_with_2_and_name_the_setting(tmp_path: Path)
     assert ended.returncode == 2
     assert "logg" in ended.stderr
     assert "did you mean log" in ended.stderr
+
+
+@pytest.mark.parametrize("place", ["api.create.decided", "api.create.accepted"])
+async def test_a_create_during_which_the_process_dies_is_accepted_once_when_it_is_sent_again(
+    api: Api, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.raw"
+    picture.write_bytes(disk())
+    with api.client(_token(api)) as client:
+        client.flavors.create(name="m1", vcpus=1, ram_mib=512, disk_gib=1)
+        client.images.create(name="linux", file=picture, disk_format="raw")
+    api.stop()
+    # Inherited by the process that is started next, and by that one only.
+    monkeypatch.setenv("FABRIC_FAIL", f"{place}:kill@1")
+    api.start()
+    with api.client(_token(api)) as client, ThreadPoolExecutor() as pool:
+        asked = pool.submit(client.instances.create, name="web", flavor="m1", image="linux")
+        assert api.process is not None
+        assert api.process.wait(PATIENCE_S) == -signal.SIGKILL
+        monkeypatch.delenv("FABRIC_FAIL")
+        api.start()
+
+        made = asked.result(PATIENCE_S)
+        assert [each.id for each in client.instances.list().instances] == [made.id]
+        assert client.projects.get("admin").quota_used.instances == 1
