@@ -36,6 +36,12 @@ OUTAGE_S = 600.0
 DEAF_S = 6.0
 """A watch that has brought nothing for so long, not even a sign of life, may have missed a revocation."""
 
+KNOWN_PATIENCE_S = 0.15
+"""How long the store may take to confirm a token that is known: it answers in a few milliseconds, or it is away."""
+
+ASK_AGAIN_S = 2.0
+"""How long a store that did not answer is left alone about tokens that are known."""
+
 REMEMBERED = 10_000
 
 
@@ -55,6 +61,7 @@ class Tokens:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._heard_s = float("-inf")
         self._forgotten = 0
+        self._ask_again_s = float("-inf")
 
     async def issue(self, token: Token) -> str:
         """Store a token and return its secret, which is stored nowhere. Raises Unavailable, Ambiguous.
@@ -84,14 +91,15 @@ class Tokens:
         seen = self._seen.get(key)
         if seen is not None and now_s - seen.at_s <= REMEMBER_S and now_s - self._heard_s <= DEAF_S:
             return self._bearer(seen.token)
+        known = seen if seen is not None and now_s - seen.at_s <= OUTAGE_S else None
         forgotten = self._forgotten
         try:
-            stored = (await self._store.get(key)).value(key)
+            stored = await self._stored(key, is_known=known is not None)
         except Unavailable:
-            if seen is None or now_s - seen.at_s > OUTAGE_S:
+            if known is None:
                 raise
-            log.warning("token.believed", token_id=seen.token.id, age_s=round(now_s - seen.at_s))
-            return self._bearer(seen.token)
+            log.warning("token.believed", token_id=known.token.id, age_s=round(now_s - known.at_s))
+            return self._bearer(known.token)
         if stored is None:
             self._seen.pop(key, None)
             raise _refused()
@@ -99,6 +107,19 @@ class Tokens:
         if forgotten == self._forgotten:  # else it may have been revoked between the read and now
             self._remember(key, _Seen(token, now_s))
         return self._bearer(token)
+
+    async def _stored(self, key: str, *, is_known: bool) -> bytes | None:
+        """The stored token. Raises Unavailable: soon where the token is known, because the call itself has yet to be answered in time."""
+        if is_known and self._clock.boot_s() < self._ask_again_s:
+            raise Unavailable("the store did not answer a moment ago")
+        try:
+            async with asyncio.timeout(KNOWN_PATIENCE_S if is_known else None):
+                return (await self._store.get(key)).value(key)
+        except (TimeoutError, Unavailable) as away:
+            self._ask_again_s = self._clock.boot_s() + ASK_AGAIN_S
+            if isinstance(away, Unavailable):
+                raise
+            raise Unavailable("the store does not answer", store=self._store.name) from None
 
     async def revoke(self, token_id: str) -> None:
         """End a token now. One that is gone already is fine. Raises Unavailable."""

@@ -24,7 +24,7 @@ from fabric.identity.core import (
 from fabric.identity.directory import Directory, project_writes, user_writes
 from fabric.identity.login import Login
 from fabric.identity.passwords import CHEAP, Passwords
-from fabric.identity.tokens import DEAF_S, OUTAGE_S, REMEMBER_S, Tokens
+from fabric.identity.tokens import ASK_AGAIN_S, DEAF_S, OUTAGE_S, REMEMBER_S, Tokens
 from fabric.ids import RandomIds
 from fabric.model.identity import Project, Role, RoleGrant, Token, User
 from fabric.model.quota import Charge
@@ -32,7 +32,7 @@ from fabric.store.base import Committed, Refused, Snapshot, Txn
 from fabric.store.keys import TOKEN
 from fabric.store.memory import MemoryStore
 from fabric.workers import Inline
-from tests.unit.store.virtual import run
+from tests.unit.store.virtual import LoopClock, run
 
 PROJECT = Project(id="11111111-1111-4111-8111-111111111111", name="nebula_prod")
 USER = User(id="22222222-2222-4222-8222-222222222222", name="nebula_admin", default_project_id=PROJECT.id)
@@ -54,9 +54,12 @@ class Flaky(MemoryStore):
     """A store that may be away, or lose the answer to a write that it applied."""
 
     is_away = False
+    hangs = False
     loses_answers = False
 
     async def get(self, *keys: str) -> Snapshot:
+        while self.hangs:
+            await asyncio.sleep(1.0)
         if self.is_away:
             raise Unavailable("away")
         return await super().get(*keys)
@@ -216,6 +219,29 @@ async def test_through_an_outage_a_token_seen_lately_is_believed_for_a_while(sto
         await tokens.principal(secret)
 
 
+def test_a_store_that_hangs_costs_a_known_token_next_to_nothing() -> None:
+    async def world() -> None:
+        store, clock = Flaky("global"), LoopClock()
+        tokens = Tokens(store, clock=clock, ids=RandomIds())
+        secret = await tokens.issue(_token(clock.now_ms()))
+        await tokens.principal(secret)
+        store.hangs = True
+        begin_s = clock.boot_s()
+
+        for _ in range(10):
+            assert (await tokens.principal(secret)).user_id == USER.id
+
+        assert clock.boot_s() - begin_s < 0.5
+        store.hangs = False
+        await asyncio.sleep(ASK_AGAIN_S)
+        await store.commit(Txn(delete=(TOKEN.at((await tokens.principal(secret)).token_id),)))
+        with pytest.raises(Unauthenticated):
+            await tokens.principal(secret)
+        await store.close()
+
+    run(world())
+
+
 async def test_an_expired_token_is_refused_even_from_memory(store: Flaky) -> None:
     clock = Clock()
     tokens = Tokens(store, clock=clock, ids=RandomIds())
@@ -226,6 +252,7 @@ async def test_an_expired_token_is_refused_even_from_memory(store: Flaky) -> Non
 
     token = make_token(USER, PROJECT, Role.MEMBER, asked_project="", now_ms=NOW_MS, asked_s=60)
     store.is_away = False
+    clock.s += ASK_AGAIN_S
     short = await tokens.issue(token)
     with pytest.raises(Unauthenticated):
         await tokens.principal(short)
