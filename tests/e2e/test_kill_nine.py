@@ -41,7 +41,9 @@ def kill(fabric: Running, name: str) -> None:
         fabric.dev("kill", name)
 
 
-@pytest.mark.parametrize("name", ["api", "scheduler", "conductor-cell1", f"hostd-{HOST}", "libvirtd"])
+@pytest.mark.parametrize(
+    "name", ["api", "scheduler", "conductor-cell1", f"hostd-{HOST}", f"libvirtd-{HOST}", "libvirtd"]
+)
 def test_a_create_survives_the_death_of(prepared: Running, name: str) -> None:
     for moment_s in MOMENTS_S:
         die_at(prepared, name, moment_s)

@@ -23,6 +23,9 @@ PATIENCE_S: Final = 60.0
 GRACE_S: Final = 10.0
 """For what is found after that, before it is killed."""
 
+RUN_LIBVIRT: Final = Path("/run/libvirt")
+"""What a private libvirtd puts a folder of its own over. Where no other libvirtd was, it is made for that, and stays empty."""
+
 
 def down(state: Path, say: Say) -> bool:
     """End the fabric of a state folder, whatever became of its supervisor; destroy its guests; remove the folder.
@@ -95,6 +98,8 @@ def _sweep(state: Path, say: Say) -> None:
         )
     network.lower_all(state)
     network.fold_away()
+    with contextlib.suppress(OSError):  # not there, or another libvirtd's
+        RUN_LIBVIRT.rmdir()
     # A process that has just ended may still hold a file for a moment; nothing else writes here now.
     for _ in range(3):
         if not state.exists():

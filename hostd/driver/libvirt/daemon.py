@@ -131,6 +131,8 @@ class Daemon:
             signal.signal(number, self._on_signal)
         become_subreaper()
         self._write_configuration()
+        # A libvirtd whose keeper was killed still holds the socket, and nobody reaps its guests. They run on without it.
+        _end(set(_daemon_pids(self._settings.state, "libvirtd")))
         self._enter_namespaces()
         try:
             self._serve()
