@@ -2,6 +2,7 @@
 
 python -m tests.sim.run 0 100          seeds 0 to 99
 python -m tests.sim.run 17 18 -v       one seed, with its trace
+python -m tests.sim.run 17 18 --digests   the digest of its trace, to compare
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
     healed_s = loop.time()
     left: str | None = "not looked yet"
     while left is not None:
+        await world.approve_quarantined()
         await asyncio.sleep(1.0)
         world.check_alive()
         left = world.unsettled()
@@ -128,6 +130,8 @@ def main(arguments: list[str]) -> int:
     for seed in range(first, last):
         outcome = run(seed, verbose="-v" in arguments)
         slowest, accepted = max(slowest, outcome.settled_s), accepted + outcome.accepted
+        if "--digests" in arguments:
+            print(f"seed {seed}: digest {outcome.digest}")
         if outcome.violation:
             failed += 1
             print(f"seed {seed}: {outcome.violation} ({outcome.events} events)")

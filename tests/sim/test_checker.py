@@ -1,0 +1,401 @@
+"""The checker is as good as what it catches: each invariant broken on purpose, and what is no breach let through."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from fabric.model.host import Host, Resources, Use
+from fabric.model.image import ImageFormat
+from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, Location, Request
+from fabric.model.quota import Charge, Quota
+from fabric.model.states import TaskState, VmState, Want
+from fabric.store import codec, keys
+from tests.history.events import Called, Destroyed, Event, PowerLost, Returned, Started, Stopped, Wrote
+from tests.history.invariants import Checker, Violation
+from tests.history.settled import HostHoldings, Leftovers, unsettled
+
+SERVER = "00000000-0000-4000-8000-000000000001"
+OTHER = "00000000-0000-4000-8000-000000000002"
+PROJECT = "nebula"
+IMAGE = ImageRef(
+    id="image", name="tiny", format=ImageFormat.RAW, sha256="ab" * 32, size_bytes=1, virtual_size_bytes=1
+)
+COST = Charge(instances=1, vcpus=1, ram_mib=512)
+
+
+@dataclass(slots=True)
+class History:
+    """Writes and events in order, as a store and its hosts would tell them."""
+
+    checker: Checker = field(default_factory=Checker)
+    _revisions: dict[str, int] = field(default_factory=dict)
+    _values: dict[tuple[str, str], bytes] = field(default_factory=dict)
+
+    def write(self, store: str, values: Mapping[str, object | None]) -> None:
+        """One transaction: None deletes."""
+        self._revisions[store] = revision = self._revisions.get(store, 1) + 1
+        for key, value in values.items():
+            before = self._values.pop((store, key), None)
+            after = None if value is None else codec.encode(value)
+            if after is not None:
+                self._values[store, key] = after
+            self.checker.take(Wrote(store, revision, key, before, after))
+        self.checker.end_of_revision()
+
+    def tell(self, *events: Event) -> None:
+        for event in events:
+            self.checker.take(event)
+
+
+def guest(instance_id: str = SERVER) -> Guest:
+    return Guest(
+        id=instance_id,
+        name=instance_id,
+        hostname="web",
+        project_id=PROJECT,
+        user_id="user",
+        vcpus=1,
+        ram_mib=512,
+        disk_gib=1,
+        image=IMAGE,
+    )
+
+
+def record(instance_id: str = SERVER) -> Instance:
+    return Instance(
+        id=instance_id,
+        request=Request(guest=guest(instance_id)),
+        vm_state=VmState.BUILDING,
+        task=TaskState.SPAWNING,
+        host="h1",
+        placement_epoch=1,
+    )
+
+
+def active(instance_id: str = SERVER) -> Instance:
+    return replace(
+        record(instance_id),
+        vm_state=VmState.ACTIVE,
+        task=TaskState.NONE,
+        observed_generation=1,
+        want=Want.RUN,
+    )
+
+
+def located(instance_id: str = SERVER) -> Location:
+    return Location(
+        instance_id=instance_id,
+        project_id=PROJECT,
+        user_id="user",
+        name=instance_id,
+        cell="cell1",
+        charge=COST,
+    )
+
+
+def quota(used: int, *, limit: int = 2) -> Quota:
+    def of(number: int) -> Charge:
+        return Charge(instances=number, vcpus=number, ram_mib=512 * number)
+
+    return Quota(project_id=PROJECT, limit=of(limit), used=of(used))
+
+
+def claims(host: str, instance_ids: Iterable[str]) -> dict[str, object | None]:
+    """The use record and the assignments that belong together."""
+    ids = list(instance_ids)
+    return {
+        keys.USE.at(host): Use(
+            host=host,
+            claimed=Resources(vcpus=len(ids), ram_mib=512 * len(ids), disk_gib=len(ids)),
+            instances=len(ids),
+            slots=tuple(range(len(ids))),
+        ),
+        **{
+            keys.ASSIGNMENT.at(host, each): Assignment(
+                instance_id=each,
+                placement_epoch=1,
+                generation=1,
+                want=Want.RUN,
+                action=ActionMark(),
+                guest=guest(each),
+            )
+            for each in ids
+        },
+    }
+
+
+def a_host(*, vcpus: int = 4) -> dict[str, object | None]:
+    capacity = Resources(vcpus=vcpus, ram_mib=8192, disk_gib=100)
+    return {keys.HOST.at("h1"): Host(name="h1", cell="cell1", zone="z", capacity=capacity)}
+
+
+@pytest.fixture
+def history() -> History:
+    """A cell with one host, and one server that runs on it, made by an acknowledged create."""
+    told = History()
+    told.write("global", {keys.QUOTA.at(PROJECT): quota(0)})
+    told.write("cell1", a_host())
+    told.tell(Called(1, "create", PROJECT, "rid-1"))
+    told.write("global", {keys.QUOTA.at(PROJECT): quota(1), keys.LOCATION.at(SERVER): located()})
+    told.tell(Returned(1, SERVER))
+    told.write("cell1", {**claims("h1", [SERVER]), keys.INSTANCE.at(SERVER): record()})
+    told.tell(Started("h1", SERVER, 1))
+    told.write("cell1", {keys.INSTANCE.at(SERVER): active()})
+    return told
+
+
+def holdings(host: str = "h1") -> HostHoldings:
+    return HostHoldings(host=host, running=frozenset({SERVER}), domains=frozenset({(SERVER, 1)}))
+
+
+def at_the_end(history: History, *held: HostHoldings, keys_left: Iterable[str] = ()) -> str | None:
+    return unsettled(history.checker, held or (holdings(),), Leftovers(keys={"cell1": list(keys_left)}))
+
+
+# ---------------------------------------------------------------------- no breach
+
+
+def test_a_life_as_it_should_be_is_no_breach(history: History) -> None:
+    assert at_the_end(history) is None
+
+
+def test_a_server_may_run_elsewhere_once_it_has_stopped_here(history: History) -> None:
+    history.tell(Stopped("h1", SERVER, "moved"), Started("h2", SERVER, 2))
+
+
+def test_a_server_may_run_elsewhere_once_its_host_has_lost_power(history: History) -> None:
+    history.tell(PowerLost("h1"), Started("h2", SERVER, 2))
+
+
+def test_what_the_record_wants_gone_may_be_destroyed(history: History) -> None:
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), want=Want.ABSENT, generation=2)})
+
+    history.tell(Destroyed("h1", SERVER, 1))
+
+
+def test_an_old_copy_may_be_destroyed(history: History) -> None:
+    history.tell(Destroyed("h1", SERVER, 0))
+
+
+def test_an_answer_that_never_came_is_either(history: History) -> None:
+    """I16: a delete that nobody acknowledged may have happened or not, and so may a create."""
+    history.tell(Called(2, "delete", PROJECT, "rid-2", SERVER), Called(3, "create", PROJECT, "rid-3"))
+
+    not_happened = at_the_end(history)
+    history.write("cell1", {**dict.fromkeys(claims("h1", [SERVER])), keys.INSTANCE.at(SERVER): None})
+    history.write("global", {keys.QUOTA.at(PROJECT): quota(0), keys.LOCATION.at(SERVER): None})
+    happened = at_the_end(history, HostHoldings(host="h1"))
+
+    assert (not_happened, happened) == (None, None)
+
+
+def test_a_refused_create_promises_nothing(history: History) -> None:
+    history.tell(Called(2, "create", PROJECT, "rid-2"), Returned(2, error="QUOTA_EXCEEDED"))
+
+    assert at_the_end(history) is None
+
+
+# ---------------------------------------------------------------------- one breach each
+
+
+def test_i1_one_server_on_two_hosts(history: History) -> None:
+    with pytest.raises(Violation, match=r"I1 .* runs on h1 and on h2"):
+        history.tell(Started("h2", SERVER, 2))
+
+
+def test_i1_a_host_changed_without_a_new_placement(history: History) -> None:
+    with pytest.raises(Violation, match=r"I1 .* without a new placement epoch"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), host="h2")})
+
+
+def test_i2_claims_that_are_not_the_sum_of_the_assignments(history: History) -> None:
+    with pytest.raises(Violation, match="I2 the claims of h1 differ"):
+        history.write("cell1", {keys.ASSIGNMENT.at("h1", SERVER): None})
+
+
+def test_i2_two_servers_at_one_address(history: History) -> None:
+    twice = claims("h1", [SERVER, OTHER])
+    use = twice[keys.USE.at("h1")]
+    assert isinstance(use, Use)
+
+    with pytest.raises(Violation, match="I2 the claims of h1 differ"):
+        history.write("cell1", {**twice, keys.USE.at("h1"): replace(use, slots=(0, 0))})
+
+
+def test_i2_more_claimed_than_there_is(history: History) -> None:
+    history.write("cell1", a_host(vcpus=1))
+
+    with pytest.raises(Violation, match="I2 h1 is over its capacity"):
+        history.write("cell1", claims("h1", [SERVER, OTHER]))
+
+
+def test_i2_more_running_than_there_is(history: History) -> None:
+    history.write("cell1", a_host(vcpus=1))
+    history.write("cell1", {keys.INSTANCE.at(OTHER): record(OTHER)})
+
+    with pytest.raises(Violation, match="I2 h1 runs more than it has"):
+        history.tell(Started("h1", OTHER, 1))
+
+
+def test_i3_a_charge_for_nothing(history: History) -> None:
+    with pytest.raises(Violation, match="I3 nebula is charged"):
+        history.write("global", {keys.QUOTA.at(PROJECT): quota(2)})
+
+
+def test_i3_a_server_for_free(history: History) -> None:
+    with pytest.raises(Violation, match="I3 nebula is charged"):
+        history.write("global", {keys.LOCATION.at(OTHER): located(OTHER)})
+
+
+def test_i3_more_than_the_limit(history: History) -> None:
+    with pytest.raises(Violation, match="I3 nebula is over its quota"):
+        history.write(
+            "global", {keys.QUOTA.at(PROJECT): quota(2, limit=1), keys.LOCATION.at(OTHER): located(OTHER)}
+        )
+
+
+def test_i3_a_quota_that_vanished(history: History) -> None:
+    with pytest.raises(Violation, match="I3 the quota of nebula was removed"):
+        history.write("global", {keys.QUOTA.at(PROJECT): None})
+
+
+def test_i4_two_servers_of_one_request(history: History) -> None:
+    history.write("global", {keys.QUOTA.at(PROJECT): quota(2), keys.LOCATION.at(OTHER): located(OTHER)})
+
+    with pytest.raises(Violation, match=r"I4 request .* made both"):
+        history.tell(Called(2, "create", PROJECT, "rid-1"), Returned(2, OTHER))
+
+
+def test_i5_a_transition_nobody_knows(history: History) -> None:
+    with pytest.raises(Violation, match=r"I5 .* went from"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), vm_state=VmState.BUILDING)})
+
+
+def test_i5_a_deletion_taken_back(history: History) -> None:
+    gone = replace(active(), want=Want.ABSENT, task=TaskState.DELETING, generation=2)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): gone})
+
+    with pytest.raises(Violation, match=r"I5 .* is wanted again"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(gone, want=Want.RUN, generation=3)})
+
+
+def test_i6_another_guest_than_was_asked_for(history: History) -> None:
+    fatter = replace(active(), request=Request(guest=replace(guest(), ram_mib=4096)))
+
+    with pytest.raises(Violation, match="I6 what was asked"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): fatter})
+
+
+def test_i8_a_copy_destroyed_that_is_wanted(history: History) -> None:
+    with pytest.raises(Violation, match="I8 h1 destroyed"):
+        history.tell(Destroyed("h1", SERVER, 1))
+
+
+def test_i11_an_acknowledged_create_that_was_never_written(history: History) -> None:
+    with pytest.raises(Violation, match=r"I11 .* is not there"):
+        history.tell(Called(2, "create", PROJECT, "rid-2"), Returned(2, OTHER))
+
+
+def test_i12_a_read_that_does_not_see_what_was_acknowledged(history: History) -> None:
+    with pytest.raises(Violation, match=r"I12 .* a read does not see it"):
+        history.tell(Called(2, "get", PROJECT, "", SERVER), Returned(2, ""))
+
+
+def test_i15_a_generation_that_went_back(history: History) -> None:
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), generation=4)})
+
+    with pytest.raises(Violation, match=r"I15 .* went back"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), generation=3)})
+
+
+def test_i15_an_observation_of_the_future(history: History) -> None:
+    with pytest.raises(Violation, match=r"I15 .* ahead of what was asked"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), observed_generation=2)})
+
+
+# ---------------------------------------------------------------------- the end of a run
+
+
+def test_i7_a_task_for_ever(history: History) -> None:
+    stuck = replace(active(), task=TaskState.POWERING_OFF, generation=2)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): stuck})
+
+    assert at_the_end(history) == f"I7 {SERVER} is stuck: ACTIVE POWERING_OFF 1/2"
+
+
+def test_i7_an_intent_nobody_has_confirmed(history: History) -> None:
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), generation=2)})
+
+    assert at_the_end(history) == f"I7 {SERVER} is stuck: ACTIVE NONE 1/2"
+
+
+def test_i7_an_error_without_a_reason(history: History) -> None:
+    failed = replace(active(), vm_state=VmState.ERROR, want=Want.STOP)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): failed})
+    mute = at_the_end(history)
+    history.write(
+        "cell1", {keys.INSTANCE.at(SERVER): replace(failed, fault=Fault(code="DISK_FULL", message="full"))}
+    )
+
+    assert (mute, at_the_end(history)) == (f"I7 {SERVER} is stuck: ERROR NONE 1/1", None)
+
+
+def test_i7_a_record_that_says_running_of_what_is_not(history: History) -> None:
+    assert at_the_end(history, replace(holdings(), running=frozenset())) == (
+        f"I7 {SERVER} runs on [], and should on ['h1']"
+    )
+
+
+def test_i7_an_accepted_create_without_a_record(history: History) -> None:
+    history.write("global", {keys.QUOTA.at(PROJECT): quota(2), keys.LOCATION.at(OTHER): located(OTHER)})
+    history.tell(Called(2, "create", PROJECT, "rid-2"), Returned(2, OTHER))
+
+    assert at_the_end(history) == f"I7 {OTHER} was accepted, and has no record"
+
+
+def test_i7_a_deletion_without_an_end(history: History) -> None:
+    gone = replace(active(), want=Want.ABSENT, generation=2)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): gone})
+
+    assert at_the_end(history) == f"I7 {SERVER} is still being deleted"
+
+
+def test_i9_an_acknowledged_delete_that_did_nothing(history: History) -> None:
+    history.tell(Called(2, "delete", PROJECT, "rid-2", SERVER), Returned(2, SERVER))
+
+    assert at_the_end(history) == f"I9 {SERVER} was deleted, and its record is there: ACTIVE NONE"
+
+
+def test_i9_a_deleted_server_that_is_charged(history: History) -> None:
+    history.tell(Called(2, "delete", PROJECT, "rid-2", SERVER), Returned(2, SERVER))
+    history.write("cell1", {**dict.fromkeys(claims("h1", [SERVER])), keys.INSTANCE.at(SERVER): None})
+
+    assert at_the_end(history, HostHoldings(host="h1")) == f"I9 {SERVER} was deleted, and is still charged"
+
+
+@pytest.mark.parametrize("key", ["build/cell1/u", "refund/u", "tombstone/h1/u"])
+def test_i9_a_key_that_should_have_passed(history: History, key: str) -> None:
+    assert at_the_end(history, keys_left=[key]) == f"I9 {key} is left in cell1"
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        replace(holdings(), files=frozenset({(OTHER, 1)})),
+        replace(holdings(), wires=frozenset({(OTHER, 1)})),
+        replace(holdings(), domains=frozenset({(SERVER, 1), (OTHER, 1)})),
+    ],
+)
+def test_i10_something_no_record_explains(history: History, left: HostHoldings) -> None:
+    assert at_the_end(history, left) == f"I10 h1 still holds {OTHER} of placement 1"
+
+
+def test_i10_an_old_copy_beside_the_new(history: History) -> None:
+    left = holdings("h2")
+
+    assert at_the_end(history, replace(left, running=frozenset()), holdings()) == (
+        f"I10 h2 still holds {SERVER} of placement 1"
+    )
