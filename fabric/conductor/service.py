@@ -15,6 +15,7 @@ from fabric.clock import Clock
 from fabric.conductor.blobs import BlobSource
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
+from fabric.conductor.reporter import Reporter
 from fabric.conductor.sessions import HostSession, Surroundings
 from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.sweeper import Sweeper
@@ -71,6 +72,7 @@ class ConductorService:
             writer=Writer(store, clock=clock, ids=ids, jitter=jitter),
             prover=Prover(store, clock=clock, jitter=jitter),
             upkeep=Upkeep(store, clock=clock, ids=ids),
+            reporter=Reporter(store, clock=clock),
             reputation=Reputation(clock),
             quarantines=Quarantines(store, clock=clock, ids=ids, jitter=jitter),
         )
@@ -128,6 +130,7 @@ class ConductorService:
                 self._tombstones,
                 around.writer,
                 around.prover,
+                around.reporter,
                 around.quarantines,
                 self._sweeper,
             ):

@@ -19,10 +19,10 @@ from fabric.conductor import records
 from fabric.conductor.core import fence, guard, permit
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.core.flow import Outcome, Verdict
-from fabric.conductor.core.reports import LEAST_PAUSE_S
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.questions import Questions
+from fabric.conductor.reporter import Reporter
 from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.telling import Change, Telling
 from fabric.conductor.upkeep import Upkeep, orders_of
@@ -67,6 +67,7 @@ class Surroundings:
     writer: Writer
     prover: Prover
     upkeep: Upkeep
+    reporter: Reporter
     reputation: Reputation
     quarantines: Quarantines
 
@@ -94,8 +95,6 @@ class HostSession:
         self._inventory: Inventory | None = None
         self._state = SessionState.JOIN
         self._settle = asyncio.Event()
-        self._report: Report | None = None
-        self._reported = asyncio.Event()
 
     # ------------------------------------------------------------------ from outside
 
@@ -197,7 +196,6 @@ class HostSession:
             functools.partial(self._stay_alive, lease),
             self._come_up,
             self._tell_again,
-            self._keep_report,
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._until_over(life)) for life in lives]
@@ -386,8 +384,7 @@ class HostSession:
             case Status() | Released():
                 self._take(message)
             case Report():
-                self._report = message
-                self._reported.set()
+                self._around.reporter.tell(self.host, self.epoch, message)
             case ConsoleLog():
                 self._questions.answered(message)
             case Progress():
@@ -454,15 +451,3 @@ class HostSession:
             if state is not self._state:
                 self._state = state
                 log.info("session.state", host=self.host, epoch=self.epoch, state=state.name)
-
-    async def _keep_report(self) -> None:
-        """Store what the host measured when that is worth a write, and not often."""
-        while True:
-            await self._reported.wait()
-            self._reported.clear()
-            if self._report is not None:
-                try:
-                    await self._around.upkeep.report(self.host, self.epoch, self._report)
-                except Unavailable:
-                    self._reported.set()
-            await asyncio.sleep(LEAST_PAUSE_S)

@@ -6,17 +6,16 @@ import structlog
 
 from fabric.clock import Clock
 from fabric.conductor import records
-from fabric.conductor.core import fence, guard, reports
+from fabric.conductor.core import fence
 from fabric.conductor.core.draft import Draft, ref
 from fabric.conductor.core.repair import is_even, recounted
 from fabric.errors import Bug
 from fabric.ids import Ids
 from fabric.model.host import SessionState, Use
 from fabric.model.instance import Assignment
-from fabric.model.session import Report
 from fabric.store.base import Committed, Lease, Snapshot, Store, Txn
 from fabric.store.codec import decode, encode
-from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, INSTANCE, REPORT, SESSION, TOMBSTONE, USE
+from fabric.store.keys import ALIVE, ASSIGNMENT, INSTANCE, SESSION, TOMBSTONE, USE
 
 log = structlog.get_logger()
 
@@ -122,19 +121,3 @@ class Upkeep:
             state = fence.settle_in(draft, host, epoch, now_ms=self._clock.now_ms(), op_id=self._ids.new_id())
             if await records.commit(self._store, draft):
                 return state
-
-    async def report(self, host: str, epoch: int, report: Report) -> None:
-        """Store what the host measured, if that is worth it. A lost session is found out elsewhere."""
-        draft = Draft(
-            await records.read(self._store, [ref(SESSION, host), ref(HOST, host), ref(REPORT, host)])
-        )
-        inventory = draft.get(HOST, host)
-        if inventory is None or not fence.holds(draft.get(SESSION, host), epoch):
-            return
-        measured = reports.report_of(
-            guard.clamped(report, inventory.capacity), host, now_ms=self._clock.now_ms()
-        )
-        if reports.is_material(draft.get(REPORT, host), measured):
-            draft.rely_on(SESSION, host)
-            draft.put(REPORT, host, value=measured)
-            await records.commit(self._store, draft)
