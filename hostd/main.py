@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fabric.observability.lean  # noqa: F401 - before anything below imports structlog
+
+# isort: split
 import argparse
 import asyncio
 import contextlib
