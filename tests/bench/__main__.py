@@ -27,7 +27,8 @@ BENCHES = {
 def main() -> int:
     """Run what was asked for; 1 when a benchmark could not be run. Numbers never make it fail."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.bench", description="\n".join(f"{name}: {what}" for name, what in BENCHES.items())
+        prog="python -m tests.bench",
+        description="\n".join(f"{name}: {what}" for name, what in BENCHES.items()),
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, for programs")

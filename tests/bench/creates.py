@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -64,9 +64,10 @@ class Load:
 class Bench:
     """A client, and ears in the cell's store."""
 
-    def __init__(self, plane: ControlPlane, stub: InstanceServiceStub, token: str) -> None:
+    def __init__(self, plane: ControlPlane, channel: grpc.aio.Channel, token: str) -> None:
         self._plane = plane
-        self._stub = stub
+        # The generated stub's types know the synchronous channel only.
+        self._call: Any = InstanceServiceStub(channel).CreateInstance
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._ids = RandomIds()
         self._ended: dict[str, tuple[float, VmState]] = {}
@@ -95,7 +96,7 @@ class Bench:
             no_config_drive=True,
         )
         sent_s = time.perf_counter()
-        answer = await self._stub.CreateInstance(request, metadata=self._metadata, timeout=30)
+        answer = await self._call(request, metadata=self._metadata, timeout=30)
         instance_id = answer.instance.id
         await self._waiting.setdefault(instance_id, asyncio.Event()).wait()
         ended_s, state = self._ended[instance_id]
@@ -191,7 +192,7 @@ async def _run() -> list[Row]:
             client.images.create(name="bench", file=disk, disk_format="raw", public=True)
         credentials = grpc.ssl_channel_credentials(plane.ca.read_bytes())
         async with grpc.aio.secure_channel(plane.endpoint, credentials, options=CHANNEL_OPTIONS) as channel:
-            bench = Bench(plane, InstanceServiceStub(channel), token)
+            bench = Bench(plane, channel, token)
             store = plane.stores[CELL]
             listening = asyncio.create_task(bench.listen(store, (await store.get()).revision))
             try:

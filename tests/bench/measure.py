@@ -92,9 +92,7 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         spread = "" if row.low is None or row.high is None else f"{_number(row.low)}-{_number(row.high)}"
         count = str(row.n) if row.n > 1 else ""
-        lines.append(
-            (row.bench, row.what, _number(row.value), row.unit, spread, count, row.goal, row.note)
-        )
+        lines.append((row.bench, row.what, _number(row.value), row.unit, spread, count, row.goal, row.note))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     right = {2, 5}
     return "\n".join(
