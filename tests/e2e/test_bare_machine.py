@@ -104,7 +104,8 @@ def mirror() -> str:
         check=True,
     )
     sites = [line.split("|")[2] for line in targets.stdout.splitlines() if line.startswith("Debian|main|")]
-    return sites[0] if sites else "http://deb.debian.org/debian"
+    assert sites, "this machine's apt has no Debian source to build a bare machine from"
+    return sites[0]
 
 
 @pytest.fixture(scope="module")
