@@ -171,7 +171,9 @@ def _place_again(draft: Draft, now: Instance, failed: Instance, *, now_ms: int, 
             if slot is not None:
                 rest = failed.alternates[place + 1 :]
                 # The create's deadline stands: with one for each host it could take three times as long.
-                onward = replace(failed, want=Want.RUN, task_deadline_ms=now.task_deadline_ms, alternates=rest)
+                onward = replace(
+                    failed, want=Want.RUN, task_deadline_ms=now.task_deadline_ms, alternates=rest
+                )
                 _move(draft, onward, name, slot, now_ms=now_ms, op_id=op_id)
                 return
     # Nothing is left half-made running: the failure has told the host to stop. A hard reboot or a delete works from here.
