@@ -9,16 +9,12 @@ import asyncio
 import contextvars
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
 from random import Random
 from typing import Any, Protocol
 
-from fabric.api.catalogue import Catalogue
-from fabric.api.cells import Cells
-from fabric.api.instances import InstanceHandlers
-from fabric.api.pages import Pages
 from fabric.conductor.service import ConductorService
 from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError, Unavailable
@@ -29,8 +25,6 @@ from fabric.model.identity import Principal, Project, Role
 from fabric.model.image import Image, ImageFormat, ImageState, Visibility
 from fabric.model.network import Network as GuestNetwork
 from fabric.model.quota import Charge, Quota
-from fabric.quota.ledger import Ledger
-from fabric.rpc.stream import StreamClosed
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.service import SchedulerService
 from fabric.scheduler.settings import SchedulerSettings
@@ -48,13 +42,9 @@ from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network, SimStore, SimStream, StoreServer
+from tests.sim.parts import CERT_SERIAL, IMAGE_BYTES, ApiServer, SimBlobs, SimClock, SimDialer, SimIds
 from tests.sim.process import Process
 
-EPOCH_MS = 1_700_000_000_000
-"""Wall time at the beginning of every simulation."""
-
-IMAGE_BYTES = b"cellfabric" * 1000
-CERT_SERIAL = "00"
 STEP_FAULTS = (FaultCode.DISK_FULL, FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.DOMAIN_START_FAILED)
 
 
@@ -76,133 +66,6 @@ class Topology:
     projects: int = 2
     quota: Charge = field(default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096))
     host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
-
-
-class SimClock:
-    """The loop's time, as both clocks."""
-
-    def __init__(self, loop: SimLoop) -> None:
-        self._loop = loop
-
-    def now_ms(self) -> int:
-        return EPOCH_MS + int(self._loop.time() * 1000)
-
-    def boot_s(self) -> float:
-        return 1000.0 + self._loop.time()
-
-
-class SimIds:
-    """Ids from the seed."""
-
-    def __init__(self, random: Random) -> None:
-        self._random = random
-
-    def new_id(self) -> str:
-        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
-
-    def new_secret(self, nbytes: int = 32) -> bytes:
-        return self._random.randbytes(nbytes)
-
-
-class ApiServer:
-    """What fabric-api is made of, less gRPC and logins."""
-
-    def __init__(self, world: World, name: str) -> None:
-        catalogue_store = world.store_for(name, "global")
-        self.catalogue = Catalogue(catalogue_store, clock=world.clock)
-        self.cells = Cells({cell: world.store_for(name, cell) for cell in world.cells}, clock=world.clock)
-        self.handlers = InstanceHandlers(
-            catalogue=self.catalogue,
-            cells=self.cells,
-            ledger=Ledger(catalogue_store, ids=world.ids, jitter=world.jitter),
-            conductors=SimConductors(world, name),
-            pages=Pages(),
-            clock=world.clock,
-            ids=world.ids,
-            jitter=world.jitter,
-        )
-
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.catalogue.run())
-            tasks.create_task(self.cells.run())
-
-
-class SimConductors:
-    """How an API server reaches conductors."""
-
-    def __init__(self, world: World, api: str) -> None:
-        self._world = world
-        self._api = api
-
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
-        service = await self._reach(endpoint)
-        return await service.read_console_log(host, instance_id, placement_epoch, tail_bytes)
-
-    async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
-        return (await self._reach(endpoint)).read_progress(instance_ids)
-
-    async def _reach(self, endpoint: str) -> ConductorService:
-        await asyncio.sleep(self._world.network.latency_s())
-        process = self._world.processes[endpoint]
-        if not isinstance(process.service, ConductorService) or process.is_paused:
-            raise Unavailable(f"{endpoint} is down")
-        return process.service
-
-
-class SimBlobs:
-    """The one image there is."""
-
-    async def read(self, sha256: str, offset_bytes: int) -> AsyncIterator[bytes]:
-        for start in range(offset_bytes, len(IMAGE_BYTES), 4096):
-            await asyncio.sleep(0.005)
-            yield IMAGE_BYTES[start : start + 4096]
-
-
-class SimDialer:
-    """How a host reaches its conductors."""
-
-    def __init__(self, world: World, host: str) -> None:
-        self._world = world
-        self._host = host
-
-    async def dial(self, endpoint: str) -> SimStream:
-        network = self._world.network
-        await asyncio.sleep(network.latency_s())
-        process = self._world.processes[endpoint]
-        if network.is_cut(self._host, endpoint):
-            await asyncio.sleep(2.0)
-            raise Unavailable(f"{endpoint} cannot be reached")
-        if not isinstance(process.service, ConductorService):
-            raise Unavailable(f"{endpoint} refuses connections")
-        here, there = SimStream.pair(network, self._host, endpoint)
-        self._world.streams.setdefault(self._host, []).append(here)
-        self._world.streams.setdefault(endpoint, []).append(there)
-        process.call(_serve(process.service, self._host, there))
-        return here
-
-    async def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
-        network = self._world.network
-        process = self._world.processes[endpoint]
-        if network.is_cut(self._host, endpoint) or not isinstance(process.service, ConductorService):
-            await asyncio.sleep(1.0)
-            raise Unavailable(f"{endpoint} cannot be reached")
-        async for piece in process.service.fetch_image(self._host, CERT_SERIAL, image_id, offset):
-            await asyncio.sleep(network.latency_s())
-            if network.is_cut(self._host, endpoint) or not process.is_up or process.is_paused:
-                raise Unavailable(f"{endpoint} went away")
-            yield piece
-
-
-async def _serve(service: ConductorService, host: str, stream: SimStream) -> None:
-    try:
-        await service.serve_host(host, CERT_SERIAL, stream)
-    except StreamClosed:
-        pass
-    finally:
-        await stream.close()
 
 
 class World:

@@ -1,0 +1,156 @@
+"""What the processes of a simulated world are made of: the shipped code on the world's clock, stores, streams and machines."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Final
+
+from fabric.api.catalogue import Catalogue
+from fabric.api.cells import Cells
+from fabric.api.instances import InstanceHandlers
+from fabric.api.pages import Pages
+from fabric.conductor.service import ConductorService
+from fabric.errors import Unavailable
+from fabric.quota.ledger import Ledger
+from fabric.rpc.stream import StreamClosed
+from tests.sim.loop import SimLoop
+from tests.sim.network import SimStream
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+EPOCH_MS: Final = 1_700_000_000_000
+"""Wall time at the beginning of every simulation."""
+
+IMAGE_BYTES: Final = b"cellfabric" * 1000
+CERT_SERIAL: Final = "00"
+
+
+class SimClock:
+    """The loop's time, as both clocks."""
+
+    def __init__(self, loop: SimLoop) -> None:
+        self._loop = loop
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self._loop.time() * 1000)
+
+    def boot_s(self) -> float:
+        return 1000.0 + self._loop.time()
+
+
+class SimIds:
+    """Ids from the seed."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def new_id(self) -> str:
+        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+
+    def new_secret(self, nbytes: int = 32) -> bytes:
+        return self._random.randbytes(nbytes)
+
+
+class ApiServer:
+    """What fabric-api is made of, less gRPC and logins."""
+
+    def __init__(self, world: World, name: str) -> None:
+        catalogue_store = world.store_for(name, "global")
+        self.catalogue = Catalogue(catalogue_store, clock=world.clock)
+        self.cells = Cells({cell: world.store_for(name, cell) for cell in world.cells}, clock=world.clock)
+        self.handlers = InstanceHandlers(
+            catalogue=self.catalogue,
+            cells=self.cells,
+            ledger=Ledger(catalogue_store, ids=world.ids, jitter=world.jitter),
+            conductors=SimConductors(world, name),
+            pages=Pages(),
+            clock=world.clock,
+            ids=world.ids,
+            jitter=world.jitter,
+        )
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.catalogue.run())
+            tasks.create_task(self.cells.run())
+
+
+class SimConductors:
+    """How an API server reaches conductors."""
+
+    def __init__(self, world: World, api: str) -> None:
+        self._world = world
+        self._api = api
+
+    async def console_log(
+        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
+    ) -> bytes:
+        service = await self._reach(endpoint)
+        return await service.read_console_log(host, instance_id, placement_epoch, tail_bytes)
+
+    async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
+        return (await self._reach(endpoint)).read_progress(instance_ids)
+
+    async def _reach(self, endpoint: str) -> ConductorService:
+        await asyncio.sleep(self._world.network.latency_s())
+        process = self._world.processes[endpoint]
+        if not isinstance(process.service, ConductorService) or process.is_paused:
+            raise Unavailable(f"{endpoint} is down")
+        return process.service
+
+
+class SimBlobs:
+    """The one image there is."""
+
+    async def read(self, sha256: str, offset_bytes: int) -> AsyncIterator[bytes]:
+        for start in range(offset_bytes, len(IMAGE_BYTES), 4096):
+            await asyncio.sleep(0.005)
+            yield IMAGE_BYTES[start : start + 4096]
+
+
+class SimDialer:
+    """How a host reaches its conductors."""
+
+    def __init__(self, world: World, host: str) -> None:
+        self._world = world
+        self._host = host
+
+    async def dial(self, endpoint: str) -> SimStream:
+        network = self._world.network
+        await asyncio.sleep(network.latency_s())
+        process = self._world.processes[endpoint]
+        if network.is_cut(self._host, endpoint):
+            await asyncio.sleep(2.0)
+            raise Unavailable(f"{endpoint} cannot be reached")
+        if not isinstance(process.service, ConductorService):
+            raise Unavailable(f"{endpoint} refuses connections")
+        here, there = SimStream.pair(network, self._host, endpoint)
+        self._world.streams.setdefault(self._host, []).append(here)
+        self._world.streams.setdefault(endpoint, []).append(there)
+        process.call(_serve(process.service, self._host, there))
+        return here
+
+    async def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
+        network = self._world.network
+        process = self._world.processes[endpoint]
+        if network.is_cut(self._host, endpoint) or not isinstance(process.service, ConductorService):
+            await asyncio.sleep(1.0)
+            raise Unavailable(f"{endpoint} cannot be reached")
+        async for piece in process.service.fetch_image(self._host, CERT_SERIAL, image_id, offset):
+            await asyncio.sleep(network.latency_s())
+            if network.is_cut(self._host, endpoint) or not process.is_up or process.is_paused:
+                raise Unavailable(f"{endpoint} went away")
+            yield piece
+
+
+async def _serve(service: ConductorService, host: str, stream: SimStream) -> None:
+    try:
+        await service.serve_host(host, CERT_SERIAL, stream)
+    except StreamClosed:
+        pass
+    finally:
+        await stream.close()
