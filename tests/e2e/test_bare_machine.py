@@ -1,6 +1,6 @@
 """The README on a machine that has nothing: a fresh Debian in a folder, a fresh clone, `make demo`, `make demo`, `make down`.
 
-The machine is a root file system from debootstrap with mount and process namespaces of its own; network and kernel are this machine's.
+The machine is a root file system from debootstrap, with mount and process namespaces of its own; network and kernel are this machine's.
 So what is installed, started and left behind can be counted.
 """
 
@@ -40,7 +40,13 @@ cd "$root"
 mount -t proc proc proc
 mount -t sysfs sysfs sys
 mount --rbind /dev dev
-exec chroot . /usr/bin/env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${@:2}"
+mount -t tmpfs tmpfs run
+# Not chroot: libvirt gives each guest a mount namespace, which takes a root that is a mount.
+mkdir -p old
+pivot_root . old
+umount --lazy old
+rmdir old
+exec env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${@:2}"
 """
 
 
@@ -139,7 +145,7 @@ def bare() -> Iterator[BareMachine]:
 
 SWEEP = f"""
 leftovers() {{
-    ps -eo pid=,args= | grep -v -e 'bash -euo' -e ' ps -eo' -e grep || true
+    ps -eo pid=,args= | grep -v -e 'bash -euo' -e ' ps -eo' -e ' grep ' || true
     grep -e netns -e cellfabric -e libvirt /proc/self/mounts || true
     ls -d /var/lib/cellfabric /run/netns/* /run/libvirt 2>/dev/null || true
     ip -br link | grep '^cf-' || true
