@@ -6,8 +6,7 @@ import dataclasses
 import enum
 import typing
 from collections.abc import Iterator
-
-from google.protobuf.descriptor import EnumDescriptor
+from typing import Any
 
 from fabric.store import codec, keys
 
@@ -18,7 +17,7 @@ def test_every_key_has_a_record_that_can_be_stored() -> None:
     assert [key.template for key in keys.KEYS if key.record not in stored] == []
 
 
-def _enums() -> Iterator[tuple[str, type[enum.Enum], EnumDescriptor | None]]:
+def _enums() -> Iterator[tuple[str, type[enum.Enum], Any]]:
     """Every enum field of every record: where it is, our enum, the message's."""
     for kind, message in codec.RECORDS.items():
         hints = typing.get_type_hints(kind)
