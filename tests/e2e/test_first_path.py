@@ -215,5 +215,17 @@ def test_a_deleted_server_leaves_nothing_on_its_host(tenant: Tenant) -> None:
     assert tenant.fabric.run("server", "show", before, cloud="nebula").returncode == 4
 
 
+def test_the_servers_and_the_host_take_at_most_300_mib_after_all_of_this(tenant: Tenant) -> None:
+    """api, scheduler, conductor and hostd together, resident; images have gone through three of them."""
+    found = {
+        name: row["memory"]
+        for name, row in tenant.fabric.processes().items()
+        if not name.startswith(("etcd", "libvirtd"))
+    }
+
+    assert len(found) == 4
+    assert sum(found.values()) <= 300, found
+
+
 def _output(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout

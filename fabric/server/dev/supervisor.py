@@ -39,6 +39,13 @@ PEACE_S: Final = 20.0
 CRASHES: Final = 12
 """In a row, and it is given up."""
 
+MEMORY: Final = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+}
+"""For glibc's malloc (mallopt(3)): gRPC's threads would each keep an arena, and what a transfer of an image took, for ever."""
+
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 
@@ -124,6 +131,7 @@ class Child:
             "PATH": search_path(),
             "HOME": os.environ.get("HOME", "/root"),
             "LANG": "C.UTF-8",
+            **MEMORY,
             MARK: str(self._paths.state),
             **self._environment,
         }
