@@ -55,8 +55,8 @@ INSTANT: Final = Delays(
 class MachineEvent:
     """Something physical happened: what a checker of "one server runs once" is fed with.
 
-    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `power_lost` or `power_back`; the last two have no
-    instance. `detail` says by what.
+    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `files_removed`, `power_lost` or `power_back`; the last two have
+    no instance. `detail` says by what.
     """
 
     host: str

@@ -10,7 +10,7 @@ from typing import TypeVar
 from fabric.model.instance import Guest, ImageRef
 from hostd.core.faults import FaultCode, fault_text
 from hostd.driver.base import DiskFile
-from hostd.driver.fake import FakeMachine
+from hostd.driver.fake import FakeMachine, MachineEvent
 from hostd.images.base import DiskError, Fetch, GuestDisks, Held
 
 _T = TypeVar("_T")
@@ -70,6 +70,14 @@ class FakeDisks:
                 if held.instance_id == instance_id and held.placement_epoch <= placement_epoch:
                     del self._machine.folders[held]
                     self._machine.consoles.pop(held, None)
+                    self._machine.record(
+                        MachineEvent(
+                            host=self._machine.name,
+                            kind="files_removed",
+                            instance_id=instance_id,
+                            placement_epoch=held.placement_epoch,
+                        )
+                    )
 
         await self._do(f"folder/{instance_id}", "remove", drop)
 

@@ -22,11 +22,15 @@ class Wrote:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A domain began to run on a host."""
+    """A domain began to run on a host.
+
+    Where it can be observed: `permit_age_s` is how long ago the host had sent the newest of its beats (or hellos) that was answered.
+    """
 
     host: str
     instance_id: str
     placement_epoch: int
+    permit_age_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

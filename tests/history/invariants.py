@@ -8,6 +8,7 @@
 - I8 nothing destroyed that its record still wants there
 - I11 what was acknowledged is there; I12 reads after an acknowledged write see it
 - I16 what was not acknowledged may have happened, or not
+- R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
 """
@@ -73,9 +74,16 @@ class Checker:
     """Fed with events in order; raises Violation at the first that breaks an invariant.
 
     Writes of one revision belong together: they are checked as a whole when the next event (or `end_of_revision`) comes.
+
+    Args:
+        permit_s: how old a permit to start guests may get on a host (R5), with what a start itself may take.
+        is_one_clock: whether events of different stores come in the order in which they happened. Told store by store, afterwards,
+            what holds between stores cannot be judged.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, permit_s: float = float("inf"), is_one_clock: bool = False) -> None:
+        self._permit_s = permit_s
+        self._is_one_clock = is_one_clock
         self.cells: dict[str, _Books] = {}
         self.quotas: dict[str, Quota] = {}
         self.locations: dict[str, Location] = {}
@@ -152,11 +160,22 @@ class Checker:
 
     def _located(self, instance_id: str, event: Wrote) -> None:
         before = self.locations.pop(instance_id, None)
-        if event.after is not None:
+        if event.after is None:
+            for cell in self._cells_with(instance_id):
+                raise Violation(f"I3 {instance_id} is charged no more, and still there in {cell}")
+        else:
             self.locations[instance_id] = codec.decode(Location, event.after)
             self._touched_projects.add(self.locations[instance_id].project_id)
         if before is not None:
             self._touched_projects.add(before.project_id)
+
+    def _cells_with(self, instance_id: str) -> list[str]:
+        """The cells that have a record of the server, where that can be judged."""
+        return [
+            cell
+            for cell, books in self.cells.items()
+            if self._is_one_clock and instance_id in books.instances
+        ]
 
     def _assigned(self, cell: str, books: _Books, rest: str, after: bytes | None) -> None:
         host, _, instance_id = rest.partition("/")
@@ -177,6 +196,9 @@ class Checker:
             return
         books.instances[instance_id] = after
         if before is None:
+            cells = self._cells_with(instance_id)
+            if len(cells) > 1:
+                raise Violation(f"I1 {instance_id} has a record in {' and in '.join(cells)}")
             return
         if after.generation < before.generation or after.placement_epoch < before.placement_epoch:
             raise Violation(f"I15 {instance_id} went back: {before.generation} to {after.generation}")
@@ -227,6 +249,10 @@ class Checker:
     # ---------------------------------------------------------------- hosts
 
     def _started(self, event: Started) -> None:
+        if event.permit_age_s is not None and event.permit_age_s > self._permit_s:
+            raise Violation(
+                f"R5 {event.host} started {event.instance_id} on a permit {event.permit_age_s:.1f} s old"
+            )
         other = self.running.get(event.instance_id)
         if other is not None and other.host != event.host:
             raise Violation(f"I1 {event.instance_id} runs on {other.host} and on {event.host}")
@@ -244,7 +270,7 @@ class Checker:
 
     def _destroyed(self, event: Destroyed) -> None:
         run = self.running.get(event.instance_id)
-        if run is not None and run.host == event.host:
+        if run is not None and run.host == event.host and run.placement_epoch <= event.placement_epoch:
             del self.running[event.instance_id]
         for books in self.cells.values():
             record = books.instances.get(event.instance_id)

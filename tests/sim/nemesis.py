@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Target(Protocol):
@@ -27,12 +27,24 @@ class Target(Protocol):
     def lose_power(self, host: str) -> None: ...
     def restore_power(self, host: str) -> None: ...
     def crash_hypervisor(self, host: str) -> None: ...
+    def doom(self, process: str) -> None: ...
+    def stop_hypervisor(self, host: str) -> None: ...
+    def start_hypervisor(self, host: str) -> None: ...
+    def lose_events(self, host: str) -> None: ...
+    def deafen(self, host: str) -> None: ...
+    def lose_journal(self, host: str) -> None: ...
+    def set_enabled(self, host: str, *, is_enabled: bool) -> Coroutine[Any, Any, None]: ...
     def fail_next_step(self, host: str, step: str) -> None: ...
     def crash_a_guest(self, host: str) -> None: ...
     def note(self, *what: object) -> None: ...
 
 
 LENGTHS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
+LONG_SILENCES = 0.08
+"""In how many schedules one host is gone for LONG_SILENCE_S, which goes on when everything else is over."""
+
+LONG_SILENCE_S = 150.0
+
 STEPS = ("define", "start", "ensure_guest", "plug", "ensure_image", "cut_power", "remove", "unplug")
 
 
@@ -43,26 +55,36 @@ class Nemesis:
         self._target = target
         self._random = random
         self._horizon_s = horizon_s
+        self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[asyncio.TimerHandle, Callable[[], None]] = {}
 
     async def run(self) -> None:
         """Break things until the horizon."""
         loop = asyncio.get_running_loop()
         draws: tuple[tuple[float, Callable[[float], None]], ...] = (
-            (0.20, self._kill),
+            (0.12, self._kill),
+            (0.12, self._doom),
             (0.14, self._pause),
-            (0.28, self._cut),
-            (0.06, self._isolate_host),
-            (0.06, self._lose_quorum),
-            (0.08, self._compact),
-            (0.06, self._power),
-            (0.04, self._hypervisor),
-            (0.05, self._step),
+            (0.22, self._cut),
+            (0.05, self._isolate_host),
+            (0.05, self._lose_quorum),
+            (0.06, self._compact),
+            (0.05, self._power),
+            (0.03, self._hypervisor),
+            (0.03, self._hypervisor_away),
+            (0.06, self._step),
             (0.03, self._guest),
+            (0.02, self._journal),
+            (0.02, self._events),
+            (0.02, self._deaf),
+            (0.03, self._disabled),
         )
+        silent = loop.create_task(self._long_silence()) if self._random.random() < LONG_SILENCES else None
         while True:
             pause_s = self._random.expovariate(1 / 1.5)
             if loop.time() + pause_s > self._horizon_s:
+                if silent is not None:
+                    await silent
                 return
             await asyncio.sleep(pause_s)
             (fault,) = self._random.choices([each for _, each in draws], [weight for weight, _ in draws])
@@ -88,6 +110,29 @@ class Nemesis:
         self._target.note("kill", name, length_s)
         self._target.kill(name)
         self._later(length_s, lambda: self._target.start(name))
+
+    def _doom(self, length_s: float) -> None:
+        name = self._random.choice(self._target.names())
+        self._target.note("doom", name, length_s)
+        self._target.doom(name)
+        self._later(length_s, lambda: self._target.start(name))
+
+    async def _long_silence(self) -> None:
+        """One host is gone for longer than any deadline: its deletions end without it, and it comes back to what has gone on."""
+        await asyncio.sleep(self._random.uniform(0.1, 0.6) * self._horizon_s)
+        host = self._random.choice(self._target.hosts())
+        links = [link for link in self._target.links() if host in link]
+        is_off = self._random.random() < 0.5
+        self._target.note("long silence", host, "off" if is_off else "isolated")
+        if is_off:
+            self._target.lose_power(host)
+        for one, other in links:
+            self._target.cut(one, other)
+        await asyncio.sleep(LONG_SILENCE_S)
+        for one, other in links:
+            self._target.mend(one, other)
+        if is_off:
+            self._target.restore_power(host)
 
     def _pause(self, length_s: float) -> None:
         name = self._random.choice(self._target.names())
@@ -145,3 +190,36 @@ class Nemesis:
         host = self._random.choice(self._target.hosts())
         self._target.note("a guest crashes", host)
         self._target.crash_a_guest(host)
+
+    def _hypervisor_away(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("hypervisor stops", host, length_s)
+        self._target.stop_hypervisor(host)
+        self._later(length_s, lambda: self._target.start_hypervisor(host))
+
+    def _journal(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("journal lost", host, length_s)
+        self._target.lose_journal(host)
+        self._later(length_s, lambda: self._target.start(host))
+
+    def _events(self, _: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("events lost", host)
+        self._target.lose_events(host)
+
+    def _deaf(self, _: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("guests are deaf", host)
+        self._target.deafen(host)
+
+    def _disabled(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("disabled", host, length_s)
+        loop = asyncio.get_running_loop()
+
+        def later(*, is_enabled: bool) -> None:
+            self._tasks.append(loop.create_task(self._target.set_enabled(host, is_enabled=is_enabled)))
+
+        later(is_enabled=False)
+        self._later(length_s, lambda: later(is_enabled=True))

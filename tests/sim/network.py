@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from random import Random
@@ -36,6 +37,10 @@ class Network:
     def __init__(self, random: Random, *, lose_answers: float = 0.0) -> None:
         self.random = random
         self.lose_answers = lose_answers
+        self.double_frames = 0.0
+        self.numbers = itertools.count()
+        self.on_frame: Callable[[SimStream, bytes, bool], None] = lambda _stream, _frame, _has_come: None
+        """Told of every frame by the end it belongs to: as it is sent, and as it has come."""
         self.world = contextvars.copy_context()
         """Where the far side runs: a server goes on though its caller died."""
         self._cuts: dict[frozenset[str], int] = {}
@@ -57,6 +62,7 @@ class Network:
         """The network is whole again, and loses nothing."""
         self._cuts.clear()
         self.lose_answers = 0.0
+        self.double_frames = 0.0
 
     def is_cut(self, one: str, other: str) -> bool:
         return frozenset((one, other)) in self._cuts
@@ -89,7 +95,7 @@ class SimStore:
     """One process's client of a store. Keeps the port's laws, under every fault of the network between."""
 
     def __init__(
-        self, network: Network, process: str, server: StoreServer, after_commit: Callable[[], None]
+        self, network: Network, process: str, server: StoreServer, after_commit: Callable[[str], None]
     ) -> None:
         self._after_commit = after_commit
         self._network = network
@@ -109,7 +115,7 @@ class SimStore:
     async def commit(self, txn: Txn) -> Committed | Refused:
         async def apply() -> Committed | Refused:
             outcome = await self._server.memory.commit(txn)
-            self._after_commit()
+            self._after_commit(self._process)
             return outcome
 
         return await self._call(apply, writes=True)
@@ -224,9 +230,11 @@ class SimStream:
     """One end of a session's stream: frames arrive in order, late; in the dark they wait; too long in the dark breaks it."""
 
     def __init__(self, network: Network, here: str, there: str) -> None:
+        self.here = here
+        self.there = there
+        self.number = next(network.numbers)
         self._network = network
-        self._here = here
-        self._there = there
+        self._sent = 0
         self._inbox: deque[bytes | None] = deque()
         self._waiting: asyncio.Future[None] | None = None
         self._outgoing: deque[bytes | None] = deque()
@@ -246,7 +254,12 @@ class SimStream:
             raise StreamClosed("the stream is over")
         while len(self._outgoing) >= IN_FLIGHT and not self._is_closed:
             await asyncio.sleep(0.02)
+        self._network.on_frame(self, data, False)
+        self._sent += 1
         self._push(data)
+        # All but the greeting may come twice: what is told by level must not mind.
+        if self._sent > 1 and self._network.random.random() < self._network.double_frames:
+            self._push(data)
         await asyncio.sleep(0)
 
     async def receive(self) -> bytes:
@@ -282,7 +295,7 @@ class SimStream:
         while self._outgoing:
             await asyncio.sleep(self._network.latency_s())
             dark_since_s = loop.time()
-            while self._network.is_cut(self._here, self._there):
+            while self._network.is_cut(self.here, self.there):
                 if loop.time() - dark_since_s > KEEPALIVE_S:
                     self._outgoing.clear()
                     self._break()
@@ -300,6 +313,8 @@ class SimStream:
 
     def deliver(self, data: bytes | None) -> None:
         """A frame has arrived (None: the end)."""
+        if data is not None:
+            self._network.on_frame(self, data, True)
         self._inbox.append(data)
         self._wake()
 

@@ -43,7 +43,17 @@ from tests.history.settled import HostHoldings, Leftovers, unsettled
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network, SimStore, SimStream, StoreServer
 from tests.sim.parts import CERT_SERIAL, IMAGE_BYTES, ApiServer, SimBlobs, SimClock, SimDialer, SimIds
+from tests.sim.permits import Permits
 from tests.sim.process import Process
+
+PERMIT_S = 8.0
+"""How long hosts may start guests without being heard of. Less than in production, or no fault would ever outlast it."""
+
+START_S = 0.5
+"""How long after it was permitted a start may come about on the machine."""
+
+RESYNC_S = 12.0
+"""How often hosts are told everything again: more often than in production, so that it meets with more."""
 
 STEP_FAULTS = (FaultCode.DISK_FULL, FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.DOMAIN_START_FAILED)
 
@@ -78,6 +88,8 @@ class World:
         self.network = Network(
             Random(f"network {seed}"), lose_answers=Random(f"loss {seed}").choice([0.0, 0.01, 0.05])
         )
+        self.network.double_frames = Random(f"doubling {seed}").choice([0.0, 0.0, 0.03])
+        self.network.on_frame = self._frame
         self.clock = SimClock(loop)
         self.ids = SimIds(Random(f"ids {seed}"))
         self.jitter: Callable[[], float] = Random(f"jitter {seed}").random
@@ -87,7 +99,8 @@ class World:
         self.journals: dict[str, JournalMemory] = {}
         self.processes: dict[str, Process[Any]] = {}
         self.streams: dict[str, list[SimStream]] = {}
-        self.checker = Checker()
+        self.checker = Checker(permit_s=PERMIT_S + START_S, is_one_clock=True)
+        self.permits = Permits(frozenset())
         self.violation: BaseException | None = None
         self.events = 0
         self.digest = hashlib.sha256()
@@ -96,6 +109,7 @@ class World:
         self._cell_of: dict[str, str] = {}
         self._down: set[str] = set()
         self._off: set[str] = set()
+        self._doomed: set[str] = set()
         loop.set_exception_handler(self._unhandled)
 
     # ---------------------------------------------------------------- making it
@@ -164,6 +178,7 @@ class World:
                 self._add(name, partial(self._conductor, name, cell))
         for host in self.machines:
             self._add(host, partial(self._hostd, host))
+        self.permits = Permits(frozenset(self.machines))
         for process in self.processes.values():
             process.start()
 
@@ -179,7 +194,7 @@ class World:
 
     def _conductor(self, name: str, cell: str) -> ConductorService:
         return ConductorService(
-            ConductorSettings(cell=cell, endpoint=name),
+            ConductorSettings(cell=cell, endpoint=name, permit_s=PERMIT_S, resync_s=RESYNC_S),
             self.store_for(name, cell),
             clock=self.clock,
             ids=self.ids,
@@ -207,7 +222,7 @@ class World:
 
     def store_for(self, process: str, store: str) -> SimStore:
         """A process's own client of a store."""
-        return SimStore(self.network, process, self.servers[store], after_commit=self.feed)
+        return SimStore(self.network, process, self.servers[store], after_commit=self._committed)
 
     def _project(self, number: int) -> str:
         return str(uuid.UUID(int=number + 1, version=4))
@@ -324,20 +339,36 @@ class World:
     def _machine_event(self, event: MachineEvent) -> None:
         match event.kind:
             case "started":
-                self.record(Started(event.host, event.instance_id, event.placement_epoch))
+                age_s = self.permits.age_s(event.host, self.loop.time())
+                self.record(Started(event.host, event.instance_id, event.placement_epoch, age_s))
             case "stopped":
                 self.record(Stopped(event.host, event.instance_id, event.detail))
-            case "forgotten":
+            case "forgotten" | "files_removed":
                 self.record(Destroyed(event.host, event.instance_id, event.placement_epoch))
             case "power_lost":
                 self.record(PowerLost(event.host))
             case _:
                 self.note(event)
+        if event.kind != "power_lost":
+            self._meet_doom(event.host)
+
+    def _frame(self, stream: SimStream, frame: bytes, has_come: bool) -> None:
+        self.permits.frame(stream, frame, has_come=has_come, now_s=self.loop.time())
 
     # ---------------------------------------------------------------- breaking it (the nemesis's Target)
 
+    def _committed(self, process: str) -> None:
+        self.feed()
+        self._meet_doom(process)
+
+    def _meet_doom(self, process: str) -> None:
+        if process in self._doomed:
+            self.kill(process)
+
     def _died(self, name: str) -> None:
         """Its connections break; whoever was at the other end hears of it."""
+        if name in self.machines:
+            self.permits.ended(name)
         contextvars.Context().run(self._hang_up, name)
 
     def _hang_up(self, name: str) -> None:
@@ -348,11 +379,17 @@ class World:
         """Every process."""
         return list(self.processes)
 
+    def doom(self, process: str) -> None:
+        """It dies as soon as something it does has come about: a write is applied, a domain is defined; before it hears of that."""
+        self._doomed.add(process)
+
     def kill(self, process: str) -> None:
+        self._doomed.discard(process)
         self._down.add(process)
         self.processes[process].kill()
 
     def start(self, process: str) -> None:
+        self._doomed.discard(process)
         self._down.discard(process)
         if process not in self._off:
             self.processes[process].start()
@@ -411,6 +448,33 @@ class World:
 
     def crash_hypervisor(self, host: str) -> None:
         self.machines[host].restart_hypervisor()
+
+    def stop_hypervisor(self, host: str) -> None:
+        self.machines[host].hypervisor_up = False
+        self.machines[host].restart_hypervisor()
+
+    def start_hypervisor(self, host: str) -> None:
+        self.machines[host].hypervisor_up = True
+
+    def lose_events(self, host: str) -> None:
+        """The hypervisor tells nobody of the next few things that happen."""
+        self.machines[host].lost_events += self.random.randint(1, 6)
+
+    def deafen(self, host: str) -> None:
+        """Some guests there will not hear their buttons."""
+        machine = self.machines[host]
+        machine.deaf |= {each for each in sorted(machine.domains) if self.random.random() < 0.5}
+
+    def lose_journal(self, host: str) -> None:
+        """The daemon dies, and its disk is replaced."""
+        self.kill(host)
+        self.journals[host].lose()
+
+    async def set_enabled(self, host: str, *, is_enabled: bool) -> None:
+        """What an operator does before and after maintenance."""
+        store, key = self.servers[self._cell_of[host]].memory, keys.HOST.at(host)
+        before = codec.decode(Host, (await store.get(key)).entries[key].value)
+        await store.commit(Txn(put={key: codec.encode(replace(before, enabled=is_enabled))}))
 
     def fail_next_step(self, host: str, step: str) -> None:
         self.machines[host].fail_next[step].append(self.random.choice(STEP_FAULTS))

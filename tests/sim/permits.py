@@ -1,0 +1,51 @@
+"""Which permit each host has, as an onlooker sees it: by the frames on the wire, not by what the host believes (R5)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fabric.model.session import Beat, BeatAck, Granted, Hello
+from fabric.rpc.session_codec import unpack_from_conductor, unpack_from_host
+from tests.sim.network import SimStream
+
+SMALL_BYTES: Final = 128
+"""Greetings and beats are below; what is longer is not looked into."""
+
+HELLO: Final = 0
+"""Stands for the greeting among the numbers of beats, which begin at 1."""
+
+
+class Permits:
+    """When each host sent the newest greeting or beat that it has an answer to."""
+
+    def __init__(self, hosts: frozenset[str]) -> None:
+        self._hosts = hosts
+        self._sent_s: dict[str, dict[tuple[int, int], float]] = {host: {} for host in hosts}
+        self._renewed_s: dict[str, float] = {}
+
+    def frame(self, stream: SimStream, frame: bytes, *, has_come: bool, now_s: float) -> None:
+        """A frame was sent by, or has come to, this end."""
+        host = stream.here
+        if host not in self._hosts or len(frame) > SMALL_BYTES:
+            return
+        if not has_come:
+            said = unpack_from_host(frame)
+            if isinstance(said, Hello | Beat):
+                self._sent_s[host][stream.number, said.seq if isinstance(said, Beat) else HELLO] = now_s
+            return
+        heard = unpack_from_conductor(frame)
+        if isinstance(heard, Granted | BeatAck):
+            sent_s = self._sent_s[host].get(
+                (stream.number, heard.seq if isinstance(heard, BeatAck) else HELLO)
+            )
+            if sent_s is not None:
+                self._renewed_s[host] = max(sent_s, self._renewed_s.get(host, sent_s))
+
+    def ended(self, host: str) -> None:
+        """Its daemon is dead: the next one has no permit yet, and what comes for the old one is heard by nobody."""
+        self._sent_s[host].clear()
+        self._renewed_s.pop(host, None)
+
+    def age_s(self, host: str, now_s: float) -> float:
+        """How old the host's permit is; infinite where it has none."""
+        return now_s - self._renewed_s.get(host, float("-inf"))
