@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import cast
+from typing import Final, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -11,6 +11,13 @@ from fabric.errors import InvalidRequest, Reason
 from fabric.mapping import Mapping
 from fabric.model import host, instance, network, session
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
+
+FROM_HOST_LIMIT_BYTES: Final = 1024 * 1024
+"""No message of a host is larger: the fullest inventory that the guard lets pass takes seven tenths of it."""
+
+ELEMENTS_LIMIT: Final = 4096
+"""No list in a message of a host has more. Two bytes make an element, and a million of them would hold up every other host's session for
+longer than its lease lasts: so they are counted before any is looked at."""
 
 _MAPPING = Mapping(
     {
@@ -60,8 +67,19 @@ def pack_from_conductor(value: session.FromConductor) -> bytes:
 
 
 def unpack_from_host(data: bytes) -> session.FromHost:
-    """What a host said. Raises InvalidRequest for bytes that say nothing we know: the stream's owner decides what that costs."""
-    return cast("session.FromHost", _unpack(pb.SessionRequest(), _FROM_HOST, data))
+    """What a host said. Raises InvalidRequest for bytes that say nothing we know: the stream's owner decides what that costs.
+
+    A host is not trusted: what this may cost is bounded before anything else is asked.
+    """
+    if len(data) > FROM_HOST_LIMIT_BYTES:
+        raise InvalidRequest(
+            f"the message has more than {FROM_HOST_LIMIT_BYTES} bytes",
+            field="message",
+            reason=Reason.TOO_LARGE,
+        )
+    return cast(
+        "session.FromHost", _unpack(pb.SessionRequest(), _FROM_HOST, data, elements_limit=ELEMENTS_LIMIT)
+    )
 
 
 def unpack_from_conductor(data: bytes) -> session.FromConductor:
@@ -76,7 +94,9 @@ def _pack(envelope: Message, value: object) -> bytes:
     return envelope.SerializeToString()
 
 
-def _unpack(envelope: Message, kinds: dict[str, type], data: bytes) -> object:
+def _unpack(
+    envelope: Message, kinds: dict[str, type], data: bytes, *, elements_limit: int | None = None
+) -> object:
     try:
         envelope.ParseFromString(data)
         arm = envelope.WhichOneof("message")
@@ -84,8 +104,20 @@ def _unpack(envelope: Message, kinds: dict[str, type], data: bytes) -> object:
             raise InvalidRequest(
                 "the message is empty, or of a kind this version does not know", field="message"
             )
-        return _MAPPING.take(kinds[arm], getattr(envelope, arm))
+        said: Message = getattr(envelope, arm)
+        if elements_limit is not None:
+            _count(said, elements_limit)
+        return _MAPPING.take(kinds[arm], said)
     except (DecodeError, ValueError) as broken:
         raise InvalidRequest(
             "the message does not parse", field="message", reason=Reason.MESSAGE_MALFORMED
         ) from broken
+
+
+def _count(message: Message, most: int) -> None:
+    """Messages of hosts have lists at their top level only; a test sees to that."""
+    for field, value in message.ListFields():
+        if field.is_repeated and len(value) > most:
+            raise InvalidRequest(
+                f"{field.name} has more than {most} elements", field=field.name, reason=Reason.TOO_LARGE
+            )
