@@ -50,6 +50,8 @@ def command(bridge: str, subnets: Iterable[Subnet], files: Files, user: str) -> 
         "dnsmasq",
         "--keep-in-foreground",
         "--conf-file=/dev/null",
+        # None: the default is one file for the whole machine, and of two servers that start at once the loser gives up.
+        "--pid-file=",
         "--no-hosts",
         "--no-resolv",
         "--port=0",
