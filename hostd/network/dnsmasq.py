@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -97,6 +98,8 @@ class Dnsmasq:
     def _write(self, leases: tuple[Lease, ...]) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o755)
+        if self._user != "root":
+            _require_searchable(self._folder, self._user)
         hosts, options, _ = self._paths()
         # Options first: a host line must never be read without them.
         changed = [_replace(options, options_file(leases)), _replace(hosts, hosts_file(leases))]
@@ -163,6 +166,15 @@ class Dnsmasq:
                 os.kill(pid, number)
             if await _gone(pid):
                 return
+
+
+def _require_searchable(folder: Path, user: str) -> None:
+    """Raise PermissionError where a server that gave up root could not find its files: it would drop every lease, and say nothing."""
+    for above in folder.resolve().parents:
+        if not above.stat().st_mode & stat.S_IXOTH:
+            raise PermissionError(
+                f"{above} must be searchable by {user}, as whom the DHCP server reads {folder}"
+            )
 
 
 async def _read_again(pid: int) -> None:

@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,8 +25,9 @@ import pytest
 
 from fabric.clock import SystemClock
 from fabric.model.network import Port
+from hostd.core.faults import FaultCode
 from hostd.core.tap_names import tap_name
-from hostd.network.base import Wiring
+from hostd.network.base import NetworkError, Wiring
 from hostd.network.driver import LinuxWires, NetworkSettings
 from tests.conformance.guests import a_guest, a_port
 from tests.conformance.namespaces import a_namespace, inside, ip
@@ -84,10 +86,16 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    # dnsmasq gives up root and reads its files again later.
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+def state() -> Iterator[Path]:
+    """A folder that everybody may search. Below pytest's own, every pytest that starts on the machine takes that away again."""
+    folder = Path(tempfile.mkdtemp(prefix="cf-wires-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def site(state: Path) -> Iterator[Site]:
     ports = (a_port(1), a_port(2))
     with contextlib.ExitStack() as stack:
         host, outside, *guests = (
@@ -99,7 +107,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         ip("address", "add", f"{OUTSIDE}/24", "dev", "eth0", netns=outside)
         ip("link", "set", "eth0", "up", netns=outside)
         ip("route", "add", "10.77.0.0/24", "via", UPLINK, netns=outside)
-        yield Site(host, outside, (guests[0], guests[1]), ports, tmp_path)
+        yield Site(host, outside, (guests[0], guests[1]), ports, state)
 
 
 @pytest.fixture
@@ -470,6 +478,31 @@ async def test_the_dhcp_server_can_read_again_what_a_careful_root_wrote(
 
     offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
     assert offer.address == site.ports[0].address
+
+
+async def test_a_folder_in_which_the_dhcp_server_would_lose_its_leases_is_said(
+    site: Site, wires: LinuxWires
+) -> None:
+    """It cannot say so itself: it reads nothing, forgets every guest and answers nobody."""
+    site.state.chmod(0o700)
+    with pytest.raises(NetworkError) as refused:
+        await wires.plug(site.wiring(0))
+    assert refused.value.code == FaultCode.NETWORK_FAILED
+
+    site.state.chmod(0o755)
+    await wires.plug(site.wiring(0))
+    offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
+    assert offer.address == site.ports[0].address
+
+
+@pytest.mark.usefixtures("wires")
+async def test_a_dhcp_server_leaves_the_machines_own_pid_file_alone(site: Site) -> None:
+    """There is one for all servers of the machine: of two that start at once, one would find the other's, and give up."""
+    offer = await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
+    assert offer.address == site.ports[0].address
+
+    with contextlib.suppress(FileNotFoundError):
+        assert Path("/run/dnsmasq.pid").read_text().strip() != str(dhcp_pid(site))
 
 
 async def test_a_new_daemon_serves_what_the_old_one_wired_without_being_told(
