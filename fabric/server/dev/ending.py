@@ -98,8 +98,10 @@ def _sweep(state: Path, say: Say) -> None:
         )
     network.lower_all(state)
     network.fold_away()
-    with contextlib.suppress(OSError):  # not there, or another libvirtd's
-        RUN_LIBVIRT.rmdir()
+    # Removing a folder takes what is mounted on it away from whoever mounted it, in whatever namespace (umount(2)).
+    if not machine.is_mounted_anywhere(RUN_LIBVIRT):
+        with contextlib.suppress(OSError):  # not there, or another libvirtd's
+            RUN_LIBVIRT.rmdir()
     # A process that has just ended may still hold a file for a moment; nothing else writes here now.
     for _ in range(3):
         if not state.exists():
