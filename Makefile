@@ -119,8 +119,8 @@ e2e: ready ## the processes of cmd/, as a user meets them
 chaos: ready ## the same with faults
 	@$(BIN)/pytest $(EVERYTHING) tests/chaos $(ARGS)
 
-bench: ready ## how fast, as numbers to compare and not to pass
-	@$(BIN)/pytest $(EVERYTHING) tests/bench $(ARGS)
+bench: ready ## how fast, as numbers to compare and not to pass (ARGS='creates --json FILE')
+	@$(AS_ROOT) $(BIN)/python -m tests.bench $(ARGS)
 
 #@ To leave it
 .PHONY: clean
