@@ -50,7 +50,7 @@ def down(state: Path, say: Say) -> bool:
 
 def clean_stale(state: Path, say: Say) -> None:
     """Remove what is left of a fabric whose supervisor is gone. One that is running is left alone."""
-    if _is_locked(state) or not any(left_behind(state)):
+    if is_locked(state) or not any(left_behind(state)):
         return
     say(f"removing what is left of an earlier fabric on {state}")
     down(state, say)
@@ -75,11 +75,11 @@ def _ask_supervisor(state: Path, say: Say) -> None:
     try:
         ask(paths.control, Command(verb="down"))
     except Unavailable:
-        if _is_locked(state):
+        if is_locked(state):
             say("the supervisor does not answer; everything is ended without it")
         return
     until_s = time.monotonic() + PATIENCE_S
-    while _is_locked(state) and time.monotonic() < until_s:
+    while is_locked(state) and time.monotonic() < until_s:
         time.sleep(0.05)
 
 
@@ -115,7 +115,7 @@ def _pid(path: Path) -> int:
     return 0
 
 
-def _is_locked(state: Path) -> bool:
+def is_locked(state: Path) -> bool:
     """Whether a supervisor, or somebody who is about to start one, holds the folder."""
     try:
         lock = os.open(Paths(state).lock, os.O_RDWR)

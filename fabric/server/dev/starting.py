@@ -117,7 +117,8 @@ def await_ready(topology: Topology, say: Say) -> FabricStatus:
                 )
         if status is not None and status.is_ready:
             return status
-        if not machine.marked(topology.state):
+        # It inherited the lock, and nobody else has it.
+        if not ending.is_locked(topology.state):
             raise Unavailable(f"the supervisor ended.\n{last_words(paths, 'supervisor')}")
         time.sleep(_LOOK_S)
     late = sorted({path.stem for path in paths.settings.iterdir()} - ready)
