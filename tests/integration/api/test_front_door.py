@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import uuid
@@ -56,6 +57,7 @@ def rid() -> str:
 def upload(name: str, data: bytes, fmt: int = images.IMAGE_FORMAT_RAW, **fields: object) -> list[bytes]:
     image = images.Image(name=name, **fields)  # type: ignore[arg-type]
     image.format = images.ImageFormat.ValueType(fmt)
+    image.sha256 = image.sha256 or hashlib.sha256(data).hexdigest()
     header = images.CreateImageRequest(header=images.ImageHeader(request_id=rid(), image=image))
     pieces = [data[begin : begin + 500_000] for begin in range(0, len(data), 500_000)]
     return [

@@ -21,6 +21,7 @@ from fabric.workers import Inline
 from tests.unit.images.evil_images import EVIL, GOOD, disk, qcow2
 
 LIMITS = ImageLimits()
+DISK_SHA256 = hashlib.sha256(disk()).hexdigest()
 
 
 def _inspect(
@@ -122,7 +123,11 @@ async def test_an_accepted_image_is_stored_under_its_digest(tmp_path: Path) -> N
     blobs, data = _blobs(tmp_path), disk()
 
     received = await receive(
-        blobs, _pieces(data[:1000], data[1000:]), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+        blobs,
+        _pieces(data[:1000], data[1000:]),
+        declared=ImageFormat.RAW,
+        expected_sha256=DISK_SHA256,
+        limits=LIMITS,
     )
 
     assert received.sha256 == hashlib.sha256(data).hexdigest()
@@ -134,7 +139,11 @@ async def test_an_accepted_image_is_stored_under_its_digest(tmp_path: Path) -> N
 async def test_nothing_is_left_of_a_refused_image(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest):
         await receive(
-            _blobs(tmp_path), _pieces(qcow2()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+            _blobs(tmp_path),
+            _pieces(qcow2()),
+            declared=ImageFormat.RAW,
+            expected_sha256=DISK_SHA256,
+            limits=LIMITS,
         )
 
     assert _files(tmp_path) == []
@@ -160,7 +169,9 @@ async def test_nothing_is_left_of_an_upload_that_is_given_up(tmp_path: Path) -> 
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await receive(_blobs(tmp_path), broken(), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS)
+        await receive(
+            _blobs(tmp_path), broken(), declared=ImageFormat.RAW, expected_sha256=DISK_SHA256, limits=LIMITS
+        )
 
     assert _files(tmp_path) == []
 
@@ -170,10 +181,14 @@ async def test_a_full_store_says_so_and_has_room_again_afterwards(tmp_path: Path
 
     with pytest.raises(TooMuch):
         await receive(
-            blobs, _pieces(disk(), disk()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+            blobs,
+            _pieces(disk(), disk()),
+            declared=ImageFormat.RAW,
+            expected_sha256=DISK_SHA256,
+            limits=LIMITS,
         )
     received = await receive(
-        blobs, _pieces(disk()), declared=ImageFormat.RAW, expected_sha256="", limits=LIMITS
+        blobs, _pieces(disk()), declared=ImageFormat.RAW, expected_sha256=DISK_SHA256, limits=LIMITS
     )
 
     assert received.size_bytes == len(disk())

@@ -27,7 +27,7 @@ from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_opti
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fabric/image/v1/image_service.proto\x12\x0f\x66\x61\x62ric.image.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x05\n\x05Image\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12@\n\x04name\x18\x02 \x01(\tB2\x92\xb5\x18.\x08\x01\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1a\n\nproject_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x34\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1c.fabric.image.v1.ImageFormatB\x06\x92\xb5\x18\x02\x08\x01\x12/\n\nvisibility\x18\x05 \x01(\x0e\x32\x1b.fabric.image.v1.Visibility\x12\x15\n\x05state\x18\x06 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1a\n\nsize_bytes\x18\x07 \x01(\x03\x42\x06\x92\xb5\x18\x02\x38\x01\x12\"\n\x12virtual_size_bytes\x18\x08 \x01(\x03\x42\x06\x92\xb5\x18\x02\x38\x01\x12>\n\x06sha256\x18\t \x01(\tB.\x92\xb5\x18*\x18@\"\x0f([0-9a-f]{64})?R\x15\x36\x34 hexadecimal digits\x12 \n\x0cmin_disk_gib\x18\n \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\x80\x80@\x12 \n\x0bmin_ram_mib\x18\x0b \x01(\x03\x42\x0b\x92\xb5\x18\x07(\x00\x30\x80\x80\x80\x08\x12\x11\n\tkernel_id\x18\x0c \x01(\t\x12\x12\n\nramdisk_id\x18\r \x01(\t\x12\x42\n\nproperties\x18\x0e \x03(\x0b\x32&.fabric.image.v1.Image.PropertiesEntryB\x06\x92\xb5\x18\x02\x18@\x12\x37\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x0fGetImageRequest\x12\x15\n\x05image\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"K\n\x10GetImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.fabric.image.v1.Image\x12\x10\n\x08revision\x18\x02 \x01(\x03\"N\n\x11ListImagesRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"g\n\x12ListImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.fabric.image.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"g\n\x12\x43reateImageRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.fabric.image.v1.ImageHeaderH\x00\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\x92\xb5\x18\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"s\n\x0bImageHeader\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x05image\x18\x02 \x01(\x0b\x32\x16.fabric.image.v1.ImageB\x06\x92\xb5\x18\x02\x08\x01\"N\n\x13\x43reateImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.fabric.image.v1.Image\x12\x10\n\x08revision\x18\x02 \x01(\x03\"K\n\x14\x44ownloadImageRequest\x12\x15\n\x05image\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1c\n\x0coffset_bytes\x18\x02 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x00\"%\n\x15\x44ownloadImageResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"b\n\x12\x44\x65leteImageRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x15\n\x05image\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"\'\n\x13\x44\x65leteImageResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03*\x8c\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x02\x12\x17\n\x13IMAGE_FORMAT_KERNEL\x10\x03\x12\x18\n\x14IMAGE_FORMAT_RAMDISK\x10\x04*W\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12VISIBILITY_PRIVATE\x10\x01\x12\x15\n\x11VISIBILITY_PUBLIC\x10\x02\x32\x84\x04\n\x0cImageService\x12Y\n\x08GetImage\x12 .fabric.image.v1.GetImageRequest\x1a!.fabric.image.v1.GetImageResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12_\n\nListImages\x12\".fabric.image.v1.ListImagesRequest\x1a#.fabric.image.v1.ListImagesResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x66\n\x0b\x43reateImage\x12#.fabric.image.v1.CreateImageRequest\x1a$.fabric.image.v1.CreateImageResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01(\x01\x12j\n\rDownloadImage\x12%.fabric.image.v1.DownloadImageRequest\x1a&.fabric.image.v1.DownloadImageResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x30\x01\x12\x64\n\x0b\x44\x65leteImage\x12#.fabric.image.v1.DeleteImageRequest\x1a$.fabric.image.v1.DeleteImageResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#fabric/image/v1/image_service.proto\x12\x0f\x66\x61\x62ric.image.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x91\x05\n\x05Image\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12@\n\x04name\x18\x02 \x01(\tB2\x92\xb5\x18.\x08\x01\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1a\n\nproject_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x34\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x1c.fabric.image.v1.ImageFormatB\x06\x92\xb5\x18\x02\x08\x01\x12/\n\nvisibility\x18\x05 \x01(\x0e\x32\x1b.fabric.image.v1.Visibility\x12\x15\n\x05state\x18\x06 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1a\n\nsize_bytes\x18\x07 \x01(\x03\x42\x06\x92\xb5\x18\x02\x38\x01\x12\"\n\x12virtual_size_bytes\x18\x08 \x01(\x03\x42\x06\x92\xb5\x18\x02\x38\x01\x12=\n\x06sha256\x18\t \x01(\tB-\x92\xb5\x18)\x08\x01\x18@\"\x0c[0-9a-f]{64}R\x15\x36\x34 hexadecimal digits\x12 \n\x0cmin_disk_gib\x18\n \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\x80\x80@\x12 \n\x0bmin_ram_mib\x18\x0b \x01(\x03\x42\x0b\x92\xb5\x18\x07(\x00\x30\x80\x80\x80\x08\x12\x11\n\tkernel_id\x18\x0c \x01(\t\x12\x12\n\nramdisk_id\x18\r \x01(\t\x12\x42\n\nproperties\x18\x0e \x03(\x0b\x32&.fabric.image.v1.Image.PropertiesEntryB\x06\x92\xb5\x18\x02\x18@\x12\x37\n\x0b\x63reate_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x1a\x31\n\x0fPropertiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"(\n\x0fGetImageRequest\x12\x15\n\x05image\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"K\n\x10GetImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.fabric.image.v1.Image\x12\x10\n\x08revision\x18\x02 \x01(\x03\"N\n\x11ListImagesRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"g\n\x12ListImagesResponse\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.fabric.image.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"g\n\x12\x43reateImageRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.fabric.image.v1.ImageHeaderH\x00\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\x92\xb5\x18\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"s\n\x0bImageHeader\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x05image\x18\x02 \x01(\x0b\x32\x16.fabric.image.v1.ImageB\x06\x92\xb5\x18\x02\x08\x01\"N\n\x13\x43reateImageResponse\x12%\n\x05image\x18\x01 \x01(\x0b\x32\x16.fabric.image.v1.Image\x12\x10\n\x08revision\x18\x02 \x01(\x03\"K\n\x14\x44ownloadImageRequest\x12\x15\n\x05image\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1c\n\x0coffset_bytes\x18\x02 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x00\"%\n\x15\x44ownloadImageResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"b\n\x12\x44\x65leteImageRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x15\n\x05image\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"\'\n\x13\x44\x65leteImageResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03*\x8c\x01\n\x0bImageFormat\x12\x1c\n\x18IMAGE_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10IMAGE_FORMAT_RAW\x10\x01\x12\x16\n\x12IMAGE_FORMAT_QCOW2\x10\x02\x12\x17\n\x13IMAGE_FORMAT_KERNEL\x10\x03\x12\x18\n\x14IMAGE_FORMAT_RAMDISK\x10\x04*W\n\nVisibility\x12\x1a\n\x16VISIBILITY_UNSPECIFIED\x10\x00\x12\x16\n\x12VISIBILITY_PRIVATE\x10\x01\x12\x15\n\x11VISIBILITY_PUBLIC\x10\x02\x32\x84\x04\n\x0cImageService\x12Y\n\x08GetImage\x12 .fabric.image.v1.GetImageRequest\x1a!.fabric.image.v1.GetImageResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12_\n\nListImages\x12\".fabric.image.v1.ListImagesRequest\x1a#.fabric.image.v1.ListImagesResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x66\n\x0b\x43reateImage\x12#.fabric.image.v1.CreateImageRequest\x1a$.fabric.image.v1.CreateImageResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01(\x01\x12j\n\rDownloadImage\x12%.fabric.image.v1.DownloadImageRequest\x1a&.fabric.image.v1.DownloadImageResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x30\x01\x12\x64\n\x0b\x44\x65leteImage\x12#.fabric.image.v1.DeleteImageRequest\x1a$.fabric.image.v1.DeleteImageResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,7 +51,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE'].fields_by_name['virtual_size_bytes']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['virtual_size_bytes']._serialized_options = b'\222\265\030\0028\001'
   _globals['_IMAGE'].fields_by_name['sha256']._loaded_options = None
-  _globals['_IMAGE'].fields_by_name['sha256']._serialized_options = b'\222\265\030*\030@\"\017([0-9a-f]{64})?R\02564 hexadecimal digits'
+  _globals['_IMAGE'].fields_by_name['sha256']._serialized_options = b'\222\265\030)\010\001\030@\"\014[0-9a-f]{64}R\02564 hexadecimal digits'
   _globals['_IMAGE'].fields_by_name['min_disk_gib']._loaded_options = None
   _globals['_IMAGE'].fields_by_name['min_disk_gib']._serialized_options = b'\222\265\030\006(\0000\200\200@'
   _globals['_IMAGE'].fields_by_name['min_ram_mib']._loaded_options = None
@@ -90,36 +90,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGESERVICE'].methods_by_name['DownloadImage']._serialized_options = b'\212\265\030\004\010\003\020\001'
   _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._loaded_options = None
   _globals['_IMAGESERVICE'].methods_by_name['DeleteImage']._serialized_options = b'\212\265\030\006\010\003\020\002\030\001'
-  _globals['_IMAGEFORMAT']._serialized_start=1646
-  _globals['_IMAGEFORMAT']._serialized_end=1786
-  _globals['_VISIBILITY']._serialized_start=1788
-  _globals['_VISIBILITY']._serialized_end=1875
+  _globals['_IMAGEFORMAT']._serialized_start=1645
+  _globals['_IMAGEFORMAT']._serialized_end=1785
+  _globals['_VISIBILITY']._serialized_start=1787
+  _globals['_VISIBILITY']._serialized_end=1874
   _globals['_IMAGE']._serialized_start=122
-  _globals['_IMAGE']._serialized_end=780
-  _globals['_IMAGE_PROPERTIESENTRY']._serialized_start=731
-  _globals['_IMAGE_PROPERTIESENTRY']._serialized_end=780
-  _globals['_GETIMAGEREQUEST']._serialized_start=782
-  _globals['_GETIMAGEREQUEST']._serialized_end=822
-  _globals['_GETIMAGERESPONSE']._serialized_start=824
-  _globals['_GETIMAGERESPONSE']._serialized_end=899
-  _globals['_LISTIMAGESREQUEST']._serialized_start=901
-  _globals['_LISTIMAGESREQUEST']._serialized_end=979
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=981
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1084
-  _globals['_CREATEIMAGEREQUEST']._serialized_start=1086
-  _globals['_CREATEIMAGEREQUEST']._serialized_end=1189
-  _globals['_IMAGEHEADER']._serialized_start=1191
-  _globals['_IMAGEHEADER']._serialized_end=1306
-  _globals['_CREATEIMAGERESPONSE']._serialized_start=1308
-  _globals['_CREATEIMAGERESPONSE']._serialized_end=1386
-  _globals['_DOWNLOADIMAGEREQUEST']._serialized_start=1388
-  _globals['_DOWNLOADIMAGEREQUEST']._serialized_end=1463
-  _globals['_DOWNLOADIMAGERESPONSE']._serialized_start=1465
-  _globals['_DOWNLOADIMAGERESPONSE']._serialized_end=1502
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=1504
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=1602
-  _globals['_DELETEIMAGERESPONSE']._serialized_start=1604
-  _globals['_DELETEIMAGERESPONSE']._serialized_end=1643
-  _globals['_IMAGESERVICE']._serialized_start=1878
-  _globals['_IMAGESERVICE']._serialized_end=2394
+  _globals['_IMAGE']._serialized_end=779
+  _globals['_IMAGE_PROPERTIESENTRY']._serialized_start=730
+  _globals['_IMAGE_PROPERTIESENTRY']._serialized_end=779
+  _globals['_GETIMAGEREQUEST']._serialized_start=781
+  _globals['_GETIMAGEREQUEST']._serialized_end=821
+  _globals['_GETIMAGERESPONSE']._serialized_start=823
+  _globals['_GETIMAGERESPONSE']._serialized_end=898
+  _globals['_LISTIMAGESREQUEST']._serialized_start=900
+  _globals['_LISTIMAGESREQUEST']._serialized_end=978
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=980
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1083
+  _globals['_CREATEIMAGEREQUEST']._serialized_start=1085
+  _globals['_CREATEIMAGEREQUEST']._serialized_end=1188
+  _globals['_IMAGEHEADER']._serialized_start=1190
+  _globals['_IMAGEHEADER']._serialized_end=1305
+  _globals['_CREATEIMAGERESPONSE']._serialized_start=1307
+  _globals['_CREATEIMAGERESPONSE']._serialized_end=1385
+  _globals['_DOWNLOADIMAGEREQUEST']._serialized_start=1387
+  _globals['_DOWNLOADIMAGEREQUEST']._serialized_end=1462
+  _globals['_DOWNLOADIMAGERESPONSE']._serialized_start=1464
+  _globals['_DOWNLOADIMAGERESPONSE']._serialized_end=1501
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1503
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1601
+  _globals['_DELETEIMAGERESPONSE']._serialized_start=1603
+  _globals['_DELETEIMAGERESPONSE']._serialized_end=1642
+  _globals['_IMAGESERVICE']._serialized_start=1877
+  _globals['_IMAGESERVICE']._serialized_end=2393
 # @@protoc_insertion_point(module_scope)

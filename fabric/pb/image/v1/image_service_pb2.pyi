@@ -135,7 +135,9 @@ class Image(_message.Message):
     virtual_size_bytes: _builtins.int
     """How large a disk it makes."""
     sha256: _builtins.str
-    """The SHA-256 of the bytes, hexadecimal. In a request: what they must have."""
+    """The SHA-256 of the bytes, hexadecimal. In a request: what they must have. It is needed there because nothing else tells an upload
+    that was broken off from one that has ended.
+    """
     min_disk_gib: _builtins.int
     """The least root disk."""
     min_ram_mib: _builtins.int
