@@ -72,7 +72,7 @@ class NetworkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     mtu: Annotated[int, Meta(ge=576, le=9216, description="The MTU of its interfaces.")] = 1500
     dns_servers: Annotated[
         tuple[str, ...],
-        Meta(max_length=4, description="What guests resolve names with; none: the host's address."),
+        Meta(max_length=4, description="What guests resolve names with; none: they are told of none."),
     ] = ()
 
 
@@ -226,9 +226,6 @@ class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     audit_s: Annotated[
         Seconds, Meta(description="How often resources are measured, besides at every change.")
     ] = 60.0
-    cache_bytes: Annotated[int, Meta(ge=0, description="What the image cache may take on disk.")] = (
-        20 * 1024**3
-    )
     log: Annotated[LogSettings, Meta(description="The log.")] = msgspec.field(default_factory=LogSettings)
 
 
