@@ -204,7 +204,10 @@ class FakeMachine:
                 await asyncio.sleep(delay_s / 2)
                 return result
 
-        return await asyncio.shield(self._spawn(job()))
+        task = self._spawn(job())
+        # Not shielded, but waited for: a shield's own future would hold an error that nobody takes when the caller dies.
+        await asyncio.wait({task})
+        return task.result()
 
     def after(self, delay_s: float, work: Callable[[], None]) -> None:
         """Do `work` later, unless the power fails first: what a guest does in its own time."""
@@ -302,8 +305,14 @@ class FakeMachine:
     def _spawn(self, job: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(job, context=self._context.copy())
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard, context=self._context)
+        task.add_done_callback(self._ended, context=self._context)
         return task
+
+    def _ended(self, job: asyncio.Task[Any]) -> None:
+        """Look at how a job ended: whoever asked for it may be gone, and then its failure is nobody's, and nothing to complain of."""
+        self._jobs.discard(job)
+        if not job.cancelled():
+            job.exception()
 
 
 class FakeDriver:

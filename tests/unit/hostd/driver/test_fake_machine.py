@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import deque
 from dataclasses import replace
 
@@ -104,6 +105,34 @@ async def test_an_operation_in_flight_dies_with_the_power() -> None:
         await asked
     assert refused.value.code == FaultCode.HYPERVISOR_UNAVAILABLE
     assert machine.running() == {}
+
+
+@pytest.mark.parametrize("death", ["cancelled", "killed"])
+async def test_an_operation_that_dies_after_its_daemon_troubles_nobody(death: str) -> None:
+    troubles: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, trouble: troubles.append(trouble["message"]))
+    machine, _ = a_machine(start_s=0.02)
+    driver = FakeDriver(machine)
+    await driver.define(SPEC)
+    if death == "cancelled":
+        asked = asyncio.create_task(driver.start(GUEST.id))
+        await asyncio.sleep(0)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        del asked
+        machine.lose_power()
+        await machine.settle()
+    else:
+        # As the simulation kills: it never goes on from where it waits.
+        waiting = driver.start(GUEST.id)
+        waiting.send(None)
+        machine.lose_power()
+        await machine.settle()
+        await asyncio.sleep(0)
+        del waiting
+    gc.collect()
+
+    assert troubles == []
 
 
 async def test_a_step_fails_as_often_as_it_was_told() -> None:
