@@ -13,6 +13,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from fabric.observability import logging
 from tests.bench.measure import Row, table
 
 BENCHES = {
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}; all if none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, for programs")
     chosen = parser.parse_args()
+    logging.configure(process="bench", level="warning", style="console")
     if unknown := set(chosen.names) - set(BENCHES):
         parser.error(f"there is no {', '.join(sorted(unknown))}")
     rows: list[Row] = []
