@@ -73,10 +73,12 @@ def test_every_command_in_a_sentence_is_one(
     monkeypatch.chdir(tmp_path)
     words = span.split()[1:]
     command: click.Command | None = cli
-    while isinstance(command, click.Group) and words:
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         command = command.get_command(click.Context(command), words.pop(0))
 
     assert command is not None
+    if words == ["--help"]:
+        return  # every command has it, and parsing it ends the program
     if words:
         assert parse(span, tmp_path)
 
