@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ from fabric.identity.core import (
     principal_of,
 )
 from fabric.identity.directory import Directory, project_writes, user_writes
-from fabric.identity.login import Login
+from fabric.identity.login import AT_ONCE, Login
 from fabric.identity.passwords import CHEAP, Passwords
 from fabric.identity.tokens import ASK_AGAIN_S, DEAF_S, OUTAGE_S, REMEMBER_S, Tokens
 from fabric.ids import RandomIds
@@ -37,6 +38,8 @@ from tests.unit.store.virtual import LoopClock, run
 PROJECT = Project(id="11111111-1111-4111-8111-111111111111", name="nebula_prod")
 USER = User(id="22222222-2222-4222-8222-222222222222", name="nebula_admin", default_project_id=PROJECT.id)
 NOW_MS = 1_000_000_000
+
+T = TypeVar("T")
 
 
 class Clock:
@@ -297,6 +300,65 @@ async def test_guessing_locks_out_the_guesser_and_nobody_else(store: Flaky) -> N
     with pytest.raises(TooMuch):
         await _try(login)
     assert await _try(login, peer="b")
+
+
+class Busy:
+    """Workers that are never done, until they are told so."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.free = asyncio.Event()
+
+    async def run(self, work: Callable[[], T]) -> T:
+        self.begun += 1
+        await self.free.wait()
+        return work()
+
+
+async def _begun(asyncio_tasks: int = 50) -> None:
+    """Let what can go on go on; nothing here waits for time."""
+    for _ in range(asyncio_tasks):
+        await asyncio.sleep(0)
+
+
+async def test_one_address_cannot_keep_all_others_from_logging_in(store: Flaky) -> None:
+    login, busy = await _login(store, Clock()), Busy()
+    login._passwords._workers = busy
+    flood = [
+        asyncio.create_task(_try(login, user=f"guess-{number}", peer="evil")) for number in range(3 * AT_ONCE)
+    ]
+    await _begun()
+    honest = asyncio.create_task(_try(login, peer="good"))
+    await _begun()
+    hashing = busy.begun
+
+    busy.free.set()
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+
+    assert hashing == AT_ONCE + 1
+    assert await honest
+    assert sum(isinstance(each, TooMuch) for each in outcomes) == 2 * AT_ONCE
+    with pytest.raises(Unauthenticated):
+        await _try(login, user="guess", peer="evil")
+
+
+async def test_who_has_guessed_before_guesses_one_at_a_time(store: Flaky) -> None:
+    clock = Clock()
+    login, busy = await _login(store, clock), Busy()
+    for _ in range(FREE_TRIES):
+        with pytest.raises(Unauthenticated):
+            await _try(login, password="wrong")
+    clock.s += LONGEST_WAIT_S
+    login._passwords._workers = busy
+    guesses = [asyncio.create_task(_try(login, password=f"wrong {number}")) for number in range(AT_ONCE)]
+    await _begun()
+    hashing = busy.begun
+
+    busy.free.set()
+    outcomes = await asyncio.gather(*guesses, return_exceptions=True)
+
+    assert hashing == 1
+    assert sum(isinstance(each, TooMuch) for each in outcomes) == AT_ONCE - 1
 
 
 async def test_a_user_that_does_not_exist_is_hashed_for_all_the_same(store: Flaky) -> None:
