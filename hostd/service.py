@@ -112,7 +112,7 @@ class HostDaemon:
         self._gate.fence = Fence(epoch=state.epoch)
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._queues.begin(state.rows, tasks)
+                self._queues.begin(state.rows, tasks, is_trusted=state.trusted)
                 tasks.create_task(self._watch.run(), name="hypervisor")
                 tasks.create_task(self._audit.run(), name="audit")
                 tasks.create_task(self._hold_sessions(), name="sessions")

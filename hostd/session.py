@@ -246,6 +246,7 @@ class Session:
             self._desk.queues.bury(mentioned | {release.instance_id for release in releases})
         early, self._early = self._early, []
         self._take([*releases, *orders, *early])
+        self._desk.queues.snapshot_taken()
         self._desk.snapshot_taken()
 
     def _take(self, messages: list[Order | Release]) -> None:

@@ -31,6 +31,7 @@ class FaultCode(enum.StrEnum):
     GUEST_CRASHED = "GUEST_CRASHED"
     CONSOLE_UNAVAILABLE = "CONSOLE_UNAVAILABLE"
     HOST_FAILED = "HOST_FAILED"
+    DISK_LOST = "DISK_LOST"
 
 
 FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
@@ -52,6 +53,7 @@ FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
         FaultCode.GUEST_CRASHED: "the guest crashed",
         FaultCode.CONSOLE_UNAVAILABLE: "the server's console cannot be read",
         FaultCode.HOST_FAILED: "the host failed in a way it has no word for",
+        FaultCode.DISK_LOST: "the server's disk is gone from its host",
     }
 )
 

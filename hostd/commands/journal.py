@@ -18,7 +18,10 @@ class JournalDamaged(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalRow:
-    """What was accepted for one instance. (placement_epoch, generation) only grows; so does action_started."""
+    """What was accepted for one instance. (placement_epoch, generation) only grows; so does action_started.
+
+    `made`: the placement's root disk has been made here. Where it is gone, people's data is: nobody makes an empty one in its stead.
+    """
 
     instance_id: str
     placement_epoch: int = 0
@@ -26,11 +29,12 @@ class JournalRow:
     action_started: int = 0
     action_done: int = 0
     released: bool = False
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JournalState:
-    """All of it, as read at start. `trusted` is False after damage or a loss."""
+    """All of it, as read at start. `trusted` is False after damage or a loss, until `trust` is called."""
 
     epoch: int
     rows: Mapping[str, JournalRow]
@@ -50,6 +54,10 @@ class Journal(Protocol):
 
     def write(self, row: JournalRow) -> None:
         """Record a row, whole."""
+        ...
+
+    def trust(self) -> None:
+        """Record that it holds everything a whole snapshot has told: from now on what it does not know was not done here."""
         ...
 
     def erase(self, instance_id: str) -> None:

@@ -38,6 +38,8 @@ class MemoryJournal:
 
     def write(self, row: JournalRow) -> None:
         self._memory.rows[row.instance_id] = row
+
+    def trust(self) -> None:
         self._memory.trusted = True
 
     def erase(self, instance_id: str) -> None:

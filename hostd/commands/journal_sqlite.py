@@ -1,8 +1,7 @@
 """The journal in SQLite: WAL with synchronous=FULL, so that a row is on the disk when `write` returns (R3).
 
 Every row carries a checksum of its own, because SQLite checks the structure of its pages but not what is in them. A journal
-that is missing, unreadable or fails a check is not trusted, and stays so over restarts until the first row written after it,
-which only a conductor's snapshot can cause.
+that is missing, unreadable or fails a check is not trusted, and stays so over restarts until a conductor's whole snapshot is in it.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import structlog
 
 from hostd.commands.journal import JournalDamaged, JournalRow, JournalState
 
-_SCHEMA: Final = 1
-_COLUMNS: Final = "instance_id, placement_epoch, generation, action_started, action_done, released"
+_SCHEMA: Final = 2
+_COLUMNS: Final = "instance_id, placement_epoch, generation, action_started, action_done, released, made"
 _log = structlog.get_logger(__name__)
 
 
@@ -32,6 +31,8 @@ def checksum(row: JournalRow) -> int:
         row.action_started,
         row.action_done,
         int(row.released),
+        # Only where it is set: rows of the first schema, which did not know it, keep their checksums.
+        *(("made",) if row.made else ()),
     )
     return zlib.crc32("\x1f".join(map(str, fields)).encode())
 
@@ -62,26 +63,22 @@ class SqliteJournal:
         )
 
     def write(self, row: JournalRow) -> None:
-        database = self._opened()
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            database.execute(
-                f"REPLACE INTO instance ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
-                (
-                    row.instance_id,
-                    row.placement_epoch,
-                    row.generation,
-                    row.action_started,
-                    row.action_done,
-                    row.released,
-                    checksum(row),
-                ),
-            )
-            database.execute("REPLACE INTO mark (name, value) VALUES ('trusted', 1)")
-        except sqlite3.Error:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
+        self._execute(
+            f"REPLACE INTO instance ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+            (
+                row.instance_id,
+                row.placement_epoch,
+                row.generation,
+                row.action_started,
+                row.action_done,
+                row.released,
+                row.made,
+                checksum(row),
+            ),
+        )
+
+    def trust(self) -> None:
+        self._execute("REPLACE INTO mark (name, value) VALUES ('trusted', 1)", ())
 
     def erase(self, instance_id: str) -> None:
         self._execute("DELETE FROM instance WHERE instance_id = ?", (instance_id,))
@@ -109,6 +106,8 @@ class SqliteJournal:
         schema: int = database.execute("PRAGMA user_version").fetchone()[0]
         if schema == 0:
             self._create(database)
+        elif schema == 1:
+            self._learn_what_was_made(database)
         elif schema != _SCHEMA:
             raise JournalDamaged(f"schema {schema} is not {_SCHEMA}")
         verdict: str = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
@@ -116,7 +115,7 @@ class SqliteJournal:
             raise JournalDamaged(verdict)
         rows: dict[str, JournalRow] = {}
         statement = f"SELECT {_COLUMNS}, checksum FROM instance"  # noqa: S608 - constants
-        for *fields, released, expected in database.execute(statement):
+        for *fields, released, made, expected in database.execute(statement):
             row = JournalRow(
                 instance_id=fields[0],
                 placement_epoch=fields[1],
@@ -124,6 +123,7 @@ class SqliteJournal:
                 action_started=fields[3],
                 action_done=fields[4],
                 released=bool(released),
+                made=bool(made),
             )
             if checksum(row) != expected:
                 raise JournalDamaged(f"the row of instance {row.instance_id} fails its checksum")
@@ -137,9 +137,17 @@ class SqliteJournal:
         database.execute(
             "CREATE TABLE instance (instance_id TEXT PRIMARY KEY, placement_epoch INTEGER NOT NULL, "
             "generation INTEGER NOT NULL, action_started INTEGER NOT NULL, action_done INTEGER NOT NULL, "
-            "released INTEGER NOT NULL, checksum INTEGER NOT NULL) STRICT"
+            "released INTEGER NOT NULL, made INTEGER NOT NULL, checksum INTEGER NOT NULL) STRICT"
         )
         database.execute("CREATE TABLE mark (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT")
+        database.execute(f"PRAGMA user_version = {_SCHEMA}")
+        database.execute("COMMIT")
+
+    @staticmethod
+    def _learn_what_was_made(database: sqlite3.Connection) -> None:
+        """From the first schema. That its disks were made will be known again when their guests are next started."""
+        database.execute("BEGIN IMMEDIATE")
+        database.execute("ALTER TABLE instance ADD COLUMN made INTEGER NOT NULL DEFAULT 0")
         database.execute(f"PRAGMA user_version = {_SCHEMA}")
         database.execute("COMMIT")
 

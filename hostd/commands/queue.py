@@ -27,11 +27,24 @@ class Queues:
         self._tasks: asyncio.TaskGroup | None = None
         self._workers: dict[str, Worker] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._is_trusted = True
 
-    def begin(self, rows: Mapping[str, JournalRow], tasks: asyncio.TaskGroup) -> None:
-        """Go on from what the journal says. `tasks` owns the workers: they end with it, and not before."""
+    def begin(
+        self, rows: Mapping[str, JournalRow], tasks: asyncio.TaskGroup, *, is_trusted: bool = True
+    ) -> None:
+        """Go on from what the journal says, or where that is lost, from what the first snapshot will say.
+
+        `tasks` owns the workers: they end with it, and not before.
+        """
         self._rows.update(rows)
         self._tasks = tasks
+        self._is_trusted = is_trusted
+
+    def snapshot_taken(self) -> None:
+        """Everything that a whole snapshot has told is in the journal now."""
+        if not self._is_trusted:
+            self._site.journal.trust()
+            self._is_trusted = True
 
     def orders(self) -> dict[str, Order]:
         """The latest order of each instance."""
@@ -50,7 +63,7 @@ class Queues:
         for release in releases:
             self._worker(release.instance_id).take_release(release)
         for order in orders:
-            refusal = self._worker(order.guest.id).take_order(order)
+            refusal = self._worker(order.guest.id).take_order(order, presume_made=not self._is_trusted)
             if refusal is not None:
                 _log.warning(
                     "order.refused",

@@ -31,7 +31,9 @@ from hostd.core.steps import (
     EnsureImage,
     Forget,
     LetGo,
+    Mark,
     MarkDone,
+    MarkMade,
     MarkStarted,
     Plug,
     PressPower,
@@ -118,9 +120,9 @@ class Worker:
 
     # ------------------------------------------------------------ what is asked
 
-    def take_order(self, order: Order) -> fencing.Refusal | None:
+    def take_order(self, order: Order, *, presume_made: bool = False) -> fencing.Refusal | None:
         """Accept an order, journalled before this returns (R3). The same order again costs nothing, but tells its end again."""
-        accepted = fencing.accept(self.row, order)
+        accepted = fencing.accept(self.row, order, presume_made=presume_made)
         if isinstance(accepted, fencing.Refusal):
             return accepted
         self._write(accepted)
@@ -210,7 +212,7 @@ class Worker:
             match decided:
                 case Wait(until_s=until_s):
                     return None if until_s is None else max(0.001, until_s - self._site.clock.boot_s())
-                case MarkStarted() | MarkDone():
+                case MarkStarted() | MarkDone() | MarkMade():
                     await self._mark(decided)
                 case LetGo(placement_epoch):
                     self._released(placement_epoch)
@@ -298,9 +300,11 @@ class Worker:
                     image, self._site.fetch, lambda percent: self._show(goal, "image", percent)
                 )
                 await self._unless_changed(fetching)
-            case EnsureFiles():
+            case EnsureFiles(made):
                 order = self._order()
-                found["files"] = await self._site.disks.ensure_guest(order.guest, order.placement_epoch)
+                found["files"] = await self._site.disks.ensure_guest(
+                    order.guest, order.placement_epoch, made=made
+                )
             case Plug():
                 order = self._order()
                 self._show(goal, "networking", 0)
@@ -345,12 +349,15 @@ class Worker:
             raise Superseded
         doing.result()
 
-    async def _mark(self, mark: MarkStarted | MarkDone) -> None:
+    async def _mark(self, mark: Mark) -> None:
         assert self.row is not None
-        if isinstance(mark, MarkStarted):
-            self._write(replace(self.row, action_started=mark.action_seq))
-        else:
-            self._write(replace(self.row, action_done=mark.action_seq))
+        match mark:
+            case MarkStarted(action_seq):
+                self._write(replace(self.row, action_started=action_seq))
+            case MarkDone(action_seq):
+                self._write(replace(self.row, action_done=action_seq))
+            case MarkMade():
+                self._write(replace(self.row, made=True))
         await self._site.failpoints.reach(mark.reached)
 
     async def _watch_over(self, order: Order, settled: Settled) -> float | None:

@@ -55,12 +55,13 @@ class Refusal(enum.StrEnum):
     RELEASED = "this placement was released, and is not to come back"
 
 
-def accept(row: JournalRow | None, order: Order) -> JournalRow | Refusal:
+def accept(row: JournalRow | None, order: Order, *, presume_made: bool = False) -> JournalRow | Refusal:
     """The row to journal before acting on an order, or why the order is too old (R2, R3).
 
     A placement new to the journal owes no one-shot action: its first boot is newer than what was asked of the copy before. Neither
     does a guest that is wanted off or gone. After the journal was lost this may skip one reboot that was under way; the other choice
-    would be to reboot every guest that was ever rebooted.
+    would be to reboot every guest that was ever rebooted. `presume_made` is said then of what the first snapshot orders: nobody knows
+    whether its disks were made, and to fail a create that was under way is better than to give a server an empty disk for its own.
     """
     if not is_id(order.guest.id) or order.placement_epoch < 1 or order.want is Want.UNSPECIFIED:
         return Refusal.MALFORMED
@@ -73,6 +74,7 @@ def accept(row: JournalRow | None, order: Order) -> JournalRow | Refusal:
             action_started=order.action_seq,
             action_done=order.action_seq,
             released=ends,
+            made=presume_made,
         )
     if order.placement_epoch < row.placement_epoch:
         return Refusal.OLD_PLACEMENT

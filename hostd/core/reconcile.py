@@ -28,6 +28,7 @@ from hostd.core.steps import (
     Forget,
     LetGo,
     MarkDone,
+    MarkMade,
     MarkStarted,
     Plug,
     PressPower,
@@ -170,7 +171,7 @@ def _toward_run(
         crashed = domain is not None and domain.power is PowerState.CRASHED
         fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
         return Settled(HostState.ERROR, domain.power if domain else PowerState.NOSTATE, fault)
-    return _spawn(order, effort, permitted=permitted)
+    return _spawn(order, row, effort, permitted=permitted)
 
 
 def _reboot(order: Order, domain: Domain, effort: Effort, *, now_s: float, patience: Patience) -> Step:
@@ -191,13 +192,19 @@ def _reboot(order: Order, domain: Domain, effort: Effort, *, now_s: float, patie
     return CutPower()
 
 
-def _spawn(order: Order, effort: Effort, *, permitted: bool) -> Step:
-    """The next step of booting a guest. All of them, at every start: each is idempotent, and a power cut takes the wires."""
+def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) -> Step:
+    """The next step of booting a guest. All of them, at every start: each is idempotent, and a power cut takes the wires.
+
+    Disks are made once in a placement's life. A start that finds them gone reports it: with fresh ones the server would come up empty, and
+    look well.
+    """
     for image in order.guest.images():
         if image.sha256 not in effort.images:
             return EnsureImage(image)
     if effort.files is None:
-        return EnsureFiles()
+        return EnsureFiles(made=row.made)
+    if not row.made:
+        return MarkMade()
     if effort.interfaces is None:
         return Plug()
     if not effort.is_defined:

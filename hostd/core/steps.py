@@ -26,9 +26,10 @@ class EnsureImage:
 
 @dataclass(frozen=True, slots=True)
 class EnsureFiles:
-    """Have the guest's own disks."""
+    """Have the guest's own disks. `made`: they were made before, so that losing them is a fault and not a reason to make others."""
 
     reached: ClassVar[str] = "hostd.spawn.files"
+    made: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,13 @@ class MarkDone:
 
 
 @dataclass(frozen=True, slots=True)
+class MarkMade:
+    """Journal that the guest's disks are made: before it can have written to them."""
+
+    reached: ClassVar[str] = "hostd.spawn.made"
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Nothing to do until an instant of the boot clock, or, with None, until something changes."""
 
@@ -160,7 +168,7 @@ Act = (
 )
 """What touches the host; before each, what permits it is checked once more (R2)."""
 
-Mark = MarkStarted | MarkDone
+Mark = MarkStarted | MarkDone | MarkMade
 """What touches the journal only."""
 
 Step = Act | Mark | Wait | Stuck | Settled | LetGo

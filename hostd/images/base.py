@@ -55,8 +55,11 @@ class Disks(Protocol):
         """
         ...
 
-    async def ensure_guest(self, guest: Guest, placement_epoch: int) -> GuestDisks:
-        """Have the overlay root disk (grown to the flavor), the config drive and the log file. Never replaces a root disk."""
+    async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
+        """Have the overlay root disk (grown to the flavor), the config drive and the log file. Never replaces a root disk.
+
+        `made`: the root disk was made before. One that is gone then is DISK_LOST, and nothing is made.
+        """
         ...
 
     async def remove(self, instance_id: str, placement_epoch: int) -> None:

@@ -77,10 +77,13 @@ class LocalDisks:
     async def ensure_image(self, image: ImageRef, fetch: Fetch, progress: Callable[[int], None]) -> None:
         await self._cache.ensure(image, fetch, progress)
 
-    async def ensure_guest(self, guest: Guest, placement_epoch: int) -> GuestDisks:
+    async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
         async with self._folders.setdefault(guest.id, asyncio.Lock()):
             with disk_faults("guest"):
-                return await self._make(guest, self._folder(guest.id, placement_epoch))
+                folder = self._folder(guest.id, placement_epoch)
+                if made and not (folder / _ROOT).exists():
+                    raise disk_error(FaultCode.DISK_LOST)
+                return await self._make(guest, folder)
 
     async def remove(self, instance_id: str, placement_epoch: int) -> None:
         async with self._folders.setdefault(instance_id, asyncio.Lock()):

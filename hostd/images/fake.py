@@ -47,19 +47,22 @@ class FakeDisks:
             await self._do(f"image/{image.sha256}", "ensure_image", store)
             progress(100)
 
-    async def ensure_guest(self, guest: Guest, placement_epoch: int) -> GuestDisks:
+    async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
         held = Held(guest.id, placement_epoch)
 
         def make() -> GuestDisks:
             existing = self._machine.folders.get(held)
             if existing is not None:
                 return existing
+            if made:
+                raise _error(FaultCode.DISK_LOST)
             if any(image.sha256 not in self._machine.images for image in guest.images()):
                 raise _error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
             if guest.disk_gib and guest.image.virtual_size_bytes > guest.disk_gib * _GIB:
                 raise _error(FaultCode.IMAGE_TOO_LARGE)
             disks = _describe(guest, placement_epoch)
             self._machine.folders[held] = disks
+            self._happened("files_made", held)
             return disks
 
         return await self._do(f"folder/{guest.id}", "ensure_guest", make)
@@ -70,14 +73,7 @@ class FakeDisks:
                 if held.instance_id == instance_id and held.placement_epoch <= placement_epoch:
                     del self._machine.folders[held]
                     self._machine.consoles.pop(held, None)
-                    self._machine.record(
-                        MachineEvent(
-                            host=self._machine.name,
-                            kind="files_removed",
-                            instance_id=instance_id,
-                            placement_epoch=held.placement_epoch,
-                        )
-                    )
+                    self._happened("files_removed", held)
 
         await self._do(f"folder/{instance_id}", "remove", drop)
 
@@ -104,6 +100,16 @@ class FakeDisks:
                 del self._machine.images[sha256]
 
         await self._do("images", "prune", drop)
+
+    def _happened(self, kind: str, held: Held) -> None:
+        self._machine.record(
+            MachineEvent(
+                host=self._machine.name,
+                kind=kind,
+                instance_id=held.instance_id,
+                placement_epoch=held.placement_epoch,
+            )
+        )
 
     def _pinned(self) -> set[str]:
         """The images beneath guests' disks."""

@@ -52,6 +52,15 @@ class Destroyed:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """A host made a root disk, with nothing on it but the image."""
+
+    host: str
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class PowerLost:
     """A whole host went off: everything on it stopped, by nobody's decision."""
 
@@ -78,4 +87,4 @@ class Returned:
     error: str = ""
 
 
-Event = Wrote | Started | Stopped | Destroyed | PowerLost | Called | Returned
+Event = Wrote | Started | Stopped | Destroyed | Made | PowerLost | Called | Returned

@@ -5,7 +5,7 @@
 - I3 quota never over its limit, and equal to the servers charged
 - I4 one request_id, one server
 - I5 only transitions the lifecycle knows; I6 what was asked for never changes; I15 generations never go back
-- I8 nothing destroyed that its record still wants there
+- I8 nothing destroyed that its record still wants there, and no server that has run given an empty disk for its own
 - I11 what was acknowledged is there; I12 reads after an acknowledged write see it
 - I16 what was not acknowledged may have happened, or not
 - R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
@@ -23,7 +23,7 @@ from fabric.model.instance import Assignment, Instance, Location
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.store import codec
-from tests.history.events import Called, Destroyed, Event, PowerLost, Returned, Started, Stopped, Wrote
+from tests.history.events import Called, Destroyed, Event, Made, PowerLost, Returned, Started, Stopped, Wrote
 
 
 class Violation(AssertionError):
@@ -92,6 +92,7 @@ class Checker:
         self.accepted: set[str] = set()
         self.deleting: set[str] = set()
         self.deleted: set[str] = set()
+        self._have_run: set[tuple[str, str, int]] = set()
         self._open: dict[int, Called] = {}
         self._pending: tuple[str, int] | None = None
         self._touched_hosts: set[tuple[str, str]] = set()
@@ -112,6 +113,9 @@ class Checker:
                     del self.running[event.instance_id]
             case Destroyed():
                 self._destroyed(event)
+            case Made(host, instance_id, placement_epoch):
+                if (host, instance_id, placement_epoch) in self._have_run:
+                    raise Violation(f"I8 {host} gave {instance_id}, which has run there, an empty disk")
             case PowerLost():
                 self.running = {each: run for each, run in self.running.items() if run.host != event.host}
             case Called():
@@ -257,6 +261,7 @@ class Checker:
         if other is not None and other.host != event.host:
             raise Violation(f"I1 {event.instance_id} runs on {other.host} and on {event.host}")
         self.running[event.instance_id] = _Run(event.host, event.placement_epoch)
+        self._have_run.add((event.host, event.instance_id, event.placement_epoch))
         on_host = [each for each, run in self.running.items() if run.host == event.host]
         for books in self.cells.values():
             host = books.hosts.get(event.host)

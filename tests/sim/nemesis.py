@@ -33,6 +33,7 @@ class Target(Protocol):
     def lose_events(self, host: str) -> None: ...
     def deafen(self, host: str) -> None: ...
     def lose_journal(self, host: str) -> None: ...
+    def lose_disks(self, host: str) -> None: ...
     def set_enabled(self, host: str, *, is_enabled: bool) -> Coroutine[Any, Any, None]: ...
     def fail_next_step(self, host: str, step: str) -> None: ...
     def crash_a_guest(self, host: str) -> None: ...
@@ -75,6 +76,7 @@ class Nemesis:
             (0.06, self._step),
             (0.03, self._guest),
             (0.02, self._journal),
+            (0.01, self._disks),
             (0.02, self._events),
             (0.02, self._deaf),
             (0.03, self._disabled),
@@ -202,6 +204,12 @@ class Nemesis:
         self._target.note("journal lost", host, length_s)
         self._target.lose_journal(host)
         self._later(length_s, lambda: self._target.start(host))
+
+    def _disks(self, length_s: float) -> None:
+        host = self._random.choice(self._target.hosts())
+        self._target.note("disks lost", host, length_s)
+        self._target.lose_disks(host)
+        self._later(length_s, lambda: self._target.restore_power(host))
 
     def _events(self, _: float) -> None:
         host = self._random.choice(self._target.hosts())

@@ -11,6 +11,9 @@ from tests.sim.network import SimStream
 SMALL_BYTES: Final = 128
 """Greetings and beats are below; what is longer is not looked into."""
 
+START_S: Final = 0.5
+"""How long after it was permitted a start may come about on the machine."""
+
 HELLO: Final = 0
 """Stands for the greeting among the numbers of beats, which begin at 1."""
 
@@ -22,6 +25,7 @@ class Permits:
         self._hosts = hosts
         self._sent_s: dict[str, dict[tuple[int, int], float]] = {host: {} for host in hosts}
         self._renewed_s: dict[str, float] = {}
+        self._ended_s: dict[str, float] = {}
 
     def frame(self, stream: SimStream, frame: bytes, *, has_come: bool, now_s: float) -> None:
         """A frame was sent by, or has come to, this end."""
@@ -41,11 +45,14 @@ class Permits:
             if sent_s is not None:
                 self._renewed_s[host] = max(sent_s, self._renewed_s.get(host, sent_s))
 
-    def ended(self, host: str) -> None:
+    def ended(self, host: str, now_s: float) -> None:
         """Its daemon is dead: the next one has no permit yet, and what comes for the old one is heard by nobody."""
         self._sent_s[host].clear()
-        self._renewed_s.pop(host, None)
+        self._ended_s[host] = now_s
 
     def age_s(self, host: str, now_s: float) -> float:
-        """How old the host's permit is; infinite where it has none."""
-        return now_s - self._renewed_s.get(host, float("-inf"))
+        """How old the host's permit is; infinite where it has none. What a dead daemon has begun may come about for a while."""
+        renewed_s = self._renewed_s.get(host, float("-inf"))
+        ended_s = self._ended_s.get(host, float("-inf"))
+        is_dead = renewed_s <= ended_s and now_s - ended_s > START_S
+        return float("inf") if is_dead else now_s - renewed_s

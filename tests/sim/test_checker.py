@@ -13,7 +13,7 @@ from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.store import codec, keys
-from tests.history.events import Called, Destroyed, Event, PowerLost, Returned, Started, Stopped, Wrote
+from tests.history.events import Called, Destroyed, Event, Made, PowerLost, Returned, Started, Stopped, Wrote
 from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
 
@@ -292,6 +292,43 @@ def test_i6_another_guest_than_was_asked_for(history: History) -> None:
 def test_i8_a_copy_destroyed_that_is_wanted(history: History) -> None:
     with pytest.raises(Violation, match="I8 h1 destroyed"):
         history.tell(Destroyed("h1", SERVER, 1))
+
+
+def test_i8_an_empty_disk_for_what_has_run(history: History) -> None:
+    history.tell(Stopped("h1", SERVER, "power lost"))
+
+    with pytest.raises(Violation, match=r"I8 h1 gave .* an empty disk"):
+        history.tell(Made("h1", SERVER, 1))
+
+
+def test_a_new_placement_has_a_new_disk(history: History) -> None:
+    history.tell(Made("h2", SERVER, 2))
+
+
+def test_r5_a_start_on_an_old_permit() -> None:
+    checker = Checker(permit_s=8)
+
+    checker.take(Started("h1", SERVER, 1, permit_age_s=7.9))
+    checker.take(Started("h1", OTHER, 1))
+    with pytest.raises(Violation, match="R5 h1 started"):
+        checker.take(Started("h1", SERVER, 1, permit_age_s=8.1))
+
+
+def test_i3_a_refund_of_what_is_still_there() -> None:
+    history = History(Checker(is_one_clock=True))
+    history.write("global", {keys.LOCATION.at(SERVER): located(), keys.QUOTA.at(PROJECT): quota(1)})
+    history.write("cell1", {keys.INSTANCE.at(SERVER): record(), **claims("h1", [SERVER])})
+
+    with pytest.raises(Violation, match=r"I3 .* is charged no more, and still there in cell1"):
+        history.write("global", {keys.LOCATION.at(SERVER): None, keys.QUOTA.at(PROJECT): quota(0)})
+
+
+def test_i1_one_server_in_two_cells() -> None:
+    history = History(Checker(is_one_clock=True))
+    history.write("cell1", {keys.INSTANCE.at(SERVER): record()})
+
+    with pytest.raises(Violation, match=r"I1 .* has a record in cell1 and in cell2"):
+        history.write("cell2", {keys.INSTANCE.at(SERVER): record()})
 
 
 def test_i11_an_acknowledged_create_that_was_never_written(history: History) -> None:

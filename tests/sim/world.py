@@ -37,20 +37,17 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings
-from tests.history.events import Destroyed, Event, PowerLost, Started, Stopped, Wrote
+from tests.history.events import Destroyed, Event, Made, PowerLost, Started, Stopped, Wrote
 from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network, SimStore, SimStream, StoreServer
 from tests.sim.parts import CERT_SERIAL, IMAGE_BYTES, ApiServer, SimBlobs, SimClock, SimDialer, SimIds
-from tests.sim.permits import Permits
+from tests.sim.permits import START_S, Permits
 from tests.sim.process import Process
 
 PERMIT_S = 8.0
 """How long hosts may start guests without being heard of. Less than in production, or no fault would ever outlast it."""
-
-START_S = 0.5
-"""How long after it was permitted a start may come about on the machine."""
 
 RESYNC_S = 12.0
 """How often hosts are told everything again: more often than in production, so that it meets with more."""
@@ -345,6 +342,8 @@ class World:
                 self.record(Stopped(event.host, event.instance_id, event.detail))
             case "forgotten" | "files_removed":
                 self.record(Destroyed(event.host, event.instance_id, event.placement_epoch))
+            case "files_made":
+                self.record(Made(event.host, event.instance_id, event.placement_epoch))
             case "power_lost":
                 self.record(PowerLost(event.host))
             case _:
@@ -368,7 +367,7 @@ class World:
     def _died(self, name: str) -> None:
         """Its connections break; whoever was at the other end hears of it."""
         if name in self.machines:
-            self.permits.ended(name)
+            self.permits.ended(name, self.loop.time())
         contextvars.Context().run(self._hang_up, name)
 
     def _hang_up(self, name: str) -> None:
@@ -469,6 +468,11 @@ class World:
         """The daemon dies, and its disk is replaced."""
         self.kill(host)
         self.journals[host].lose()
+
+    def lose_disks(self, host: str) -> None:
+        """The machine goes off, and the disk with the guests' files is replaced."""
+        self.lose_power(host)
+        self.machines[host].folders.clear()
 
     async def set_enabled(self, host: str, *, is_enabled: bool) -> None:
         """What an operator does before and after maintenance."""

@@ -118,6 +118,19 @@ async def a_guests_disks_are_the_same_every_time(disks: Disks) -> None:
     assert await disks.held() == {Held(GUEST.id, 1)}
 
 
+async def disks_that_were_made_and_are_gone_are_not_made_anew(disks: Disks) -> None:
+    """An empty disk in their place would be a server that has lost its data and looks well."""
+    await bring(disks)
+
+    with pytest.raises(DiskError) as refused:
+        await disks.ensure_guest(GUEST, 1, made=True)
+    held = await disks.held()
+    made = await disks.ensure_guest(GUEST, 1)
+
+    assert (refused.value.code, held) == (FaultCode.DISK_LOST, frozenset())
+    assert await disks.ensure_guest(GUEST, 1, made=True) == made
+
+
 async def a_guest_without_a_config_drive_has_none(disks: Disks) -> None:
     await bring(disks)
 
@@ -204,6 +217,7 @@ LAWS: tuple[Law, ...] = (
     no_guest_without_its_image,
     an_image_larger_than_the_flavor_is_refused,
     a_guests_disks_are_the_same_every_time,
+    disks_that_were_made_and_are_gone_are_not_made_anew,
     a_guest_without_a_config_drive_has_none,
     a_guest_with_a_kernel_boots_by_it,
     two_placements_share_no_path,

@@ -21,6 +21,7 @@ Law = Callable[[Make], None]
 
 ROW = JournalRow(instance_id=an_id("one"), placement_epoch=3, generation=7, action_started=2, action_done=1)
 TOMB = JournalRow(instance_id=an_id("two"), placement_epoch=9, released=True)
+MADE = JournalRow(instance_id=an_id("three"), placement_epoch=1, generation=1, made=True)
 
 
 def reopened(journal: Journal) -> JournalState:
@@ -45,12 +46,21 @@ def what_was_written_is_there_after_a_restart(make: Make) -> None:
     journal.write_epoch(4)
     journal.write(ROW)
     journal.write(TOMB)
+    journal.write(MADE)
     journal.close()
 
     state = reopened(make())
     assert state.epoch == 4
-    assert state.rows == {ROW.instance_id: ROW, TOMB.instance_id: TOMB}
-    assert state.trusted
+    assert state.rows == {ROW.instance_id: ROW, TOMB.instance_id: TOMB, MADE.instance_id: MADE}
+
+
+def trust_lasts(make: Make) -> None:
+    journal = make()
+    journal.open()
+    journal.trust()
+    journal.close()
+
+    assert reopened(make()).trusted
 
 
 def a_row_is_replaced_whole_and_erased(make: Make) -> None:
@@ -77,10 +87,11 @@ def the_epoch_never_falls(make: Make) -> None:
     assert reopened(make()).epoch == 7
 
 
-def an_epoch_alone_makes_no_trust(make: Make) -> None:
+def an_epoch_or_a_part_of_a_snapshot_makes_no_trust(make: Make) -> None:
     journal = make()
     journal.open()
     journal.write_epoch(7)
+    journal.write(ROW)
     journal.close()
 
     assert not reopened(make()).trusted
@@ -91,7 +102,8 @@ LAWS: tuple[Law, ...] = (
     what_was_written_is_there_after_a_restart,
     a_row_is_replaced_whole_and_erased,
     the_epoch_never_falls,
-    an_epoch_alone_makes_no_trust,
+    an_epoch_or_a_part_of_a_snapshot_makes_no_trust,
+    trust_lasts,
 )
 
 
@@ -168,9 +180,24 @@ def test_a_damaged_journal_is_set_aside_and_nothing_trusted(
     assert (dict(state.rows), state.trusted) == ({}, False)
     assert path.with_name("hostd.db.damaged-1").read_bytes() == damaged
     journal.write(TOMB)
+    journal.trust()
     journal.close()
     again = reopened(SqliteJournal(path))
     assert (dict(again.rows), again.trusted) == ({TOMB.instance_id: TOMB}, True)
+
+
+def test_a_journal_of_the_first_schema_is_taken_over(path: Path) -> None:
+    written(path)
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE instance DROP COLUMN made")
+    database.execute("INSERT INTO mark (name, value) VALUES ('trusted', 1)")
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+
+    state = reopened(SqliteJournal(path))
+
+    assert (state.epoch, dict(state.rows), state.trusted) == (4, {ROW.instance_id: ROW}, True)
 
 
 def test_one_damage_never_overwrites_another(path: Path) -> None:

@@ -155,6 +155,7 @@ def test_every_step_has_its_failpoint() -> None:
         "hostd.spawn.defined",
         "hostd.spawn.files",
         "hostd.spawn.image",
+        "hostd.spawn.made",
         "hostd.spawn.plugged",
         "hostd.spawn.started",
         "hostd.stop.cut",

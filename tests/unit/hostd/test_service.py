@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from fabric.model.instance import OneShot
 from fabric.model.session import (
     HostState,
@@ -349,6 +351,28 @@ def test_a_fault_of_the_host_is_told_with_its_word() -> None:
 
         await bench.conductor.give(order(generation=2))
         await bench.until(lambda: bench.conductor.states(ONE)[-1] is ACTIVE)
+
+    on_a_bench(scenario)
+
+
+@pytest.mark.parametrize("is_journal_lost", [False, True])
+def test_a_guest_whose_disk_is_gone_is_not_given_an_empty_one(*, is_journal_lost: bool) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.conductor.orders[ONE] = order()
+        bench.process.start()
+        await bench.until(lambda: bench.conductor.states(ONE) == [ACTIVE])
+        bench.process.kill()
+        bench.machine.power_cycle()
+        bench.machine.folders.clear()
+        if is_journal_lost:
+            bench.memory.lose()
+
+        bench.process.start()
+        await bench.until(lambda: bench.conductor.states(ONE)[-1] is ERROR)
+
+        assert bench.conductor.statuses(ONE)[-1].fault_code == "DISK_LOST"
+        assert not bench.machine.folders
+        assert not bench.machine.running()
 
     on_a_bench(scenario)
 

@@ -23,6 +23,7 @@ from hostd.core.steps import (
     Forget,
     LetGo,
     MarkDone,
+    MarkMade,
     MarkStarted,
     Plug,
     PressPower,
@@ -67,6 +68,7 @@ def step(
     permitted: bool = True,
     action_started: int = 0,
     action_done: int = 0,
+    made: bool = True,
 ) -> Step:
     row = (
         fencing.accept_release(None, goal)
@@ -77,6 +79,7 @@ def step(
             generation=goal.generation,
             action_started=action_started,
             action_done=action_done,
+            made=made,
         )
     )
     return reconcile.next_step(
@@ -97,7 +100,7 @@ def step(
     ("effort", "expected"),
     [
         (FRESH, EnsureImage(IMAGE)),
-        (replace(READY, files=None), EnsureFiles()),
+        (replace(READY, files=None), EnsureFiles(made=True)),
         (replace(READY, interfaces=None), Plug()),
         (replace(READY, is_defined=False), Define(FILES, ())),
         (READY, Start()),
@@ -106,6 +109,16 @@ def step(
 def test_a_guest_is_raised_in_this_order(effort: Effort, expected: Step) -> None:
     for seen in (None, domain(OFF), domain(CRASHED)):
         assert step(order(), seen, effort) == expected
+
+
+def test_that_disks_are_made_is_journalled_before_a_guest_can_write_to_them() -> None:
+    made = step(order(), None, replace(READY, interfaces=None, is_defined=False), made=False)
+
+    assert made == MarkMade()
+
+
+def test_disks_that_were_never_made_are_made() -> None:
+    assert step(order(), None, replace(READY, files=None), made=False) == EnsureFiles(made=False)
 
 
 def test_nothing_is_started_without_a_permit() -> None:
