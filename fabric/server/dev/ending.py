@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,9 +24,6 @@ PATIENCE_S: Final = 60.0
 """For a supervisor to end everything in order."""
 GRACE_S: Final = 10.0
 """For what is found after that, before it is killed."""
-
-RUN_LIBVIRT: Final = Path("/run/libvirt")
-"""What a private libvirtd puts a folder of its own over. Where no other libvirtd was, it is made for that, and stays empty."""
 
 
 def down(state: Path, say: Say) -> bool:
@@ -98,10 +97,8 @@ def _sweep(state: Path, say: Say) -> None:
         )
     network.lower_all(state)
     network.fold_away()
-    # Removing a folder takes what is mounted on it away from whoever mounted it, in whatever namespace (umount(2)).
-    if not machine.is_mounted_anywhere(RUN_LIBVIRT):
-        with contextlib.suppress(OSError):  # not there, or another libvirtd's
-            RUN_LIBVIRT.rmdir()
+    # What the hosts' libvirtds were mounted on, which only they know; a host's own daemon does it too, but may have been killed.
+    subprocess.run((sys.executable, "-m", "hostd.driver.libvirt.mount_points"), check=False)
     # A process that has just ended may still hold a file for a moment; nothing else writes here now.
     for _ in range(3):
         if not state.exists():

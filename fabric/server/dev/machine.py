@@ -210,14 +210,3 @@ def mounts_below(folder: Path) -> Iterator[str]:
         target = line.split()[1]
         if target.startswith(f"{folder}/"):
             yield target
-
-
-def is_mounted_anywhere(folder: Path) -> bool:
-    """Whether something is mounted on a folder in the mount namespace of any process."""
-    target = f" {folder} ".encode()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                if target in (entry / "mounts").read_bytes():
-                    return True
-    return False

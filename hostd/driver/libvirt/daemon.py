@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hostd.driver.libvirt.mount_points import FOLDERS, cover, remove_all, uncover
 from hostd.syscalls import (
     CLONE_NEWNET,
     CLONE_NEWNS,
@@ -41,15 +42,6 @@ from hostd.syscalls import (
     umount,
     unshare,
 )
-
-_FOLDERS: Final = (
-    ("etc", "/etc/libvirt"),
-    ("lib", "/var/lib/libvirt"),
-    ("run", "/run/libvirt"),
-    ("log", "/var/log/libvirt"),
-    ("cache", "/var/cache/libvirt"),
-)
-"""What libvirt was compiled to use, and the folder of ours that it finds there."""
 
 _HOST_ID_NAMESPACE: Final = uuid.UUID("5c0e3f0e-58f1-5f0c-9f0d-1f6f0a2f9d11")
 _DEFAULT_USER: Final = "libvirt-qemu"
@@ -145,7 +137,7 @@ class Daemon:
     def _write_configuration(self) -> None:
         state = self._settings.state
         state.mkdir(parents=True, exist_ok=True)
-        for name, _ in _FOLDERS:
+        for name, _ in FOLDERS:
             (state / name).mkdir(exist_ok=True)
         for name, text in (
             ("qemu.conf", qemu_conf()),
@@ -164,9 +156,8 @@ class Daemon:
         mount("none", "/", flags=MS_REC | MS_SLAVE)
         if self._settings.netns:
             self._mount_sysfs()
-        for name, target in _FOLDERS:
-            Path(target).mkdir(parents=True, exist_ok=True)
-            mount(str(self._settings.state / name), target, flags=MS_BIND)
+        for name, target in FOLDERS:
+            cover(self._settings.state / name, Path(target))
         self._name_the_default_user()
 
     def _mount_sysfs(self) -> None:
@@ -247,12 +238,15 @@ class Daemon:
             _end(set(_guest_pids(state)), self._reap)
         if not any(_guest_pids(state)):
             _end(set(_daemon_pids(state, "virtlogd")), self._reap)
+            for _, target in FOLDERS:
+                uncover(Path(target))
 
 
 def sweep(state: Path) -> None:
     """End whatever an earlier daemon left running on `state`: libvirtd, guests, virtlogd. For after a crash."""
     for pids in (_daemon_pids(state, "libvirtd"), _guest_pids(state), _daemon_pids(state, "virtlogd")):
         _end(set(pids))
+    remove_all()
 
 
 def _end(pids: set[int], reap: Callable[[], object] = lambda: None) -> None:

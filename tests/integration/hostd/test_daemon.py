@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from hostd.driver.libvirt.mount_points import FOLDERS
 from tests.conformance.namespaces import a_namespace
 from tests.conformance.private_libvirt import ROOT, missing_programs, processes_mentioning
 
@@ -119,6 +121,64 @@ def test_a_sweep_ends_what_a_crash_left(state: Path, netns: str) -> None:
     subprocess.run((*command, "--hostname", "some-host", "--sweep"), cwd=ROOT, check=True)
 
     assert not any(map(is_running, left))
+
+
+BARE = """
+set -eu
+mount --make-rprivate /
+for folder in /etc /var /run; do
+    scratch=$STATE/scratch$folder
+    mkdir -p $scratch
+    mount -t tmpfs none $scratch
+    mkdir $scratch/upper $scratch/work
+    mount -t overlay -o lowerdir=$folder,upperdir=$scratch/upper,workdir=$scratch/work none $folder
+done
+rm -rf $FOLDERS
+mkdir $THEIRS
+exec "$@"
+"""
+"""A machine on which libvirt was never installed, but for one empty folder that somebody made."""
+
+TWO_LIVES = """
+import os, signal, subprocess, sys
+from pathlib import Path
+
+folders = [Path(word) for word in os.environ["FOLDERS"].split()]
+command = (sys.executable, "-m", "hostd.driver.libvirt.daemon", "--hostname", "h", "--state")
+
+def there():
+    return sorted(str(folder) for folder in folders if folder.exists())
+
+lives = []
+for name in ("one", "two"):
+    process = subprocess.Popen((*command, f"{os.environ['STATE']}/{name}"), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith("ready ")
+    lives.append(process)
+for process, end in zip(lives, sys.argv[1:]):
+    print(len(there()))
+    process.send_signal(getattr(signal, end))
+    process.wait()
+subprocess.run((*command, f"{os.environ['STATE']}/two", "--sweep"), check=True)
+print(*there())
+"""
+
+
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_the_last_leaves_a_machine_as_the_first_found_it(state: Path, end: str) -> None:
+    theirs = "/var/cache/libvirt"
+    command = ("unshare", "--mount", "--net", "sh", "-c", BARE, "sh", sys.executable, "-c", TWO_LIVES)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "STATE": str(state),
+        "FOLDERS": " ".join(target for _, target in FOLDERS),
+        "THEIRS": theirs,
+    }
+
+    ended = subprocess.run(
+        (*command, "SIGTERM", end), cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert ended.stdout.splitlines() == ["5", "5", theirs], ended.stderr
 
 
 @pytest.mark.parametrize("name", ["libvirtd", "virtlogd"])
