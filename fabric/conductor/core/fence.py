@@ -14,6 +14,10 @@ from fabric.model.host import Session, SessionState
 from fabric.model.session import Hello
 from fabric.store.keys import ALIVE, HOST, SESSION
 
+EPOCH_LEAP: Final = 2**24
+"""How far beyond the store's epoch a host's own may be: a store that was restored from a backup is behind by the sessions since then, far
+fewer than this. A host that claims more would use up the epochs of its name, and nobody could ever serve under it again."""
+
 LIVE: Final = frozenset({SessionState.JOIN, SessionState.UP, SessionState.DRAIN})
 """States in which a conductor holds the session and writes for its host."""
 
@@ -89,9 +93,12 @@ def join(
         and inventory.update_time_ms <= before.since_ms
     ):
         return No(f"quarantined: {before.reason}", 60_000)
+    known_epoch = 0 if before is None else before.epoch
+    if hello.highest_epoch > known_epoch + EPOCH_LEAP:
+        return No("this host claims an epoch that it cannot have been granted", 60_000)
     session = Session(
         host=host,
-        epoch=max(0 if before is None else before.epoch, hello.highest_epoch) + 1,
+        epoch=max(known_epoch, hello.highest_epoch) + 1,
         state=SessionState.JOIN,
         conductor=conductor,
         boot_id=hello.boot_id,

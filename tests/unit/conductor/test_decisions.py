@@ -186,6 +186,28 @@ def test_a_join_relies_on_the_session_and_on_what_the_admin_approved() -> None:
     assert draft.unchanged == {SESSION.at("h1"): 5, HOST.at("h1"): 5}
 
 
+@pytest.mark.parametrize("before", [None, UP])
+def test_a_host_cannot_use_up_the_epochs_of_its_name(before: Session | None) -> None:
+    known_epoch = 0 if before is None else before.epoch
+
+    def join(highest_epoch: int) -> Session | fence.No:
+        return fence.join(
+            _with(before, SESSION.at("h1")),
+            "h1",
+            Hello(boot_id="b", agent_version="1", highest_epoch=highest_epoch),
+            cert_serial=SERIAL,
+            conductor="c1",
+            now_ms=NOW_MS,
+            op_id="op",
+        )
+
+    restored, greedy = join(known_epoch + fence.EPOCH_LEAP), join(known_epoch + fence.EPOCH_LEAP + 1)
+
+    assert isinstance(restored, Session)
+    assert restored.epoch == known_epoch + fence.EPOCH_LEAP + 1
+    assert isinstance(greedy, fence.No)
+
+
 def test_a_quarantine_takes_the_epoch_with_it() -> None:
     draft = _draft()
 
