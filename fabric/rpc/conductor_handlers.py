@@ -5,16 +5,24 @@ Here because generated code stays at the edges; who answers is known by its shap
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, Protocol
 
-from fabric.errors import PermissionDenied
+from fabric.errors import PermissionDenied, TooMuch
 from fabric.model.identity import Principal
 from fabric.pb.host.v1 import conductor_service_pb2, host_session_service_pb2
 from fabric.rpc.call import Bound, bind
 from fabric.rpc.stream import Stream
 
 API: Final = "api"
+
+SESSIONS_AT_ONCE: Final = 8
+"""Streams of one host: it has one session, and perhaps a few that are just ending. An escaped guest would open thousands."""
+
+FETCHES_AT_ONCE: Final = 32
+"""Images on their way to one host: spawns are few at a time, and each has three at most."""
 
 
 class Conducts(Protocol):
@@ -47,21 +55,25 @@ class HostSessionHandlers:
     def __init__(self, conductor: Conducts, cell: str) -> None:
         self._conductor = conductor
         self._cell = cell
+        self._sessions: Counter[str] = Counter()
+        self._fetches: Counter[str] = Counter()
 
     async def session(self, stream: Stream, principal: Principal) -> None:
         """The host's session."""
         self._check(principal)
-        await self._conductor.serve_host(principal.host, principal.cert_serial, stream)
+        with _one_of(self._sessions, principal.host, SESSIONS_AT_ONCE, "sessions"):
+            await self._conductor.serve_host(principal.host, principal.cert_serial, stream)
 
     async def fetch_image(
         self, request: host_session_service_pb2.FetchImageRequest, principal: Principal
     ) -> AsyncIterator[host_session_service_pb2.FetchImageResponse]:
         """The bytes of an image."""
         self._check(principal)
-        async for data in self._conductor.fetch_image(
-            principal.host, principal.cert_serial, request.image_id, request.offset_bytes
-        ):
-            yield host_session_service_pb2.FetchImageResponse(data=data)
+        with _one_of(self._fetches, principal.host, FETCHES_AT_ONCE, "images"):
+            async for data in self._conductor.fetch_image(
+                principal.host, principal.cert_serial, request.image_id, request.offset_bytes
+            ):
+                yield host_session_service_pb2.FetchImageResponse(data=data)
 
     def _check(self, principal: Principal) -> None:
         if principal.cell != self._cell:
@@ -111,3 +123,17 @@ def bound(conductor: Conducts, cell: str) -> tuple[Bound, ...]:
 def _check_api(principal: Principal) -> None:
     if principal.service != API:
         raise PermissionDenied("only API servers may ask this")
+
+
+@contextmanager
+def _one_of(counts: Counter[str], host: str, most: int, what: str) -> Iterator[None]:
+    """One of what a host may have under way, while it is. Raises TooMuch."""
+    if counts[host] >= most:
+        raise TooMuch(f"this host has {most} {what} under way already", retry_after_s=1.0, limit=most)
+    counts[host] += 1
+    try:
+        yield
+    finally:
+        counts[host] -= 1
+        if not counts[host]:
+            del counts[host]

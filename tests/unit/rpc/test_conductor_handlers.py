@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+import pytest
+
+from fabric.errors import TooMuch
+from fabric.model.identity import Principal
+from fabric.pb.host.v1 import host_session_service_pb2 as pb
+from fabric.rpc.conductor_handlers import FETCHES_AT_ONCE, SESSIONS_AT_ONCE, HostSessionHandlers
+from fabric.rpc.stream import Stream, memory_pair
+
+EVIL = Principal(cell="east", host="evil", cert_serial="1")
+GOOD = Principal(cell="east", host="good", cert_serial="2")
+Ask = Callable[[HostSessionHandlers, Principal], Coroutine[Any, Any, object]]
+
+REQUEST = pb.FetchImageRequest(image_id="00000000-0000-4000-8000-0000000000aa")
+
+
+class Endless:
+    """A conductor whose sessions and images last until they are let go of."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+        self.serving = 0
+
+    async def serve_host(self, host: str, cert_serial: str, stream: Stream) -> None:
+        self.serving += 1
+        await self.over.wait()
+
+    async def fetch_image(
+        self, host: str, cert_serial: str, image_id: str, offset_bytes: int
+    ) -> AsyncIterator[bytes]:
+        self.serving += 1
+        yield b"first"
+        await self.over.wait()
+
+    async def read_console_log(
+        self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
+    ) -> bytes:
+        return b""
+
+    def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
+        return {}
+
+
+async def _fetch(handlers: HostSessionHandlers, principal: Principal) -> list[bytes]:
+    return [response.data async for response in handlers.fetch_image(REQUEST, principal)]
+
+
+async def _session(handlers: HostSessionHandlers, principal: Principal) -> None:
+    here, _ = memory_pair()
+    await handlers.session(here, principal)
+
+
+@pytest.mark.parametrize(("ask", "most"), [(_fetch, FETCHES_AT_ONCE), (_session, SESSIONS_AT_ONCE)])
+async def test_a_host_that_asks_for_ever_more_at_once_is_stopped_and_no_other(ask: Ask, most: int) -> None:
+    conductor = Endless()
+    handlers = HostSessionHandlers(conductor, "east")
+    evil = [asyncio.create_task(ask(handlers, EVIL)) for _ in range(3 * most)]
+    good = asyncio.create_task(ask(handlers, GOOD))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    serving = conductor.serving
+
+    conductor.over.set()
+    outcomes = await asyncio.gather(*evil, return_exceptions=True)
+    await good
+
+    assert serving == most + 1
+    assert sum(isinstance(each, TooMuch) for each in outcomes) == 2 * most
+    # Those that are over are forgotten.
+    await ask(handlers, EVIL)
