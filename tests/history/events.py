@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Wrote:
-    """One key changed in a store. None stands for absence."""
+    """One key changed in a store. None stands for absence. `by` is the process that wrote it, where that is known."""
 
     store: str
     revision: int
     key: str
     before: bytes | None
     after: bytes | None
+    by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

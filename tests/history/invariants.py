@@ -8,7 +8,9 @@
 - I8 nothing destroyed that its record still wants there, and no server that has run given an empty disk for its own
 - I11 what was acknowledged is there; I12 reads after an acknowledged write see it
 - I16 what was not acknowledged may have happened, or not
+- R1 what a host said is written by the conductor that holds its session, and by no other
 - R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
+- R8 nothing is placed on a host that is not UP, or is disabled; and none is UP that has not let go of what it must
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
 """
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fabric.model.host import Host, Resources, Use
+from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.instance import Assignment, Instance, Location
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
@@ -53,11 +55,15 @@ _LEGAL_VM: frozenset[tuple[VmState | None, VmState | None]] = frozenset(
 """Written by hand from lifecycle.md, not from our table: a checker that reads what it checks would agree with any mistake."""
 
 
+_LIVE = frozenset({SessionState.JOIN, SessionState.UP, SessionState.DRAIN})
+
+
 @dataclass(slots=True)
 class _Books:
     """One cell, added up as it changes."""
 
     hosts: dict[str, Host] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
     uses: dict[str, Use] = field(default_factory=dict)
     assigned: dict[str, dict[str, Assignment]] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
@@ -151,6 +157,8 @@ class Checker:
         books = self.cells.setdefault(event.store, _Books())
         if kind == "host" and event.after is not None:
             books.hosts[rest] = codec.decode(Host, event.after)
+        elif kind == "session" and event.after is not None:
+            self._joined(books, rest, codec.decode(Session, event.after))
         elif kind == "use":
             books.uses[rest] = codec.decode(Use, event.after) if event.after is not None else Use(host=rest)
             self._touched_hosts.add((event.store, rest))
@@ -181,9 +189,23 @@ class Checker:
             if self._is_one_clock and instance_id in books.instances
         ]
 
+    def _joined(self, books: _Books, host: str, session: Session) -> None:
+        before = books.sessions.get(host)
+        books.sessions[host] = session
+        if session.state is SessionState.UP and (before is None or before.state is not SessionState.UP):
+            held = sorted(each for of, each in books.tombstones if of == host)
+            if held:
+                raise Violation(f"R8 {host} is UP, and is yet to let go of {', '.join(held)}")
+
     def _assigned(self, cell: str, books: _Books, rest: str, after: bytes | None) -> None:
         host, _, instance_id = rest.partition("/")
         of_host = books.assigned.setdefault(host, {})
+        if after is not None and instance_id not in of_host:
+            session, inventory = books.sessions.get(host), books.hosts.get(host)
+            if session is not None and session.state is not SessionState.UP:
+                raise Violation(f"R8 {instance_id} was placed on {host}, which is {session.state.name}")
+            if inventory is not None and not inventory.enabled:
+                raise Violation(f"R8 {instance_id} was placed on {host}, which is disabled")
         if after is None:
             of_host.pop(instance_id, None)
         else:
@@ -212,8 +234,28 @@ class Checker:
             raise Violation(f"I1 {instance_id} changed its host without a new placement epoch")
         if before.request != after.request:
             raise Violation(f"I6 what was asked of {instance_id} was changed")
+        self._said(books, event.by, before, after)
         if before.want is Want.ABSENT and after.want is not Want.ABSENT:
             raise Violation(f"I5 {instance_id} was to be gone, and is wanted again")
+
+    @staticmethod
+    def _said(books: _Books, by: str, before: Instance, after: Instance) -> None:
+        """What a host's word has changed."""
+        has_ended = before.task is not TaskState.NONE and after.task is TaskState.NONE and after.fault is None
+        if has_ended and after.observed_generation != after.generation:
+            raise Violation(
+                f"I5 {before.task.name} of {after.id} was ended by a word about generation "
+                f"{after.observed_generation} of {after.generation}"
+            )
+        session = books.sessions.get(before.host)
+        is_word = after.power_seen_ms != before.power_seen_ms
+        if not is_word or not by or session is None:
+            return
+        if session.conductor != by or session.state not in _LIVE:
+            raise Violation(
+                f"R1 {by} wrote what {before.host} said of {after.id}, "
+                f"whose session is {session.state.name} with {session.conductor}"
+            )
 
     def _check_host(self, cell: str, name: str) -> None:
         books = self.cells[cell]

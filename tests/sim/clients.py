@@ -47,7 +47,7 @@ class Client:
             if draw < 0.45 or not self.mine:
                 await self._create()
             elif draw < 0.65:
-                await self._delete()
+                await self._delete(*self.random.choice(self.mine))
             elif draw < 0.72:
                 await self._get()
             else:
@@ -72,13 +72,14 @@ class Client:
             made = [each.instance.id for each in answers if isinstance(each, pb.CreateInstanceResponse)]
             if made:
                 self.mine.append((made[0], principal))
+                if self.random.random() < 0.15:
+                    await self._delete(made[0], principal)
                 return
             if any(each is not None and not isinstance(each, Unavailable) for each in answers):
                 return
             await asyncio.sleep(0.5)
 
-    async def _delete(self) -> None:
-        instance_id, principal = self.random.choice(self.mine)
+    async def _delete(self, instance_id: str, principal: Principal) -> None:
         self._asked += 1
         request = pb.DeleteInstanceRequest(request_id=f"{self.name}-{self._asked}", instance=instance_id)
         await self._retry("delete", "delete_instance", request, principal)

@@ -31,7 +31,7 @@ from fabric.model.states import Action, PowerState, Want
 from fabric.quota import ledger
 from fabric.scheduler import reconciler
 from fabric.store import keys, settle
-from fabric.store.base import Batch, Committed, Refused, Store, Txn
+from fabric.store.base import Batch, Committed, Compacted, Refused, Store, Txn
 from fabric.store.picture import Picture
 from hostd.commands import worker
 from hostd.core import fencing, reconcile
@@ -278,11 +278,16 @@ def _no_second_look(*, also_resync: bool, also_reread: bool) -> tuple[Swap, ...]
     right = SimStore.watch
 
     async def forgetful(self: SimStore, prefix: str, *, after: int) -> AsyncIterator[Batch]:
-        revision = max(after, self._server._compacted)
-        if not prefix.startswith((keys.ASSIGNMENT.under(), keys.TOMBSTONE.under())):
-            revision = after
-        async for batch in right(self, prefix, after=revision):
-            yield batch
+        revision = after
+        while True:
+            try:
+                async for batch in right(self, prefix, after=revision):
+                    revision = batch.revision
+                    yield batch
+            except Compacted as gone:
+                if not prefix.startswith((keys.ASSIGNMENT.under(), keys.TOMBSTONE.under())):
+                    raise
+                revision = gone.revision
 
     async def never(_: object) -> None:
         await asyncio.Event().wait()

@@ -66,6 +66,7 @@ class Nemesis:
             (0.12, self._kill),
             (0.12, self._doom),
             (0.14, self._pause),
+            (0.05, self._pause_all_alike),
             (0.22, self._cut),
             (0.05, self._isolate_host),
             (0.05, self._lose_quorum),
@@ -73,7 +74,7 @@ class Nemesis:
             (0.05, self._power),
             (0.03, self._hypervisor),
             (0.03, self._hypervisor_away),
-            (0.06, self._step),
+            (0.10, self._step),
             (0.03, self._guest),
             (0.02, self._journal),
             (0.01, self._disks),
@@ -141,6 +142,18 @@ class Nemesis:
         self._target.note("pause", name, length_s)
         self._target.pause(name)
         self._later(length_s, lambda: self._target.resume(name))
+
+    def _pause_all_alike(self, _: float) -> None:
+        """Every process of one kind stops, and they go on one after the other: each with what the others did meanwhile still unread."""
+        kind = self._random.choice(("api", "scheduler", "conductor"))
+        names = [name for name in self._target.names() if kind in name]
+        self._random.shuffle(names)
+        self._target.note("pause all", kind)
+        length_s = 0.0
+        for name in names:
+            length_s += self._random.choice((0.5, 2.0, 6.0))
+            self._target.pause(name)
+            self._later(length_s, lambda name=name: self._target.resume(name))  # type: ignore[misc]  # bound at once
 
     def _cut(self, length_s: float) -> None:
         one, other = self._random.choice(self._target.links())

@@ -11,7 +11,7 @@ from tests.sim.network import SimStream
 SMALL_BYTES: Final = 128
 """Greetings and beats are below; what is longer is not looked into."""
 
-START_S: Final = 0.5
+START_S: Final = 1.5
 """How long after it was permitted a start may come about on the machine."""
 
 HELLO: Final = 0

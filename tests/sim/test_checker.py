@@ -7,9 +7,19 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from fabric.model.host import Host, Resources, Use
+from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.image import ImageFormat
-from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, Location, Request
+from fabric.model.instance import (
+    ActionMark,
+    Assignment,
+    Fault,
+    Guest,
+    ImageRef,
+    Instance,
+    Location,
+    Request,
+    Tombstone,
+)
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.store import codec, keys
@@ -34,7 +44,7 @@ class History:
     _revisions: dict[str, int] = field(default_factory=dict)
     _values: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
-    def write(self, store: str, values: Mapping[str, object | None]) -> None:
+    def write(self, store: str, values: Mapping[str, object | None], *, by: str = "") -> None:
         """One transaction: None deletes."""
         self._revisions[store] = revision = self._revisions.get(store, 1) + 1
         for key, value in values.items():
@@ -42,7 +52,7 @@ class History:
             after = None if value is None else codec.encode(value)
             if after is not None:
                 self._values[store, key] = after
-            self.checker.take(Wrote(store, revision, key, before, after))
+            self.checker.take(Wrote(store, revision, key, before, after, by))
         self.checker.end_of_revision()
 
     def tell(self, *events: Event) -> None:
@@ -329,6 +339,54 @@ def test_i1_one_server_in_two_cells() -> None:
 
     with pytest.raises(Violation, match=r"I1 .* has a record in cell1 and in cell2"):
         history.write("cell2", {keys.INSTANCE.at(SERVER): record()})
+
+
+UP = Session(host="h1", epoch=1, state=SessionState.UP, conductor="c1")
+
+
+@pytest.mark.parametrize("state", [SessionState.JOIN, SessionState.DRAIN, SessionState.UNREACHABLE])
+def test_r8_a_placement_on_a_host_that_is_not_up(history: History, state: SessionState) -> None:
+    history.write("cell1", {keys.SESSION.at("h1"): replace(UP, state=state)})
+
+    with pytest.raises(Violation, match=rf"R8 .* was placed on h1, which is {state.name}"):
+        history.write("cell1", claims("h1", [SERVER, OTHER]))
+
+
+def test_r8_a_placement_on_a_disabled_host(history: History) -> None:
+    (host,) = a_host().values()
+    assert isinstance(host, Host)
+    history.write("cell1", {keys.HOST.at("h1"): replace(host, enabled=False)})
+
+    with pytest.raises(Violation, match=r"R8 .* was placed on h1, which is disabled"):
+        history.write("cell1", claims("h1", [SERVER, OTHER]))
+
+
+def test_r8_up_before_it_has_let_go(history: History) -> None:
+    history.write("cell1", {keys.TOMBSTONE.at("h1", OTHER): Tombstone(instance_id=OTHER, placement_epoch=1)})
+
+    with pytest.raises(Violation, match="R8 h1 is UP, and is yet to let go"):
+        history.write("cell1", {keys.SESSION.at("h1"): UP})
+
+
+@pytest.mark.parametrize(
+    ("session", "by"),
+    [(UP, "c2"), (replace(UP, state=SessionState.UNREACHABLE), "c1")],
+)
+def test_r1_a_word_written_by_who_has_lost_the_session(history: History, session: Session, by: str) -> None:
+    history.write("cell1", {keys.SESSION.at("h1"): UP})
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), power_seen_ms=1)}, by="c1")
+    history.write("cell1", {keys.SESSION.at("h1"): session})
+
+    with pytest.raises(Violation, match=r"R1 .* wrote what h1 said"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), power_seen_ms=2)}, by=by)
+
+
+def test_i5_a_task_ended_by_an_old_word(history: History) -> None:
+    stopping = replace(active(), task=TaskState.POWERING_OFF, generation=2)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): stopping})
+
+    with pytest.raises(Violation, match=r"I5 POWERING_OFF .* generation 1 of 2"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), generation=2)})
 
 
 def test_i11_an_acknowledged_create_that_was_never_written(history: History) -> None:

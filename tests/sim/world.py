@@ -32,7 +32,7 @@ from fabric.store import codec, keys
 from fabric.store.base import Txn
 from fabric.store.memory import MemoryStore
 from hostd.commands.journal_memory import JournalMemory, MemoryJournal
-from hostd.driver.fake import FakeDriver, FakeMachine, MachineEvent
+from hostd.driver.fake import Delays, FakeDriver, FakeMachine, MachineEvent
 from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
@@ -51,6 +51,9 @@ PERMIT_S = 8.0
 
 RESYNC_S = 12.0
 """How often hosts are told everything again: more often than in production, so that it meets with more."""
+
+SLOW = Delays(define_s=0.3, start_s=1.0, cut_power_s=0.5, wire_s=0.3, disk_s=1.0, image_chunk_s=0.5)
+"""Machines on which everything takes so long that much can come in between."""
 
 STEP_FAULTS = (FaultCode.DISK_FULL, FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.DOMAIN_START_FAILED)
 
@@ -101,6 +104,7 @@ class World:
         self.violation: BaseException | None = None
         self.events = 0
         self.digest = hashlib.sha256()
+        self._delays = Random(f"machines {seed}").choice([Delays(), Delays(), SLOW])
         self._verbose = verbose
         self._fed = dict.fromkeys(self.servers, 0)
         self._cell_of: dict[str, str] = {}
@@ -157,7 +161,9 @@ class World:
             slots=50,
         )
         await self.servers[cell].memory.commit(Txn(put={keys.HOST.at(name): codec.encode(host)}))
-        self.machines[name] = FakeMachine(name, total=self.topology.host_capacity, record=self._machine_event)
+        self.machines[name] = FakeMachine(
+            name, total=self.topology.host_capacity, delays=self._delays, record=self._machine_event
+        )
         self.journals[name] = JournalMemory()
         self._cell_of[name] = cell
 
@@ -278,14 +284,14 @@ class World:
         except Violation as broken:
             self.violate(broken)
 
-    def feed(self) -> None:
-        """Tell the checker of what was written since."""
+    def feed(self, by: str = "") -> None:
+        """Tell the checker of what was written since, all of it by one process."""
         for name, server in self.servers.items():
             history = server.memory.history
             while self._fed[name] < len(history):
                 change = history[self._fed[name]]
                 self._fed[name] += 1
-                self.record(Wrote(name, change.revision, change.key, change.before, change.after))
+                self.record(Wrote(name, change.revision, change.key, change.before, change.after, by))
 
     def note(self, *what: object) -> None:
         """Into the trace: two runs of one seed have equal traces."""
@@ -357,7 +363,7 @@ class World:
     # ---------------------------------------------------------------- breaking it (the nemesis's Target)
 
     def _committed(self, process: str) -> None:
-        self.feed()
+        self.feed(process)
         self._meet_doom(process)
 
     def _meet_doom(self, process: str) -> None:
