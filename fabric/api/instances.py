@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 
@@ -14,72 +13,34 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.core.accept import REQUEST_ID_KEPT_MS, Asked, admission, charge_of, first_cell, request_for
 from fabric.api.core.intent import DEFAULT_STOP_TIMEOUT_S, Intent, cancelled, keys_of, replayed, written
-from fabric.api.instance_view import from_build, from_location, from_record
+from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
+from fabric.api.instance_view import from_build
+from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
 from fabric.api.records import found, txn_of
 from fabric.clock import Clock
-from fabric.errors import (
-    Conflict,
-    InvalidRequest,
-    NotFound,
-    PermissionDenied,
-    Reason,
-    Unavailable,
-    WrongState,
-)
-from fabric.ids import Ids
+from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
+from fabric.ids import Ids, is_id
+from fabric.lifecycle.table import shown
 from fabric.model.host import CellCapacity
 from fabric.model.identity import Principal
 from fabric.model.image import Image
 from fabric.model.instance import Answered, Build, Instance, Location, Request
 from fabric.model.quota import Quota
-from fabric.model.states import Action, TaskState
+from fabric.model.states import Action, TaskState, VmState
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.core import charge
 from fabric.quota.ledger import Ledger
 from fabric.store import codec
-from fabric.store.base import Refused, Store
-from fabric.store.keys import (
-    ACTED,
-    ANSWERED,
-    ASSIGNMENT,
-    BUILD,
-    HOST,
-    INSTANCE,
-    LOCATION,
-    QUOTA,
-    SESSION,
-    Key,
-)
+from fabric.store.base import Refused, Snapshot, Store
+from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, Key
 from fabric.store.settle import commit_settled
 
 T = TypeVar("T")
 
 TRIES = 8
 """How often a write that lost a race is decided anew."""
-
-LIST_CATCH_UP_S = 0.7
-"""How long a list waits for one cell: less than the second within which lists answer (I13)."""
-
-CONSOLE_LIMIT_BYTES = 100 * 1024
-"""As much of a console as is ever shown (as the reference)."""
-
-PROGRESS_TIMEOUT_S = 0.3
-
-
-class Conductors(Protocol):
-    """The conductors, as far as the API asks them anything. Endpoints come from hosts' session records."""
-
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
-        """The end of a serial console. Raises Unavailable, NotFound."""
-        ...
-
-    async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
-        """How far steps are, for those that have a word. Raises Unavailable."""
-        ...
 
 
 class InstanceHandlers:
@@ -101,8 +62,9 @@ class InstanceHandlers:
         self._global: Store = catalogue.store
         self._cells = cells
         self._ledger = ledger
-        self._conductors = conductors
-        self._pages = pages
+        self._reads = InstanceReads(
+            catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
+        )
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
@@ -152,7 +114,9 @@ class InstanceHandlers:
         )
         if request.validate_only:
             revision = await self._would_charge(wanted)
-            return pb.CreateInstanceResponse(instance=from_build(build), revision=_at("global", revision))
+            return pb.CreateInstanceResponse(
+                instance=from_build(build), revision=revision_of("global", revision)
+            )
         entry = admission(
             wanted,
             cell=cell,
@@ -163,7 +127,9 @@ class InstanceHandlers:
         outcome = await self._ledger.admit(principal.project_id, entry)
         if isinstance(outcome, Refused):
             return None
-        return pb.CreateInstanceResponse(instance=from_build(build), revision=_at("global", outcome.revision))
+        return pb.CreateInstanceResponse(
+            instance=from_build(build), revision=revision_of("global", outcome.revision)
+        )
 
     async def _would_charge(self, wanted: Request) -> int:
         """Whether the project could pay, without paying. Raises QuotaExceeded, NotFound."""
@@ -218,13 +184,8 @@ class InstanceHandlers:
 
     async def _created(self, instance_id: str, principal: Principal) -> pb.CreateInstanceResponse:
         """The answer to a create that was accepted before: the server as it is now, whatever became of it."""
-        held = await self._catalogue.locations.find(LOCATION.at(instance_id))
-        if held is None:
-            gone = pb.Instance(id=instance_id, project_id=principal.project_id)
-            gone.status.state = "DELETED"
-            return pb.CreateInstanceResponse(instance=gone)
-        message, revision = await self._show(held.value, principal)
-        return pb.CreateInstanceResponse(instance=message, revision=revision)
+        instance, revision = await self._after(instance_id, principal)
+        return pb.CreateInstanceResponse(instance=instance, revision=revision)
 
     # ---------------------------------------------------------------- intents
 
@@ -272,14 +233,18 @@ class InstanceHandlers:
     ) -> tuple[pb.Instance, types_pb2.Revision]:
         """Write an intent, whatever else is being written: decided anew on what is there, bounded."""
         answered = intent.answered
+        earlier = None if is_id(word) else await self._acted_before(answered)
+        if earlier is not None:
+            # A name may be another server's by now, which this request never was about.
+            return await self._after(earlier.resource_id, principal)
         try:
             location = await self._catalogue.location(word, principal)
         except NotFound:
-            if await self._acted_before(answered):
-                return pb.Instance(), types_pb2.Revision()
-            raise
-        answered = _about(answered, location.instance_id)
-        intent = Intent(action=intent.action, answered=answered, stop_timeout_s=intent.stop_timeout_s)
+            earlier = await self._acted_before(answered)
+            if earlier is None:
+                raise
+            return _gone(earlier.resource_id, principal), types_pb2.Revision()
+        intent = replace(intent, answered=_about(answered, location.instance_id))
         for attempt in range(TRIES):
             view = self._cells[location.cell]
             record = await view.get(INSTANCE.at(location.instance_id))
@@ -306,7 +271,7 @@ class InstanceHandlers:
             return None
         acted = found(seen, ACTED, intent.answered.project_id, intent.answered.request_id)
         if replayed(acted, intent.answered) is not None:
-            return self._view(view, now, seen.seen(INSTANCE.at(now.id)), principal), _at(
+            return self._reads.view(view, now, seen.seen(INSTANCE.at(now.id)), principal), revision_of(
                 view.name, seen.revision
             )
         assignment = found(seen, ASSIGNMENT, now.host, now.id) if now.host else None
@@ -317,7 +282,9 @@ class InstanceHandlers:
         if isinstance(outcome, Refused):
             return None
         after = decided.after or now
-        return self._view(view, after, outcome.revision, principal), _at(view.name, outcome.revision)
+        return self._reads.view(view, after, outcome.revision, principal), revision_of(
+            view.name, outcome.revision
+        )
 
     async def _act_unplaced(
         self, location: Location, intent: Intent
@@ -328,7 +295,7 @@ class InstanceHandlers:
         seen = await self._global.get(build_key, LOCATION.at(location.instance_id), answer_key)
         earlier = found(seen, ANSWERED, intent.answered.project_id, intent.answered.request_id)
         if replayed(earlier, intent.answered) is not None:
-            return pb.Instance(id=location.instance_id), _at("global", seen.revision)
+            return pb.Instance(id=location.instance_id), revision_of("global", seen.revision)
         build = found(seen, BUILD, location.cell, location.instance_id)
         if build is None:
             return None
@@ -344,7 +311,7 @@ class InstanceHandlers:
         outcome = await commit_settled(self._global, txn_of(write), mark=write.mark, patience_s=1.5)
         if isinstance(outcome, Refused):
             return None
-        return from_build(build), _at("global", outcome.revision)
+        return from_build(build), revision_of("global", outcome.revision)
 
     async def _again(self, location: Location) -> Location:
         """Where the server is now: it may have been moved, claimed, or ended. Raises NotFound."""
@@ -356,210 +323,58 @@ class InstanceHandlers:
             )
         return codec.decode(Location, stored)
 
-    async def _acted_before(self, answered: Answered) -> bool:
-        """Whether a server that is gone was acted on by this very request: late retries are answered as the first."""
+    async def _acted_before(self, answered: Answered) -> Answered | None:
+        """The answer that this very request was given before, wherever its server was then: late retries are answered as the first.
 
-        async def ask(store: Store, kind: Key[Answered]) -> Answered | None:
-            async with asyncio.timeout(LIST_CATCH_UP_S):
-                seen = await store.get(kind.at(answered.project_id, answered.request_id))
-            return found(seen, kind, answered.project_id, answered.request_id)
+        A store that does not answer is left out: its servers cannot be acted on anyhow. Raises Conflict for another request's id.
+        """
+        who = (answered.project_id, answered.request_id)
 
-        asks = [ask(self._global, ANSWERED)]
-        asks += [ask(view.store, ACTED) for view in self._cells.by_name.values()]
-        told = await asyncio.gather(*asks, return_exceptions=True)
-        return any(isinstance(each, Answered) and replayed(each, answered) is not None for each in told)
+        async def ask(reading: Awaitable[Snapshot], kind: Key[Answered]) -> Answered | None:
+            try:
+                async with asyncio.timeout(LIST_CATCH_UP_S):
+                    return found(await reading, kind, *who)
+            except (TimeoutError, Unavailable):
+                return None
+
+        asks = [ask(self._global.get(ANSWERED.at(*who)), ANSWERED)]
+        asks += [ask(view.get(ACTED.at(*who)), ACTED) for view in self._cells.by_name.values()]
+        told = [each for each in await asyncio.gather(*asks) if each is not None]
+        return replayed(told[0], answered) if told else None
+
+    async def _after(self, instance_id: str, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
+        """A server that was acted on before, as it is now, whatever became of it."""
+        try:
+            return await self._reads.show(await self._catalogue.location(instance_id, principal), principal)
+        except NotFound:
+            return _gone(instance_id, principal), types_pb2.Revision()
 
     # ---------------------------------------------------------------- reads
 
     async def get_instance(
         self, request: pb.GetInstanceRequest, principal: Principal
     ) -> pb.GetInstanceResponse:
-        location = await self._catalogue.location(request.instance, principal)
-        instance, revision = await self._show(location, principal)
-        return pb.GetInstanceResponse(instance=instance, revision=revision)
-
-    async def _show(self, location: Location, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
-        """The server as its cell has it now; as UNKNOWN, with the cell named, where that cannot be reached."""
-        key = INSTANCE.at(location.instance_id)
-        for _ in range(TRIES):
-            view = self._cells[location.cell]
-            try:
-                seen = await view.get(key)
-            except Unavailable as away:
-                return from_location(location, reason=away.message), _at(view.name, 0)
-            stored = seen.value(key)
-            if stored is not None:
-                record = codec.decode(Instance, stored)
-                progress = await self._progress(view, [record])
-                message = self._view(view, record, seen.seen(key), principal, progress)
-                return message, _at(view.name, seen.revision)
-            build_key = BUILD.at(location.cell, location.instance_id)
-            known = await self._global.get(build_key, LOCATION.at(location.instance_id))
-            build = known.value(build_key)
-            if build is not None:
-                return from_build(codec.decode(Build, build)), _at("global", known.revision)
-            now = known.value(LOCATION.at(location.instance_id))
-            if now is None:
-                break
-            # Claimed, moved or ended between the two reads; an end whose refund is due looks like this for a moment.
-            location = codec.decode(Location, now)
-            await self._pause(1)
-        raise NotFound(f"there is no server {location.instance_id}", kind="server", name=location.instance_id)
+        return await self._reads.get_instance(request, principal)
 
     async def list_instances(
         self, request: pb.ListInstancesRequest, principal: Principal
     ) -> pb.ListInstancesResponse:
-        if request.all_projects and not principal.system_admin:
-            raise PermissionDenied("only system administrators list every project's servers")
-        await self._catalogue.locations.catch_up(timeout_s=LIST_CATCH_UP_S)
-        rows = [
-            each
-            for each in self._catalogue.locations.values()
-            if (request.all_projects or each.project_id == principal.project_id)
-            and request.name in {"", each.name}
-        ]
-        away = await self._catch_up_cells({each.cell for each in rows})
-        shown = [(each, self._row(each, away, principal)) for each in rows]
-        kept = [
-            (location, message)
-            for location, message in shown
-            if message is not None and request.state in {"", message.status.state}
-        ]
-        kept.sort(key=lambda pair: (-pair[0].create_time_ms, pair[0].instance_id))
-        page, token = self._pages.cut(
-            kept,
-            request,
-            key=lambda pair: f"{(1 << 62) - pair[0].create_time_ms:020d}/{pair[0].instance_id}",
-        )
-        await self._add_progress([message for _, message in page])
-        return pb.ListInstancesResponse(
-            instances=[message for _, message in page],
-            next_page_token=token,
-            unreachable_cells=[
-                pb.UnreachableCell(cell=name, reason=reason) for name, reason in sorted(away.items())
-            ],
-            revisions=[
-                _at("global", self._catalogue.locations.picture.revision),
-                *(
-                    _at(name, view.instances.picture.revision)
-                    for name, view in self._cells.by_name.items()
-                    if name not in away
-                ),
-            ],
-        )
-
-    async def _catch_up_cells(self, names: set[str]) -> dict[str, str]:
-        """Bring the pictures of these cells up to now, all at once; returns why the others cannot be shown."""
-
-        async def one(name: str) -> str | None:
-            try:
-                view = self._cells[name]
-                await view.reach(lambda: view.instances.catch_up(timeout_s=LIST_CATCH_UP_S))
-            except Unavailable as away:
-                return away.message
-            return None
-
-        ordered = sorted(names)
-        reasons = await asyncio.gather(*(one(name) for name in ordered))
-        return {name: why for name, why in zip(ordered, reasons, strict=True) if why is not None}
-
-    def _row(self, location: Location, away: Mapping[str, str], principal: Principal) -> pb.Instance | None:
-        if location.cell in away:
-            return from_location(location, reason=away[location.cell])
-        view = self._cells[location.cell]
-        held = view.instances.entries.get(INSTANCE.at(location.instance_id))
-        if held is not None:
-            return self._view(view, held.value, held.mod_revision, principal)
-        build = self._catalogue.builds.entries.get(BUILD.at(location.cell, location.instance_id))
-        # Neither claimed nor waiting: it has ended, and only the refund is due.
-        return from_build(build.value) if build is not None else None
-
-    async def _add_progress(self, messages: Sequence[pb.Instance]) -> None:
-        for name, view in self._cells.by_name.items():
-            building = [
-                held.value
-                for each in messages
-                if each.status.cell == name
-                and each.status.task_state
-                and (held := view.instances.entries.get(INSTANCE.at(each.id))) is not None
-            ]
-            words = await self._progress(view, building)
-            for each in messages:
-                each.status.progress = words.get(each.id, each.status.progress)
-
-    # ---------------------------------------------------------------- console
+        return await self._reads.list_instances(request, principal)
 
     async def get_console_log(
         self, request: pb.GetConsoleLogRequest, principal: Principal
     ) -> pb.GetConsoleLogResponse:
-        location = await self._catalogue.location(request.instance, principal)
-        view = self._cells[location.cell]
-        key = INSTANCE.at(location.instance_id)
-        stored = (await view.get(key)).value(key)
-        if stored is None:
-            raise WrongState(
-                "the server has no console yet: it is still being placed", instance=location.instance_id
-            )
-        record = codec.decode(Instance, stored)
-        held = await view.sessions.find(SESSION.at(record.host)) if record.host else None
-        if held is None or not held.value.conductor:
-            raise WrongState("the server has no console: it is on no host", instance=location.instance_id)
-        data = await self._conductors.console_log(
-            held.value.conductor, record.host, record.id, record.placement_epoch, CONSOLE_LIMIT_BYTES
-        )
-        if request.lines:
-            data = b"".join(data.splitlines(keepends=True)[-request.lines :])
-        return pb.GetConsoleLogResponse(output=data)
+        return await self._reads.get_console_log(request, principal)
 
     # ---------------------------------------------------------------- parts
 
-    def _view(
-        self,
-        view: CellView,
-        record: Instance,
-        mod_revision: int,
-        principal: Principal,
-        progress: Mapping[str, str] | None = None,
-    ) -> pb.Instance:
-        held = view.sessions.entries.get(SESSION.at(record.host)) if record.host else None
-        placed = view.hosts.entries.get(HOST.at(record.host)) if record.host else None
-        return from_record(
-            record,
-            cell=view.name,
-            session=held.value if held is not None else None,
-            zone=placed.value.zone if placed is not None else "",
-            mod_revision=mod_revision,
-            shows_host=principal.system_admin,
-            progress=(progress or {}).get(record.id, ""),
-        )
-
-    async def _progress(self, view: CellView, records: Sequence[Instance]) -> Mapping[str, str]:
-        """How far these are, for people: asked of the conductors that know, and left out where they do not answer soon."""
-        by_endpoint: dict[str, list[str]] = {}
-        for record in records:
-            held = view.sessions.entries.get(SESSION.at(record.host)) if record.host else None
-            if record.task is not TaskState.NONE and held is not None and held.value.conductor:
-                by_endpoint.setdefault(held.value.conductor, []).append(record.id)
-        words: dict[str, str] = {}
-        try:
-            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
-                for endpoint, instance_ids in sorted(by_endpoint.items()):
-                    words.update(await self._conductors.progress(endpoint, instance_ids))
-        except (TimeoutError, Unavailable, NotFound):
-            return words
-        return words
-
     def _answered(self, method: str, request: Message, request_id: str, principal: Principal) -> Answered:
-        """What to remember of the request: the digest of everything in it but its id."""
-        body = type(request)()
-        body.CopyFrom(request)
-        body.ClearField("request_id")
-        digest = hashlib.sha256(body.SerializeToString(deterministic=True)).hexdigest()
+        """What to remember of the request."""
         return Answered(
             request_id=request_id,
             project_id=principal.project_id,
             method=method,
-            body_sha256=digest,
+            body_sha256=body_sha256(request),
             resource_id="",
             expire_time_ms=self._clock.now_ms() + REQUEST_ID_KEPT_MS,
         )
@@ -573,8 +388,11 @@ def _about(answered: Answered, instance_id: str) -> Answered:
     return replace(answered, resource_id=instance_id)
 
 
-def _at(store: str, revision: int) -> types_pb2.Revision:
-    return types_pb2.Revision(store=store, revision=revision)
+def _gone(instance_id: str, principal: Principal) -> pb.Instance:
+    """What is left to say of a server that has ended."""
+    gone = pb.Instance(id=instance_id, project_id=principal.project_id)
+    gone.status.state = shown(VmState.DELETED, TaskState.NONE)
+    return gone
 
 
 async def _field(field: str, looking: Awaitable[T]) -> T:

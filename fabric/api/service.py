@@ -14,7 +14,8 @@ from fabric.api.cells import Cells
 from fabric.api.flavors import FlavorHandlers
 from fabric.api.hosts import HostHandlers
 from fabric.api.images import ImageHandlers
-from fabric.api.instances import Conductors, InstanceHandlers
+from fabric.api.instance_reads import Conductors
+from fabric.api.instances import InstanceHandlers
 from fabric.api.keypairs import KeypairHandlers
 from fabric.api.networks import NetworkHandlers
 from fabric.api.once import forget_answers

@@ -78,12 +78,16 @@ class Faulty(MemoryStore):
 
 
 class Consoles:
+    is_silent = False
+
     async def console_log(
         self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
     ) -> bytes:
         return f"{endpoint} {host} {placement_epoch}\nlogin:".encode()
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
+        if self.is_silent:
+            await asyncio.sleep(60.0)
         return dict.fromkeys(instance_ids, "image 40 %")
 
 
@@ -92,6 +96,7 @@ class World:
 
     def __init__(self) -> None:
         self.store = Faulty("global")
+        self.consoles = Consoles()
         self.cells = {name: Faulty(name) for name in ("c1", "c2")}
         clock, ids = LoopClock(), RandomIds()
         catalogue = Catalogue(self.store, clock=clock)
@@ -100,7 +105,7 @@ class World:
             catalogue=catalogue,
             cells=cells,
             ledger=Ledger(self.store, ids=ids, jitter=lambda: 0.5),
-            conductors=Consoles(),
+            conductors=self.consoles,
             pages=Pages(),
             clock=clock,
             ids=ids,
@@ -428,3 +433,52 @@ async def test_tenants_do_not_learn_their_host(world: World) -> None:
 
     assert (await world.get(server)).status.host == ""
     assert answer.instance.status.host == "h1"
+
+
+# ------------------------------------------------------------------------------------------ retries that come very late
+
+
+@in_a_world
+async def test_a_create_sent_again_after_the_servers_end_says_that_it_is_deleted(world: World) -> None:
+    made = await world.create(request_id="same")
+    # As it is in the moment between the end and the watch that tells of it: in the picture still, in the store no more.
+    await world.store.commit(Txn(delete=(LOCATION.at(made.id), BUILD.at("c1", made.id))))
+
+    again = await world.create(request_id="same")
+
+    assert (again.id, again.status.state) == (made.id, "DELETED")
+
+
+@in_a_world
+async def test_a_late_retry_by_name_leaves_a_new_server_of_that_name_alone(world: World) -> None:
+    first = await world.create()
+    await world.delete("web", "same")  # while it has no host: remembered in the global store
+    await world.store.commit(Txn(delete=(LOCATION.at(first.id), BUILD.at("c1", first.id))))
+    second = await world.placed()
+
+    await world.delete("web", "same")
+
+    assert (await world.get(second)).status.task_state == ""
+
+
+@in_a_world
+async def test_conductors_that_do_not_answer_hold_up_a_list_once_not_one_by_one(world: World) -> None:
+    server = await world.placed()
+    await world.stop(server)
+    await world.cells["c2"].commit(
+        Txn(put={SESSION.at("h1"): encode(Session(host="h1", epoch=1, state=SessionState.UP, conductor="x"))})
+    )
+    other = await world.placed("db")
+    record: Instance = await world.read(world.cells["c1"], INSTANCE, other)
+    location = await world.read(world.store, LOCATION, other)
+    moved = dataclasses.replace(record, task=TaskState.POWERING_OFF)
+    await world.cells["c2"].commit(Txn(put={INSTANCE.at(other): encode(moved)}))
+    await world.store.commit(Txn(put={LOCATION.at(other): encode(dataclasses.replace(location, cell="c2"))}))
+    await asyncio.sleep(0.1)
+    world.consoles.is_silent = True
+
+    begin_s = elapsed_s()
+    listed = await world.handlers.list_instances(pb.ListInstancesRequest(), WHO)
+
+    assert {each.status.cell for each in listed.instances} == {"c1", "c2"}
+    assert elapsed_s(begin_s) < 0.5
