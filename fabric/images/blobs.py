@@ -23,6 +23,10 @@ T = TypeVar("T")
 PIECE_BYTES = 1024 * 1024
 PARTIAL = "partial"
 
+PRIVATE_FOLDER = 0o700
+PRIVATE_FILE = 0o600
+"""Images are their projects' own: other users of the machine, guests' among them, get at none of their bytes, whatever the umask."""
+
 
 class FileBlobs:
     """A folder of blobs. `total_bytes` is what all of them may take."""
@@ -162,7 +166,7 @@ class _FileUpload:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            place.parent.mkdir(exist_ok=True)
+            place.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
             was_there = place.exists()
             self._path.replace(place)
             _sync_folder(place.parent)
@@ -191,8 +195,10 @@ class _FileUpload:
 
 
 def _create(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("xb")
+    # The folder above too: where there is none yet, `parents` would make it for everybody to read.
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+    return open(path, "xb", opener=lambda name, flags: os.open(name, flags, PRIVATE_FILE))
 
 
 def _open_at(path: Path, offset_bytes: int) -> BinaryIO:

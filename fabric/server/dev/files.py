@@ -40,7 +40,7 @@ def write_all(topology: Topology, *, now_ms: int) -> None:
     """Write every file of a new fabric into its state folder, which exists."""
     paths = topology.paths
     for folder in (paths.log, paths.settings, paths.blobs):
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
     paths.pki.mkdir(mode=0o700)
     # Guests run as users of their own, and their disks are below: they may pass here, and read nothing.
     for host in topology.hosts:

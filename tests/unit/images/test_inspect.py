@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,6 +135,24 @@ async def test_an_accepted_image_is_stored_under_its_digest(tmp_path: Path) -> N
     assert b"".join([piece async for piece in blobs.read(received.sha256)]) == data
     assert b"".join([piece async for piece in blobs.read(received.sha256, 1_000_000)]) == data[1_000_000:]
     assert len(_files(tmp_path)) == 1
+
+
+async def test_nobody_else_on_the_machine_can_read_an_image(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        await receive(
+            _blobs(tmp_path / "blobs"),
+            _pieces(disk()),
+            declared=ImageFormat.RAW,
+            expected_sha256=DISK_SHA256,
+            limits=LIMITS,
+        )
+    finally:
+        os.umask(before)
+
+    modes = {path: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
+    assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
 
 
 async def test_nothing_is_left_of_a_refused_image(tmp_path: Path) -> None:
