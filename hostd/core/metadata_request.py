@@ -99,7 +99,8 @@ def respond(
 def _issue_token(request: Request, guest: Guest, *, now_s: float, secret: bytes) -> Response:
     """A token as IMDSv2 gives them: for clients that insist. Signed, so that nothing is kept."""
     text = request.headers.get(_TTL_HEADER, "")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= _MAX_TOKEN_S:
+    # Its length first: a guest may send thousands of digits, which are no number to Python either.
+    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= _MAX_TOKEN_S):
         return Response(status=http.HTTPStatus.BAD_REQUEST)
     expiry = int(now_s) + int(text)
     token = f"{expiry}.{_sign(expiry, guest, secret)}"
