@@ -29,6 +29,9 @@ log = structlog.get_logger()
 BEATS_PER_TTL = 3
 RETRY_S = 0.2
 
+CROWDED = 1024
+"""So many leases are remembered before those whose time is over are looked for."""
+
 Stream = grpc.aio.StreamStreamCall[pb.LeaseKeepAliveRequest, pb.LeaseKeepAliveResponse]
 
 
@@ -139,9 +142,20 @@ class Leases:
         self._clock = clock
         self._beats = Beats(endpoints, settings)
         self._held: dict[int, _Held] = {}
+        self._crowded = CROWDED
+
+    @property
+    def remembered(self) -> int:
+        """How many leases are known here, ended ones that nobody has asked about included."""
+        return len(self._held)
 
     def granted(self, lease: Lease, *, asked_at_s: float) -> None:
         """Remember a new lease; its time runs from when it was asked for."""
+        if len(self._held) >= self._crowded:
+            # Most are never kept (a token's): they end by themselves, and nobody says so.
+            now_s = self._clock.boot_s()
+            self._held = {lease_id: held for lease_id, held in self._held.items() if held.until_s > now_s}
+            self._crowded = max(CROWDED, 2 * len(self._held))
         self._held[lease.id] = _Held(asked_at_s + lease.ttl_s)
 
     def end(self, lease_id: int) -> None:
