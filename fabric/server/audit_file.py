@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from fabric.errors import TooMuch
 from fabric.observability.audit import FIRST
 from fabric.workers import Workers
 
@@ -39,7 +40,12 @@ class AuditFile:
             await asyncio.sleep(SYNC_S)
             if not self._is_synced:
                 self._is_synced = True
-                await workers.run(self._sync)
+                try:
+                    await workers.run(self._sync)
+                except (TooMuch, OSError) as failed:
+                    # Too much else to do, or a disk in trouble: nothing is given up, the next second tries again.
+                    self._is_synced = False
+                    log.error("audit.not_synced", error=type(failed).__name__)
 
     def close(self) -> None:
         """Force everything to disk and let go of the file."""
