@@ -75,15 +75,30 @@ class CellView:
 
     async def reach(self, call: Callable[[], Awaitable[T]]) -> T:
         """Make a call to the cell's store, in time or not at all. Raises Unavailable or Ambiguous, naming the cell."""
+        try:
+            return await self._tried(call)
+        except TimeoutError:
+            raise self.away() from None
+
+    async def change(self, call: Callable[[], Awaitable[T]]) -> T:
+        """As `reach`, for a call that writes: one that was cut off may have taken effect, and its error says so (R12)."""
+        try:
+            return await self._tried(call)
+        except TimeoutError:
+            away = self.away()
+            raise Ambiguous(away.message, reason=away.reason, cell=self.name) from None
+
+    async def _tried(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's result, counted by the breaker. Raises TimeoutError when it takes too long."""
         if not self._breaker.may_try(self._clock.boot_s()):
             raise self.away()
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 result = await call()
-        except Ambiguous:
+        except (TimeoutError, Ambiguous):
             self._breaker.failed(self._clock.boot_s())
             raise
-        except (TimeoutError, Unavailable):
+        except Unavailable:
             self._breaker.failed(self._clock.boot_s())
             raise self.away() from None
         self._breaker.succeeded()
@@ -95,7 +110,9 @@ class CellView:
 
     async def commit(self, txn: Txn, *, mark: str) -> Committed | Refused:
         """Write to the cell's store, and know whether it was done. Raises Unavailable or Ambiguous."""
-        return await self.reach(lambda: commit_settled(self.store, txn, mark=mark, patience_s=CALL_TIMEOUT_S))
+        return await self.change(
+            lambda: commit_settled(self.store, txn, mark=mark, patience_s=CALL_TIMEOUT_S)
+        )
 
     def away(self) -> Unavailable:
         """The error that says so."""

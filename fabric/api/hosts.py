@@ -81,7 +81,7 @@ class HostHandlers:
                 raise AlreadyExists(f"cell {host.cell} has a host {host.name!r} already", name=host.name)
             return Change(resource_id=host.name, unchanged={key: 0}, put={key: encode(host)})
 
-        await view.reach(
+        await view.change(
             lambda: self._once[view.name].make(
                 decide,
                 request_id=request.request_id,
@@ -113,7 +113,7 @@ class HostHandlers:
                 unchanged[use_key] = seen.seen(use_key)
             return Change(resource_id=asked.name, unchanged=unchanged, put={key: encode(after)})
 
-        await view.reach(
+        await view.change(
             lambda: self._once[view.name].make(
                 decide,
                 request_id=request.request_id,

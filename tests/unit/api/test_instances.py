@@ -54,6 +54,8 @@ class Faulty(MemoryStore):
     """A store that may answer nothing, or lose the answers to writes that it applied."""
 
     is_silent = False
+    is_deaf = False
+    """Reads are answered, writes are not."""
     losing = 0
 
     async def get(self, *keys: str) -> Snapshot:
@@ -66,6 +68,8 @@ class Faulty(MemoryStore):
 
     async def commit(self, txn: Txn) -> Committed | Refused:
         await self._wait()
+        while self.is_deaf:
+            await asyncio.sleep(1.0)
         outcome = await super().commit(txn)
         if self.losing and isinstance(outcome, Committed):
             self.losing -= 1
@@ -482,3 +486,15 @@ async def test_conductors_that_do_not_answer_hold_up_a_list_once_not_one_by_one(
 
     assert {each.status.cell for each in listed.instances} == {"c1", "c2"}
     assert elapsed_s(begin_s) < 0.5
+
+
+@in_a_world
+async def test_a_write_that_was_cut_off_is_said_to_be_open_not_undone(world: World) -> None:
+    server = await world.placed()
+    cell = world.cells["c1"]
+    cell.is_deaf = True
+
+    with pytest.raises(Ambiguous) as raised:
+        await world.stop(server)
+
+    assert raised.value.reason is Reason.CELL_UNAVAILABLE
