@@ -28,6 +28,7 @@ class Target(Protocol):
     def restore_power(self, host: str) -> None: ...
     def crash_hypervisor(self, host: str) -> None: ...
     def doom(self, process: str) -> None: ...
+    def ambush(self, kind: str, delay_s: float, strike: Callable[[], None]) -> None: ...
     def stop_hypervisor(self, host: str) -> None: ...
     def start_hypervisor(self, host: str) -> None: ...
     def lose_events(self, host: str) -> None: ...
@@ -40,7 +41,7 @@ class Target(Protocol):
     def note(self, *what: object) -> None: ...
 
 
-LENGTHS_S = (0.3, 1.0, 3.0, 8.0, 20.0)
+LENGTHS_S = (0.3, 1.0, 3.0, 8.0, 20.0, 20.0)
 LONG_SILENCES = 0.08
 """In how many schedules one host is gone for LONG_SILENCE_S, which goes on when everything else is over."""
 
@@ -56,6 +57,7 @@ class Nemesis:
         self._target = target
         self._random = random
         self._horizon_s = horizon_s
+        self._is_healed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[asyncio.TimerHandle, Callable[[], None]] = {}
 
@@ -67,6 +69,7 @@ class Nemesis:
             (0.12, self._doom),
             (0.14, self._pause),
             (0.05, self._pause_all_alike),
+            (0.10, self._ambush),
             (0.22, self._cut),
             (0.05, self._isolate_host),
             (0.05, self._lose_quorum),
@@ -95,6 +98,7 @@ class Nemesis:
 
     def heal(self) -> None:
         """End every fault now."""
+        self._is_healed = True
         for timer, mend in list(self._pending.items()):
             timer.cancel()
             mend()
@@ -154,6 +158,28 @@ class Nemesis:
             length_s += self._random.choice((0.5, 2.0, 6.0))
             self._target.pause(name)
             self._later(length_s, lambda name=name: self._target.resume(name))  # type: ignore[misc]  # bound at once
+
+    def _ambush(self, length_s: float) -> None:
+        """A fault in the middle of something: of a create, of an action, of what a host says of either."""
+        kind = self._random.choice(("build/", "assignment/", "acted/"))
+        strike = self._random.choice(
+            (self._pause, self._disabled, self._isolate_host, self._pause_all_alike, self._pause_a_conductor)
+        )
+        delay_s = self._random.choice((0.002, 0.01, 0.1, 1.0, 3.0))
+        self._target.note("ambush", kind, strike.__name__, delay_s, length_s)
+
+        def sprung() -> None:
+            if not self._is_healed:
+                strike(length_s)
+
+        self._target.ambush(kind, delay_s, sprung)
+
+    def _pause_a_conductor(self, _: float) -> None:
+        """For so long that its hosts go elsewhere: it comes back with what they had told it, and writes for nobody."""
+        name = self._random.choice([name for name in self._target.names() if "conductor" in name])
+        self._target.note("pause", name, 20.0)
+        self._target.pause(name)
+        self._later(20.0, lambda: self._target.resume(name))
 
     def _cut(self, length_s: float) -> None:
         one, other = self._random.choice(self._target.links())

@@ -111,6 +111,7 @@ class World:
         self._down: set[str] = set()
         self._off: set[str] = set()
         self._doomed: set[str] = set()
+        self._ambushes: list[tuple[str, float, Callable[[], None]]] = []
         loop.set_exception_handler(self._unhandled)
 
     # ---------------------------------------------------------------- making it
@@ -277,6 +278,8 @@ class World:
         """Tell the checker, in order."""
         if not isinstance(event, Wrote):
             self.feed()
+        else:
+            self._spring(event.key)
         self.events += 1
         self.note(event)
         try:
@@ -387,6 +390,16 @@ class World:
     def doom(self, process: str) -> None:
         """It dies as soon as something it does has come about: a write is applied, a domain is defined; before it hears of that."""
         self._doomed.add(process)
+
+    def ambush(self, kind: str, delay_s: float, strike: Callable[[], None]) -> None:
+        """Strike soon after the next write of a key of this kind: in the middle of what it begins."""
+        self._ambushes.append((kind, delay_s, strike))
+
+    def _spring(self, key: str) -> None:
+        sprung = [each for each in self._ambushes if key.startswith(each[0])]
+        self._ambushes = [each for each in self._ambushes if each not in sprung]
+        for _, delay_s, strike in sprung:
+            self.loop.call_later(delay_s, strike, context=self.network.world.copy())
 
     def kill(self, process: str) -> None:
         self._doomed.discard(process)
