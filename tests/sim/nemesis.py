@@ -206,10 +206,21 @@ class Nemesis:
         self._target.lose_quorum(store)
         self._later(min(length_s, 8.0), lambda: self._target.regain_quorum(store))
 
-    def _compact(self, _: float) -> None:
+    def _compact(self, length_s: float) -> None:
+        """History goes, at times while somebody is away who will want to read it."""
         store = self._random.choice(self._target.stores())
-        self._target.note("compact", store)
-        self._target.compact(store)
+        away = self._random.choice([link for link in self._target.links() if store in link])
+        self._target.note("compact", store, *away, length_s)
+        if self._random.random() < 0.3:
+            self._target.compact(store)
+            return
+        self._target.cut(*away)
+
+        def back() -> None:
+            self._target.compact(store)
+            self._target.mend(*away)
+
+        self._later(min(length_s, 8.0), back)
 
     def _power(self, length_s: float) -> None:
         host = self._random.choice(self._target.hosts())
