@@ -30,6 +30,10 @@ WRITABLE = tuple(
     os.path.realpath(path)
     for path in (tempfile.gettempdir(), "/dev", "/proc/self", ROOT / ".hypothesis", ROOT / ".pytest_cache")
 )
+# Before anything imports gRPC. Tests start processes from one that speaks gRPC; its own care for forks starts its threads again in the
+# child, which has had its files closed by then, and now and then dies of it before it becomes the program that was wanted (seen).
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 # No deadline: how long an example takes says more about the machine than about the code.
