@@ -20,10 +20,10 @@ from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError
 from fabric.ids import Ids
 from fabric.model.host import Session
-from fabric.model.instance import Answered, Instance, Over
+from fabric.model.instance import Answered, Instance
 from fabric.store.base import Store, Txn
 from fabric.store.codec import decode
-from fabric.store.keys import ACTED, ALIVE, OVER, SESSION, Key
+from fabric.store.keys import ACTED, ALIVE, SESSION
 from fabric.store.picture import Picture
 
 log = structlog.get_logger()
@@ -120,17 +120,16 @@ class Sweeper:
             log.warning("instance.overdue", host=host, instance=instance_id)
 
     async def clear(self) -> None:
-        """Remove answers nobody will ask for again, and ends that no late claim can reach. Raises Unavailable."""
-        await self._clear(ACTED, Answered)
-        await self._clear(OVER, Over)
+        """Remove answers nobody will ask for again. Ends are the schedulers' to forget: they know what is still to be built.
 
-    async def _clear(self, row: Key[Over] | Key[Answered], kind: type[Over | Answered]) -> None:
-        snapshot = await self._store.list(row.under())
+        Raises Unavailable.
+        """
+        snapshot = await self._store.list(ACTED.under())
         now_ms = self._clock.now_ms()
         old = [
             key
             for key, entry in snapshot.entries.items()
-            if repair.has_served(decode(kind, entry.value), now_ms=now_ms)
+            if decode(Answered, entry.value).expire_time_ms <= now_ms
         ]
         for start in range(0, len(old), AT_ONCE):
             some = old[start : start + AT_ONCE]

@@ -29,7 +29,7 @@ MOST_REFUNDS = 30
 
 
 class Reconciler:
-    """The refunds and the forgetting of one cell. `building` tells whose builds are still there."""
+    """The refunds and the forgetting of one cell. `building` tells whose builds are still there; None while that is not known."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Reconciler:
         global_store: Store,
         ports: Ports,
         *,
-        building: Callable[[], frozenset[str]],
+        building: Callable[[], frozenset[str] | None],
     ) -> None:
         self._cell, self._store, self._global = cell, store, global_store
         self._building = building
@@ -136,7 +136,7 @@ class Reconciler:
                 log.warning("sweep.failed", cell=self._cell, why=trouble.message)
 
     async def _sweep(self) -> None:
-        """Forget servers that have been over for long enough."""
+        """Forget servers that have been over for long enough, unless it is not known what is still to be built."""
         try:
             async with asyncio.timeout(self._settings.sweep_s):
                 found = await self._store.list(keys.OVER.under())
@@ -144,8 +144,11 @@ class Reconciler:
             raise Unavailable(
                 f"store {self._store.name} did not list in time", store=self._store.name
             ) from None
+        building = self._building()
+        if building is None:
+            return
         overs: list[Seen[Over]] = [seen(found, key, Over) for key in found.entries]
-        old = sweepable(overs, self._building(), now_ms=self._clock.now_ms(), settings=self._settings)
+        old = sweepable(overs, building, now_ms=self._clock.now_ms(), settings=self._settings)
         for begin in range(0, len(old), MOST_REFUNDS):
             chunk = {
                 keys.OVER.at(over.value.instance_id): over.revision

@@ -169,7 +169,11 @@ class SchedulerService:
             is_fresh=lambda: feed.is_reachable,
             on_trouble=feed.trip,
         )
-        reconciler = Reconciler(name, store, self._global, self._ports, building=builds.building)
+
+        def building() -> frozenset[str] | None:
+            return builds.building() if self._builds.is_fresh else None
+
+        reconciler = Reconciler(name, store, self._global, self._ports, building=building)
         return _Parts(store, feed, builds, reconciler)
 
     @property

@@ -1,5 +1,6 @@
-"""What is put right without anybody asking: tasks that overran, deletions that no host will confirm, books that do not balance, and
-records that have served their time. Any conductor of the cell may do it, because every repair compares what it was decided on.
+"""What is put right without anybody asking: tasks that overran, deletions that no host will confirm, books that do not balance.
+
+Any conductor of the cell may do it, because every repair compares what it was decided on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from fabric.conductor.core.fence import LIVE
 from fabric.conductor.core.flow import let_go, write
 from fabric.lifecycle.core import begin, expired, failed
 from fabric.model.host import Resources, Session, Use
-from fabric.model.instance import Answered, Assignment, Fault, Instance, Over, Tombstone
+from fabric.model.instance import Assignment, Fault, Instance, Tombstone
 from fabric.model.states import Action, TaskState, Want
 from fabric.store.keys import ASSIGNMENT, INSTANCE, SESSION, TOMBSTONE, USE
 
@@ -21,9 +22,6 @@ TASK_TIMEOUT: Final = "TASK_TIMEOUT"
 
 AGAIN_MS: Final = 15_000
 """How long after a deletion has failed it is ordered anew."""
-
-OVER_KEPT_MS: Final = 24 * 3600 * 1000
-"""How long `over` stands in the way of late claims: a build is given up after ten minutes, its last retry long before this."""
 
 
 # -- deadlines ------------------------------------------------------------------------------------
@@ -116,13 +114,3 @@ def _sum(assignments: Iterable[Assignment]) -> tuple[Resources, int]:
     for assignment in assignments:
         claimed, count = claimed + assignment.guest.resources(), count + 1
     return claimed, count
-
-
-# -- what has served its time ---------------------------------------------------------------------
-
-
-def has_served(record: Over | Answered, *, now_ms: int) -> bool:
-    """Whether nobody will ask for this record any more."""
-    if isinstance(record, Over):
-        return now_ms - record.over_time_ms > OVER_KEPT_MS
-    return now_ms > record.expire_time_ms

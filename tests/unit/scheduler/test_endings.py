@@ -122,6 +122,26 @@ def test_what_is_over_is_forgotten_after_a_day_and_not_before() -> None:
     play(world)
 
 
+def test_nothing_is_forgotten_while_it_is_not_known_what_is_still_to_be_built() -> None:
+    async def world(stage: Stage) -> None:
+        await stage.open(host("e1"))
+        over = Over(instance_id="old", over_time_ms=WALL_MS - 2 * 24 * 3600 * 1000)
+        await stage.put(stage.cells["east"], keys.OVER.at("old"), over)
+        running = stage.schedule(settings=SchedulerSettings(sweep_s=20))
+        await asyncio.sleep(5)
+        running.to_global.away()
+        await asyncio.sleep(60)
+
+        assert await stage.held(keys.OVER) == {"over/old"}
+
+        running.to_global.away(is_away=False)
+        await asyncio.sleep(60)
+
+        assert await stage.held(keys.OVER) == set()
+
+    play(world)
+
+
 def test_a_cancelled_build_is_never_placed_and_its_charge_comes_back() -> None:
     async def world(stage: Stage) -> None:
         await stage.open(host("e1"))
