@@ -1,4 +1,4 @@
-"""The only place that talks to libvirt's library: one executor for its blocking calls, one thread for its events.
+"""The only place that talks to libvirt's library: a few threads for its blocking calls, one for its events.
 
 libvirt's asyncio event loop is not used: it adds readers from whichever thread makes a call, and its drain can hang for ever.
 The default loop in a thread of its own is solid; what it says is handed to asyncio by `call_soon_threadsafe`.
@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
 import libvirt
@@ -84,6 +85,41 @@ class _EventThread:
                 libvirt.virEventRunDefaultImpl()
 
 
+class _Workers:
+    """A few threads for calls that block, started at first use.
+
+    Not Python's executor: at exit that waits for every call, and one to a libvirtd that hangs may never return.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._started = 0
+
+    def submit(self, function: Callable[[], _T]) -> Future[_T]:
+        """Have a thread call it; a future that is cancelled before is skipped."""
+        future: Future[_T] = Future()
+        self._work.put((future, function))
+        if self._started < _WORKERS:
+            self._started += 1
+            threading.Thread(target=self._run, name="libvirt-call", daemon=True).start()
+        return future
+
+    def end(self) -> None:
+        """Let every thread end after the call that it is in."""
+        for _ in range(self._started):
+            self._work.put(None)
+        self._started = 0
+
+    def _run(self) -> None:
+        while (item := self._work.get()) is not None:
+            future, function = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # noqa: BLE001 - it is the waiter's
+                    future.set_exception(error)
+
+
 REBOOT: Final = -1
 """Stands among VIR_DOMAIN_EVENT_* for the reboot of a guest, which libvirt tells by an event of its own."""
 
@@ -103,24 +139,40 @@ class Connection:
     def __init__(self, uri: str, *, call_deadline_s: float = CALL_DEADLINE_S) -> None:
         self._uri = uri
         self._call_deadline_s = call_deadline_s
-        self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="libvirt")
+        self._open_deadline_s = min(_OPEN_DEADLINE_S, call_deadline_s)
+        self._workers = _Workers()
+        self._opening: asyncio.Future[libvirt.virConnect] | None = None
         self._connect: libvirt.virConnect | None = None
         self._listeners: list[asyncio.Queue[Lifecycle | None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
-        """Connect, letting go of an earlier connection. Raises DriverError (HYPERVISOR_UNAVAILABLE, HYPERVISOR_TIMEOUT)."""
+        """Connect, letting go of an earlier connection. Raises DriverError (HYPERVISOR_UNAVAILABLE, HYPERVISOR_TIMEOUT).
+
+        A libvirtd that hangs takes the call and says nothing, for ever: libvirt's keepalive begins only afterwards. So an attempt that
+        came to nothing in time is waited for again, not made again: else each would take a thread, and all of them succeed at the end.
+        """
         self._loop = asyncio.get_running_loop()
         await self._disconnect()
         _EventThread.ensure()
-        self._connect = await self._in_executor(
-            FaultCode.HYPERVISOR_UNAVAILABLE, _OPEN_DEADLINE_S, self._open_blocking
-        )
+        if self._opening is None:
+            self._opening = asyncio.wrap_future(self._workers.submit(self._open_blocking))
+        opening = self._opening
+        try:
+            self._connect = await self._in_time(
+                FaultCode.HYPERVISOR_UNAVAILABLE, self._open_deadline_s, asyncio.shield(opening)
+            )
+        finally:
+            if opening.done():
+                self._opening = None
 
     async def close(self) -> None:
-        """Disconnect and end every listener."""
+        """Disconnect and end every listener. A call that hangs is left behind: neither this nor the process's end waits for it."""
         await self._disconnect()
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._opening is not None:
+            self._opening.add_done_callback(_close_late)
+            self._opening = None
+        self._workers.end()
 
     async def call(
         self,
@@ -129,7 +181,7 @@ class Connection:
         *,
         deadline_s: float | None = None,
     ) -> _T:
-        """Run `function` with the connection in the executor, within the deadline.
+        """Run `function` with the connection in a thread, within the deadline.
 
         Raises DriverError: with `otherwise` for a failure that libvirt has no better word for; HYPERVISOR_TIMEOUT where the
         call did not return in time. It then still runs in its thread, until keepalive gives libvirtd up.
@@ -137,7 +189,7 @@ class Connection:
         connect = self._connect
         if connect is None:
             raise DriverError(FaultCode.HYPERVISOR_UNAVAILABLE, fault_text(FaultCode.HYPERVISOR_UNAVAILABLE))
-        return await self._in_executor(
+        return await self._in_thread(
             otherwise, self._call_deadline_s if deadline_s is None else deadline_s, partial(function, connect)
         )
 
@@ -160,9 +212,14 @@ class Connection:
         with contextlib.suppress(libvirt.libvirtError):
             # Not every driver speaks over a socket (test:///default does not).
             connect.setKeepAlive(_KEEPALIVE_INTERVAL_S, _KEEPALIVE_COUNT)
-        connect.registerCloseCallback(self._on_close, None)
-        connect.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
-        connect.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
+        lifecycle, reboot = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT
+        try:
+            connect.registerCloseCallback(self._on_close, None)
+            connect.domainEventRegisterAny(None, lifecycle, self._on_lifecycle, None)
+            connect.domainEventRegisterAny(None, reboot, self._on_reboot, None)
+        except libvirt.libvirtError:
+            _close(connect)
+            raise
         return connect
 
     async def _disconnect(self) -> None:
@@ -171,8 +228,8 @@ class Connection:
         if connect is not None:
             # While the event thread still runs: a close after its end would wait for ever on a dead peer.
             with contextlib.suppress(DriverError):
-                await self._in_executor(
-                    FaultCode.HYPERVISOR_UNAVAILABLE, _OPEN_DEADLINE_S, partial(_close, connect)
+                await self._in_thread(
+                    FaultCode.HYPERVISOR_UNAVAILABLE, self._open_deadline_s, partial(_close, connect)
                 )
 
     def _on_lifecycle(
@@ -207,11 +264,14 @@ class Connection:
             queue.put_nowait(None)
         self._listeners.clear()
 
-    async def _in_executor(self, otherwise: FaultCode, deadline_s: float, function: Callable[[], _T]) -> _T:
-        loop = asyncio.get_running_loop()
+    async def _in_thread(self, otherwise: FaultCode, deadline_s: float, function: Callable[[], _T]) -> _T:
+        return await self._in_time(otherwise, deadline_s, asyncio.wrap_future(self._workers.submit(function)))
+
+    @staticmethod
+    async def _in_time(otherwise: FaultCode, deadline_s: float, result: asyncio.Future[_T]) -> _T:
         try:
             async with asyncio.timeout(deadline_s):
-                return await loop.run_in_executor(self._executor, function)
+                return await result
         except TimeoutError:
             _log.warning("hypervisor.timeout", deadline_s=deadline_s)
             raise DriverError(
@@ -224,7 +284,17 @@ class Connection:
             raise DriverError(code, fault_text(code)) from error
 
 
+def _close_late(opened: asyncio.Future[libvirt.virConnect]) -> None:
+    """Let go of a connection that came when nobody waited for it any more."""
+    if not opened.cancelled() and opened.exception() is None:
+        threading.Thread(target=_close, args=(opened.result(),), name="libvirt-close", daemon=True).start()
+
+
 def _close(connect: libvirt.virConnect) -> None:
+    """Close for good: each callback holds the connection too, and its socket would stay."""
+    for callback in list(connect.domainEventCallbackID):
+        with contextlib.suppress(libvirt.libvirtError):
+            connect.domainEventDeregisterAny(callback)
     with contextlib.suppress(libvirt.libvirtError):
         connect.unregisterCloseCallback()
     with contextlib.suppress(libvirt.libvirtError):

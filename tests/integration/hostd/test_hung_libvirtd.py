@@ -1,0 +1,213 @@
+"""A libvirtd that is there and answers nothing (SIGSTOP): seen in time, waited for at no growing price, and found again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from fabric.model.session import Report
+from hostd.core import resources
+from hostd.core.faults import FaultCode
+from hostd.driver.base import DriverError
+from hostd.driver.fake import INSTANT, FakeMachine
+from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
+from hostd.hypervisor import HypervisorWatch
+from hostd.images.fake import FakeDisks
+from hostd.network.fake import FakeWires
+from hostd.resources.audit import Audit
+from hostd.settings import Timers
+from tests.conformance.private_libvirt import ROOT, Machine, a_machine, missing_programs
+
+pytestmark = [
+    pytest.mark.owns_machine,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"not installed: {missing_programs()}"),
+]
+
+PATIENCE_S = 60
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with a_machine("hung") as made:
+        # Its first look at QEMU takes longer than the deadlines here.
+        connect = libvirt.open(made.uri)
+        connect.getCapabilities()
+        connect.close()
+        try:
+            yield made
+        finally:
+            made.kill("libvirtd", signal.SIGCONT)
+
+
+@dataclass
+class Host:
+    """What a daemon has of its hypervisor: the driver, the watch over it, and what is reported."""
+
+    driver: LibvirtDriver
+    watch: HypervisorWatch
+    audit: Audit
+    reports: list[Report]
+
+    async def health(self) -> str:
+        await self.audit.measure()
+        return self.reports[-1].health
+
+    async def until(self, fault: FaultCode | None, *others: FaultCode) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while self.watch.hypervisor is None or self.watch.fault not in {fault, *others}:
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def host(machine: Machine) -> AsyncIterator[Host]:
+    driver = LibvirtDriver(
+        LibvirtSettings(uri=machine.uri, host="h", storage=machine.folder, call_deadline_s=1.0)
+    )
+    timers = Timers(poll_s=0.2, hypervisor_retry_s=0.1)
+    watch = HypervisorWatch(
+        driver,
+        timers,
+        noticed=lambda _: None,
+        compared=lambda _: None,
+        changed=lambda: None,
+    )
+    reports: list[Report] = []
+    simulated = FakeMachine("h", delays=INSTANT)
+    audit = Audit(
+        driver,
+        FakeDisks(simulated),
+        FakeWires(simulated),
+        agent_version="1",
+        every_s=60,
+        guests=dict,
+        state=lambda: (watch.hypervisor, watch.fault),
+        report=reports.append,
+    )
+    watching = asyncio.create_task(watch.run())
+    yield Host(driver, watch, audit, reports)
+    watching.cancel()
+    await asyncio.wait({watching})
+    await driver.close()
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("libvirt") for thread in threading.enumerate())
+
+
+def sockets() -> int:
+    found = 0
+    for file in Path("/proc/self/fd").iterdir():
+        # The folder's own descriptor is gone by now.
+        with contextlib.suppress(FileNotFoundError):
+            found += str(file.readlink()).startswith("socket:")
+    return found
+
+
+async def until_no_more_than(wanted: int) -> None:
+    """Wait for sockets to be closed: libvirt's own thread does it, a moment later."""
+    async with asyncio.timeout(PATIENCE_S):
+        while sockets() > wanted:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_hung_libvirtd_is_reported_and_found_again_when_it_goes_on(
+    host: Host, machine: Machine
+) -> None:
+    await host.until(None)
+    assert await host.health() == resources.HEALTHY
+    connected = sockets()
+
+    machine.kill("libvirtd", signal.SIGSTOP)
+    await host.until(FaultCode.HYPERVISOR_TIMEOUT, FaultCode.HYPERVISOR_UNAVAILABLE)
+    assert await host.health() in {FaultCode.HYPERVISOR_TIMEOUT, FaultCode.HYPERVISOR_UNAVAILABLE}
+    with pytest.raises(DriverError):
+        await host.driver.domains()
+
+    machine.kill("libvirtd", signal.SIGCONT)
+    await host.until(None)
+    assert await host.health() == resources.HEALTHY
+    assert await host.driver.domains() == ()
+    # The old connection is closed by its keepalive where it could not be by us.
+    await until_no_more_than(connected)
+
+
+async def test_trying_again_and_again_takes_no_more_threads_or_connections(machine: Machine) -> None:
+    driver = LibvirtDriver(
+        LibvirtSettings(uri=machine.uri, host="h", storage=machine.folder, call_deadline_s=0.2)
+    )
+    machine.kill("libvirtd", signal.SIGSTOP)
+    with pytest.raises(DriverError):
+        await driver.open()
+    threads_before, sockets_before = threads(), sockets()
+    for _ in range(12):
+        with pytest.raises(DriverError) as refused:
+            await driver.open()
+        assert refused.value.code == FaultCode.HYPERVISOR_TIMEOUT
+    assert (threads(), sockets()) == (threads_before, sockets_before)
+
+    machine.kill("libvirtd", signal.SIGCONT)
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                await driver.open()
+                break
+            except DriverError:
+                await asyncio.sleep(0.1)
+    await until_no_more_than(sockets_before)
+    await driver.close()
+
+
+OPEN_AND_END = """
+import asyncio, os, pathlib, signal, sys
+from hostd.driver.base import DriverError
+from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
+
+async def main():
+    driver = LibvirtDriver(
+        LibvirtSettings(uri=sys.argv[1], host="h", storage=pathlib.Path("/"), call_deadline_s=0.5)
+    )
+    await driver.open()
+    os.kill(int(sys.argv[2]), signal.SIGSTOP)
+    for _ in range(2):
+        try:
+            await driver.open()
+        except DriverError as error:
+            print(error.code)
+    await driver.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_daemon_can_end_while_libvirtd_hangs(machine: Machine) -> None:
+    command = (sys.executable, "-c", OPEN_AND_END, machine.uri, str(machine.pid_of("libvirtd")))
+
+    ended = subprocess.run(
+        command, cwd=Path(ROOT), capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    )
+
+    said = [line for line in ended.stdout.splitlines() if line.startswith("HYPERVISOR")]
+    assert (ended.returncode, said) == (0, ["HYPERVISOR_TIMEOUT"] * 2), ended.stderr
+
+
+async def test_a_connection_that_is_replaced_or_closed_is_gone(machine: Machine) -> None:
+    driver = LibvirtDriver(LibvirtSettings(uri=machine.uri, host="h", storage=machine.folder))
+    before = sockets()
+    await driver.open()
+    connected = sockets()
+    assert connected > before
+
+    await driver.open()
+    await until_no_more_than(connected)
+    await driver.close()
+    await until_no_more_than(before)
