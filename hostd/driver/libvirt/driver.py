@@ -118,7 +118,7 @@ class LibvirtDriver:
         def write(connect: libvirt.virConnect) -> None:
             with _absent_is_fine():
                 self._refuse_foreign(connect.lookupByUUIDString(spec.guest.id))
-            connect.defineXML(domain_xml(spec, self._platform(spec)))
+            connect.defineXML(self._document(spec))
 
         await self._connection.call(FaultCode.DOMAIN_INVALID, write)
 
@@ -198,6 +198,9 @@ class LibvirtDriver:
             total=measure_total(self._settings.storage),
             traits=(f"HW_ARCH_{architecture.upper()}",),
         )
+
+    def _document(self, spec: DomainSpec) -> str:
+        return domain_xml(spec, self._platform(spec))
 
     def _platform(self, spec: DomainSpec) -> Platform:
         if self._hypervisor is None:

@@ -1,0 +1,105 @@
+"""libvirt's own simulator (test:///default) under the laws: our calls, XML, marks and events through the real library, without a machine.
+
+It runs in this process, so these laws are kept wherever libvirt's library is, without root, QEMU or a daemon.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError
+from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
+from hostd.driver.libvirt.xml import Platform
+from tests.conformance.driver import laws
+from tests.conformance.driver.laws import ID, LAWS, Law
+from tests.conformance.guests import a_guest
+
+URI = "test:///default"
+
+NOT_KEPT: dict[Law, str] = {
+    laws.forgetting_twice_is_success_and_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
+    laws.guests_run_on_when_the_daemon_goes: "ends by forgetting, see above; and its guests live in this process",
+    laws.buttons_of_a_running_domain_return_at_once: "has no ACPI button: refuses the flag that presses it",
+    laws.a_crash_is_told_and_seen: "its guests have no process that could be killed",
+}
+"""The laws that the simulator cannot keep, and why. Real QEMU keeps them all (test_libvirt.py)."""
+
+
+class SimulatedDriver(LibvirtDriver):
+    """The driver as it is, but for the one kind of domain that the simulator runs."""
+
+    def _platform(self, spec: DomainSpec) -> Platform:
+        return replace(super()._platform(spec), accelerator="test", architecture="x86_64")
+
+    def _document(self, spec: DomainSpec) -> str:
+        return super()._document(spec).replace('arch="x86_64" machine="q35"', 'arch="i686"')
+
+
+class SimulatorRig:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        # What it simulates lasts as long as anybody is connected.
+        self.beside = libvirt.open(URI)
+        self.remove_all()
+        self.driver: Driver = self._make()
+
+    def _make(self) -> Driver:
+        return SimulatedDriver(LibvirtSettings(uri=URI, host="h", storage=self.folder, own_users=False))
+
+    async def another_driver(self) -> Driver:
+        driver = self._make()
+        await driver.open()
+        return driver
+
+    def spec(self, *, placement_epoch: int = 1, generation: int = 1) -> DomainSpec:
+        return DomainSpec(
+            guest=a_guest(id=ID, name='a <name> & "more"\x07'),
+            placement_epoch=placement_epoch,
+            generation=generation,
+            disks=(DiskFile(path="/simulated/root", format="qcow2", serial="root"),),
+            interfaces=(),
+        )
+
+    def crash(self) -> None:
+        raise AssertionError(NOT_KEPT[laws.a_crash_is_told_and_seen])
+
+    async def add_foreign(self) -> str:
+        self.beside.defineXML(
+            "<domain type='test'><name>foreign</name><memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>"
+        )
+        return "foreign"
+
+    def remove_all(self) -> None:
+        """Begin with nothing: it comes with a domain of its own."""
+        for domain in self.beside.listAllDomains():
+            if domain.isActive():
+                domain.destroy()
+            if domain.isPersistent():
+                domain.undefine()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[SimulatorRig]:
+    made = SimulatorRig(tmp_path)
+    await made.driver.open()
+    yield made
+    await made.driver.close()
+    made.remove_all()
+    made.beside.close()
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in NOT_KEPT], ids=lambda law: law.__name__)
+async def test_the_libvirt_driver_on_the_simulator(law: Law, rig: SimulatorRig) -> None:
+    await law(rig)
+
+
+@pytest.mark.parametrize("law", NOT_KEPT, ids=lambda law: law.__name__)
+async def test_no_law_is_left_out_that_the_simulator_keeps(law: Law, rig: SimulatorRig) -> None:
+    """A newer libvirt may keep it: then it has no place in the list."""
+    with pytest.raises((DriverError, AssertionError)):
+        await law(rig)
