@@ -73,7 +73,7 @@ class Nemesis:
             (0.22, self._cut),
             (0.05, self._isolate_host),
             (0.05, self._lose_quorum),
-            (0.06, self._compact),
+            (0.12, self._compact),
             (0.05, self._power),
             (0.03, self._hypervisor),
             (0.03, self._hypervisor_away),
@@ -209,9 +209,11 @@ class Nemesis:
     def _compact(self, length_s: float) -> None:
         """History goes, at times while somebody is away who will want to read it."""
         store = self._random.choice(self._target.stores())
-        away = self._random.choice([link for link in self._target.links() if store in link])
+        readers = [link for link in self._target.links() if store in link]
+        conductors = [link for link in readers if "conductor" in link[0]]
+        away = self._random.choice(conductors if conductors and self._random.random() < 0.6 else readers)
         self._target.note("compact", store, *away, length_s)
-        if self._random.random() < 0.3:
+        if self._random.random() < 0.2:
             self._target.compact(store)
             return
         self._target.cut(*away)
@@ -220,7 +222,8 @@ class Nemesis:
             self._target.compact(store)
             self._target.mend(*away)
 
-        self._later(min(length_s, 8.0), back)
+        # Not for so long that its sessions end: a new one would be told everything anyway.
+        self._later(min(length_s, 6.0), back)
 
     def _power(self, length_s: float) -> None:
         host = self._random.choice(self._target.hosts())
