@@ -194,7 +194,7 @@ def _is_its_right(word: bytes, own: str) -> bool:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("hosts", [12, pytest.param(150, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hosts", [8, pytest.param(150, marks=pytest.mark.slow)])
 async def test_words_out_of_form_end_the_session_and_change_nothing(
     conductor: ConductorProcess, hosts: int
 ) -> None:
