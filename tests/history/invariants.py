@@ -68,6 +68,7 @@ class _Books:
     assigned: dict[str, dict[str, Assignment]] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
     tombstones: set[tuple[str, str]] = field(default_factory=set)
+    owed: dict[str, set[str]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -190,12 +191,14 @@ class Checker:
         ]
 
     def _joined(self, books: _Books, host: str, session: Session) -> None:
+        """The barrier is about what was to be let go of when the session began: what its host gives up in it is no news to anybody."""
         before = books.sessions.get(host)
         books.sessions[host] = session
-        if session.state is SessionState.UP and (before is None or before.state is not SessionState.UP):
-            held = sorted(each for of, each in books.tombstones if of == host)
-            if held:
-                raise Violation(f"R8 {host} is UP, and is yet to let go of {', '.join(held)}")
+        if session.state is SessionState.JOIN and (before is None or before.epoch != session.epoch):
+            books.owed[host] = {each for of, each in books.tombstones if of == host}
+        held = {each for each in books.owed.get(host, ()) if (host, each) in books.tombstones}
+        if session.state is SessionState.UP and held:
+            raise Violation(f"R8 {host} is UP, and is yet to let go of {', '.join(sorted(held))}")
 
     def _assigned(self, cell: str, books: _Books, rest: str, after: bytes | None) -> None:
         host, _, instance_id = rest.partition("/")

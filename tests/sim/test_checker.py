@@ -364,8 +364,17 @@ def test_r8_a_placement_on_a_disabled_host(history: History) -> None:
 def test_r8_up_before_it_has_let_go(history: History) -> None:
     history.write("cell1", {keys.TOMBSTONE.at("h1", OTHER): Tombstone(instance_id=OTHER, placement_epoch=1)})
 
+    history.write("cell1", {keys.SESSION.at("h1"): replace(UP, state=SessionState.JOIN)})
+
     with pytest.raises(Violation, match="R8 h1 is UP, and is yet to let go"):
         history.write("cell1", {keys.SESSION.at("h1"): UP})
+
+
+def test_a_host_may_be_up_while_it_lets_go_of_what_it_gave_up_in_this_session(history: History) -> None:
+    history.write("cell1", {keys.SESSION.at("h1"): replace(UP, state=SessionState.JOIN)})
+    history.write("cell1", {keys.TOMBSTONE.at("h1", OTHER): Tombstone(instance_id=OTHER, placement_epoch=1)})
+
+    history.write("cell1", {keys.SESSION.at("h1"): UP})
 
 
 @pytest.mark.parametrize(
