@@ -148,6 +148,20 @@ async def test_a_daemon_has_a_session_and_ends_when_asked(
     assert "hostd.stopped" in log
 
 
+async def test_a_running_daemon_does_not_carry_what_it_read_its_certificate_with(
+    port: int, authority: Authority, conductor: Conductor, tmp_path: Path
+) -> None:
+    files = save(authority.issue_host("c1", "h1", now_ms=NOW_MS), authority, tmp_path, "h1")
+    process = await hostd(settings(tmp_path, files, port))
+    await conductor.until_heard(Inventory)
+
+    libraries = Path(f"/proc/{process.pid}/maps").read_text()
+    process.terminate()
+    await end_of(process)
+    assert "/grpc/" in libraries
+    assert "/cryptography/" not in libraries
+
+
 async def test_a_granted_epoch_is_on_the_disk_before_anything_else(
     port: int, authority: Authority, conductor: Conductor, tmp_path: Path
 ) -> None:
@@ -163,6 +177,17 @@ async def test_a_granted_epoch_is_on_the_disk_before_anything_else(
     await end_of(again)
 
     assert [said.highest_epoch for said in conductor.heard if isinstance(said, Hello)] == [0, 1]
+
+
+async def test_a_certificate_that_is_none_is_refused_with_the_setting(
+    authority: Authority, tmp_path: Path
+) -> None:
+    files = save(authority.issue_host("c1", "h1", now_ms=NOW_MS), authority, tmp_path, "h1")
+    files.cert_path.write_text("not a certificate")
+    code, said = await end_of(await hostd(settings(tmp_path, files, 1)))
+
+    assert code == 2
+    assert "cannot read the certificate" in said
 
 
 async def test_a_certificate_that_names_no_host_is_refused_with_the_setting(
