@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fabric.api.convert import flavor_message
+from fabric.api.core.accept import TRAIT, TRAIT_VALUES
 from fabric.api.named import Named
 from fabric.api.once import Change, Once, body_sha256
 from fabric.api.pages import Pages
@@ -17,9 +18,6 @@ from fabric.pb.compute.v1 import flavor_service_pb2 as pb
 from fabric.store.base import Store
 from fabric.store.codec import encode
 from fabric.store.keys import FLAVOR, FLAVOR_NAME
-
-TRAIT = "trait:"
-TRAIT_VALUES = ("required", "forbidden")
 
 
 class FlavorHandlers:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 from fabric.api.catalogue import visible
 from fabric.api.convert import image_message
+from fabric.api.core.accept import TRAIT, TRAIT_VALUES
 from fabric.api.named import Found, absent
 from fabric.api.once import Change, Once, body_sha256
 from fabric.api.pages import Pages
@@ -31,9 +32,6 @@ PROPERTY_VALUES = {
     "os_secure_boot": ("required", "optional", "disabled"),
 }
 """Properties that we understand, and what they may be. Others are kept as they are, for people."""
-
-TRAIT = "trait:"
-TRAIT_VALUES = ("required", "forbidden")
 
 
 class ImageHandlers:

@@ -11,8 +11,16 @@ from google.protobuf.message import Message
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
-from fabric.api.core.accept import REQUEST_ID_KEPT_MS, Asked, admission, charge_of, first_cell, request_for
-from fabric.api.core.intent import DEFAULT_STOP_TIMEOUT_S, Intent, cancelled, keys_of, replayed, written
+from fabric.api.core.accept import Asked, admission, charge_of, first_cell, request_for
+from fabric.api.core.intent import (
+    DEFAULT_STOP_TIMEOUT_S,
+    REQUEST_ID_KEPT_MS,
+    Intent,
+    cancelled,
+    keys_of,
+    replayed,
+    written,
+)
 from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
 from fabric.api.once import body_sha256
@@ -78,9 +86,9 @@ class InstanceHandlers:
         for attempt in range(TRIES):
             asked = (principal.project_id, answered.request_id)
             seen = await self._global.get(ANSWERED.at(*asked))
-            earlier = replayed(found(seen, ANSWERED, *asked), answered)
+            earlier = found(seen, ANSWERED, *asked)
             if earlier is not None:
-                return await self._created(earlier.resource_id, principal)
+                return await self._created(replayed(earlier, answered).resource_id, principal)
             instance_id = self._ids.new_id()
             outcome = await self._accept(request, principal, answered, instance_id)
             if outcome is not None:
@@ -270,7 +278,8 @@ class InstanceHandlers:
         if now is None or now.host != instance.host:
             return None
         acted = found(seen, ACTED, intent.answered.project_id, intent.answered.request_id)
-        if replayed(acted, intent.answered) is not None:
+        if acted is not None:
+            replayed(acted, intent.answered)
             return self._reads.view(view, now, seen.seen(INSTANCE.at(now.id)), principal), revision_of(
                 view.name, seen.revision
             )
@@ -294,7 +303,8 @@ class InstanceHandlers:
         answer_key = ANSWERED.at(intent.answered.project_id, intent.answered.request_id)
         seen = await self._global.get(build_key, LOCATION.at(location.instance_id), answer_key)
         earlier = found(seen, ANSWERED, intent.answered.project_id, intent.answered.request_id)
-        if replayed(earlier, intent.answered) is not None:
+        if earlier is not None:
+            replayed(earlier, intent.answered)
             return pb.Instance(id=location.instance_id), revision_of("global", seen.revision)
         build = found(seen, BUILD, location.cell, location.instance_id)
         if build is None:

@@ -8,21 +8,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from google.protobuf.message import Message
 
+from fabric.api.core.intent import REQUEST_ID_KEPT_MS, replayed
 from fabric.clock import Clock
-from fabric.errors import Conflict, Reason
+from fabric.errors import Conflict
 from fabric.model.identity import Principal
 from fabric.model.instance import Answered
 from fabric.store.base import Committed, Store, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import ANSWERED, Key
 from fabric.store.settle import commit_settled
-
-KEPT_MS = 24 * 3600 * 1000
-"""How long a request_id is remembered (host protocol, section 6)."""
 
 ATTEMPTS = 5
 PAUSE_S = 0.05
@@ -103,21 +101,27 @@ class Once:
             Ambiguous, Unavailable: as the store has it.
         """
         key = self._kind.at(owner_of(principal), request_id)
+        answered = Answered(
+            request_id=request_id,
+            project_id=owner_of(principal),
+            method=method,
+            body_sha256=body,
+            resource_id="",
+            expire_time_ms=0,
+        )
         for attempt in range(ATTEMPTS):
             if attempt:
                 await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
             seen = await self._store.get(key)
             stored = seen.value(key)
             if stored is not None:
-                return Done(_same(decode(Answered, stored), method, body).resource_id, seen.revision, True)
+                earlier = replayed(decode(Answered, stored), answered)
+                return Done(earlier.resource_id, seen.revision, True)
             change = await decide()
-            answered = Answered(
-                request_id=request_id,
-                project_id=owner_of(principal),
-                method=method,
-                body_sha256=body,
+            answered = replace(
+                answered,
                 resource_id=change.resource_id,
-                expire_time_ms=self._clock.now_ms() + KEPT_MS,
+                expire_time_ms=self._clock.now_ms() + REQUEST_ID_KEPT_MS,
             )
             txn = Txn(
                 unchanged={**change.unchanged, key: 0},
@@ -128,16 +132,6 @@ class Once:
             if isinstance(outcome, Committed):
                 return Done(change.resource_id, outcome.revision, False)
         raise Conflict("others were changing the same thing; try again")
-
-
-def _same(earlier: Answered, method: str, body: str) -> Answered:
-    if (earlier.method, earlier.body_sha256) != (method, body):
-        raise Conflict(
-            f"request_id {earlier.request_id} was used before, for another request; make a new one for each",
-            reason=Reason.REQUEST_ID_MISMATCH,
-            request_id=earlier.request_id,
-        )
-    return earlier
 
 
 async def forget_answers(store: Store, *, now_ms: int, kind: Key[Answered] = ANSWERED) -> int:

@@ -18,10 +18,11 @@ from fabric.quota.core import Admission
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
 
 GIB = 1 << 30
-REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
-"""How long a request_id is remembered (host protocol, section 6)."""
 
 TRAIT = "trait:"
+"""What the names of properties begin with that ask a trait of hosts, or forbid it."""
+
+TRAIT_VALUES = ("required", "forbidden")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,9 @@ from fabric.model.states import Action
 from fabric.store.base import Snapshot
 from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, OVER, REFUND
 
+REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
+"""How long a request_id is remembered (host protocol, section 6)."""
+
 DEFAULT_STOP_TIMEOUT_S = 60
 """How long a guest may take to shut down, as in the reference."""
 
@@ -47,13 +50,11 @@ class Written:
     after: Instance | None
 
 
-def replayed(earlier: Answered | None, answered: Answered) -> Answered | None:
-    """The earlier answer to this request_id, None for a new one. Raises Conflict when it came with another body."""
-    if earlier is None:
-        return None
+def replayed(earlier: Answered, answered: Answered) -> Answered:
+    """The earlier answer to this request_id. Raises Conflict when it came with another body, or to another method."""
     if (earlier.method, earlier.body_sha256) != (answered.method, answered.body_sha256):
         raise Conflict(
-            f"request_id {answered.request_id} was used before, for another {earlier.method}: make a new one",
+            f"request_id {answered.request_id} was used before, for another request; make a new one for each",
             reason=Reason.REQUEST_ID_MISMATCH,
             request_id=answered.request_id,
         )
