@@ -197,9 +197,10 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
         Seconds, Meta(description="How long an acknowledged beat permits a host to start guests.")
     ] = 60.0
     snapshot_s: Annotated[Seconds, Meta(description="How often a host is told everything anew.")] = 30.0
-    repair_s: Annotated[
-        Seconds, Meta(description="How often overrun tasks and wrong sums are looked for.")
-    ] = 5.0
+    sweep_s: Annotated[
+        float,
+        Meta(gt=0, le=2, description="How often hosts that are gone and tasks that overran are looked for."),
+    ] = 2.0
 
 
 class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -31,9 +31,6 @@ from fabric.store.schema import open_schema
 
 log = structlog.get_logger()
 
-SWEEP_S = 2.0
-"""Hosts that are gone are looked for at least this often, or unreachable would be known too late (failure model, 23 s)."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 2 for settings that are wrong."""
@@ -76,7 +73,7 @@ async def serve(settings: ConductorSettings) -> None:
             silence_s=settings.session_ttl_s,
             permit_s=settings.permit_s,
             resync_s=settings.snapshot_s,
-            sweep_s=min(SWEEP_S, settings.repair_s),
+            sweep_s=settings.sweep_s,
         ),
         store,
         clock=clock,
