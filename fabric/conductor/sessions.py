@@ -98,11 +98,6 @@ class HostSession:
 
     # ------------------------------------------------------------------ from outside
 
-    @property
-    def inventory(self) -> Inventory | None:
-        """What the host said it holds, in this session; None until it has."""
-        return self._inventory
-
     def end(self, reason: str, *, retry_after_ms: int = 0) -> None:
         """End the session soon, telling the host why. The first reason counts."""
         if not self._over.is_set():

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fabric.errors import NotFound
 from fabric.ids import is_id
 from fabric.model.identity import Project, Role, RoleGrant, User
 from fabric.model.quota import Charge, Quota
-from fabric.store.base import Snapshot, Store
+from fabric.store.base import Store
 from fabric.store.codec import decode, encode
 from fabric.store.keys import PROJECT, PROJECT_NAME, QUOTA, ROLE, USER, USER_NAME
 
@@ -52,24 +51,10 @@ class Directory:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def project(self, name_or_id: str) -> Project:
-        """Raises NotFound, Unavailable."""
-        found = await self.find_project(name_or_id)
-        if found is None:
-            raise NotFound(f"there is no project {name_or_id!r}")
-        return found
-
     async def find_project(self, name_or_id: str) -> Project | None:
         """A project by id, else by name."""
         value = await self._find(PROJECT.under(), PROJECT_NAME.at(name_or_id), name_or_id)
         return None if value is None else decode(Project, value)
-
-    async def user(self, name_or_id: str) -> User:
-        """Raises NotFound, Unavailable."""
-        found = await self.find_user(name_or_id)
-        if found is None:
-            raise NotFound(f"there is no user {name_or_id!r}")
-        return found
 
     async def find_user(self, name_or_id: str) -> User | None:
         """A user by id, else by name."""
@@ -81,18 +66,6 @@ class Directory:
         key = ROLE.at(user_id, project_id)
         value = (await self._store.get(key)).value(key)
         return Role.UNSPECIFIED if value is None else decode(RoleGrant, value).role
-
-    async def projects(self) -> tuple[Snapshot, tuple[Project, ...]]:
-        """All, by name, with what was read."""
-        snapshot = await self._store.list(PROJECT.under())
-        found = (decode(Project, entry.value) for entry in snapshot.entries.values())
-        return snapshot, tuple(sorted(found, key=lambda project: project.name))
-
-    async def users(self) -> tuple[Snapshot, tuple[User, ...]]:
-        """All, by name, with what was read."""
-        snapshot = await self._store.list(USER.under())
-        found = (decode(User, entry.value) for entry in snapshot.entries.values())
-        return snapshot, tuple(sorted(found, key=lambda user: user.name))
 
     async def _find(self, prefix: str, name_key: str, name_or_id: str) -> bytes | None:
         # Names may look like ids; an id wins, because ids are what programs send.

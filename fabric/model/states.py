@@ -64,12 +64,3 @@ class Action(enum.StrEnum):
     REBOOT_SOFT = "reboot-soft"
     REBOOT_HARD = "reboot-hard"
     DELETE = "delete"
-
-
-class Actor(enum.StrEnum):
-    """Who makes a state change; each has its own allow-list (R9)."""
-
-    API = "api"
-    SCHEDULER = "scheduler"
-    CONDUCTOR = "conductor"
-    HOST = "host"

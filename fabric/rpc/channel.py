@@ -5,10 +5,8 @@ from __future__ import annotations
 import grpc
 import grpc.aio
 
+from fabric.rpc.stream import MAX_MESSAGE_BYTES
 from fabric.rpc.tls import TlsFiles, client_credentials
-
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Streams of hosts and images use pieces up to this; servers accept 1 MiB in anything else."""
 
 KEEPALIVE_MS = 10_000
 PING_TIMEOUT_MS = 5_000

@@ -23,11 +23,11 @@ from fabric.errors import Bug, FabricError, Reason, TooMuch
 from fabric.model.identity import Principal
 from fabric.rpc.authz import ANYBODY
 from fabric.rpc.call import Bound, Call, Endpoint, Stage, chain
-from fabric.rpc.channel import KEEPALIVE, KEEPALIVE_MS, MAX_MESSAGE_BYTES
+from fabric.rpc.channel import KEEPALIVE, KEEPALIVE_MS
 from fabric.rpc.method import Method
 from fabric.rpc.stages import Reported
 from fabric.rpc.status import DETAILS_KEY, to_status
-from fabric.rpc.stream import StreamClosed
+from fabric.rpc.stream import MAX_MESSAGE_BYTES, StreamClosed
 from fabric.rpc.tls import TlsFiles, proven, server_credentials
 
 log = structlog.get_logger()

@@ -19,7 +19,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fabric.errors import InvalidRequest
 from fabric.rpc.tls import TlsFiles, host_uri, serial_text, service_uri
 
 CA_DAYS = 3650
@@ -145,18 +144,6 @@ def create_authority(name: str, *, now_ms: int, days: int = CA_DAYS) -> Authorit
         .add_extension(_key_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return Authority(certificate, key)
-
-
-def load_authority(folder: Path) -> Authority:
-    """The authority saved in a folder. Raises InvalidRequest when there is none, or its key is of another kind."""
-    try:
-        certificate = x509.load_pem_x509_certificate((folder / "ca.pem").read_bytes())
-        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-    except (OSError, ValueError) as broken:
-        raise InvalidRequest(f"{folder} holds no certificate authority", field="ca") from broken
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InvalidRequest(f"the key of the authority in {folder} is not an elliptic-curve key", field="ca")
     return Authority(certificate, key)
 
 

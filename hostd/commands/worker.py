@@ -113,11 +113,6 @@ class Worker:
         gone = self.settled is not None and self.settled.state is HostState.ABSENT
         return self._release is None and (self.order is None or gone)
 
-    @property
-    def is_settling(self) -> bool:
-        """Whether an order is still being carried out."""
-        return self._release is not None or (self.order is not None and self.settled is None)
-
     # ------------------------------------------------------------ what is asked
 
     def take_order(self, order: Order, *, presume_made: bool = False) -> fencing.Refusal | None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -115,9 +114,3 @@ def environment_from(pairs: tuple[str, ...]) -> Mapping[str, str]:
             raise InvalidRequest(f"{pair!r} is not NAME=VALUE", field="env")
         found[name] = value
     return found
-
-
-def status_rows(status: FabricStatus) -> list[dict[str, Any]]:
-    """The status for programs."""
-    decoded: list[dict[str, Any]] = json.loads(msgspec.json.encode(status.processes))
-    return decoded

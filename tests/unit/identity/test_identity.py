@@ -397,7 +397,8 @@ async def test_the_first_administrator_is_made_once_whoever_comes_first(store: F
     before = store.revision
     await make("third password")
 
-    user = await Directory(store).user("admin")
+    user = await Directory(store).find_user("admin")
+    assert user is not None
     assert user.system_admin
     assert store.revision == before
     assert (await Directory(store).role(user.id, user.default_project_id)) is Role.ADMIN
