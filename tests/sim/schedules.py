@@ -14,6 +14,9 @@ from tests.sim.run import Outcome, run
 PROCESSES: Final = 2
 """Seeds share nothing, so this is only how many cores a run may take."""
 
+TASKS_PER_PROCESS: Final = 25
+"""Of four seeds each."""
+
 T = TypeVar("T")
 
 
@@ -68,7 +71,8 @@ def spread(work: Callable[[int], T], seeds: Iterable[int], *, processes: int = P
     """`work` on every seed, in the order of the seeds; `work` must be a module's own function, for it is sent by name."""
     # Not forked: the parent may have threads (gRPC's, pytest-timeout's), and a fork of those may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    # A process that has buried many worlds keeps some two MiB of each: after a while it makes way for a fresh one.
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=TASKS_PER_PROCESS) as pool:
         yield from pool.map(work, seeds, chunksize=4)
 
 
