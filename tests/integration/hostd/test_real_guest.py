@@ -20,13 +20,23 @@ import pytest
 
 from fabric.clock import SystemClock
 from fabric.model.image import ImageFormat
-from fabric.model.instance import Guest, ImageRef
-from fabric.model.states import PowerState
+from fabric.model.instance import Guest, ImageRef, OneShot
+from fabric.model.session import HostState, Order, Status
+from fabric.model.states import PowerState, Want
+from fabric.observability.failpoints import NO_FAILPOINTS
+from hostd.commands.journal_memory import JournalMemory, MemoryJournal
+from hostd.commands.queue import Queues
+from hostd.commands.site import Mouth
+from hostd.commands.site import Site as Work
+from hostd.core.fencing import Fence
+from hostd.core.reconcile import Patience
 from hostd.driver.base import DomainSpec, DriverError
 from hostd.driver.libvirt.xml import domain_name
 from hostd.driver.registry import MACHINES, Machine, MachineSettings
+from hostd.hypervisor import HypervisorWatch
 from hostd.network.base import Wiring
 from hostd.network.driver import LinuxWires
+from hostd.settings import Timers
 from tests.conformance.guests import a_guest, a_port, an_id
 from tests.conformance.namespaces import a_namespace, ip
 from tests.conformance.private_libvirt import Machine as LibvirtMachine
@@ -265,6 +275,98 @@ async def test_stop_start_and_reboot_keep_what_the_guest_wrote(site: Site) -> No
     third = await site.logs_in(guest, f"cat /root/kept; {boot}")
     assert third.startswith("kept\n")
     assert second not in third
+    await site.remove(guest)
+
+
+class Daemon:
+    """What of hostd carries orders out: queues, and a watch that passes libvirt's events on to them. Orders come from the test."""
+
+    def __init__(self, site: Site, memory: JournalMemory, *, soft_reboot_s: float) -> None:
+        clock = SystemClock()
+        fence = Fence(epoch=1, permit_s=3600, renewed_s=clock.boot_s())
+        self.said: list[Status] = []
+        self.queues = Queues(
+            Work(
+                driver=site.host.driver,
+                disks=site.host.disks,
+                wires=site.host.wires,
+                journal=MemoryJournal(memory),
+                clock=clock,
+                fetch=fetch,
+                fence=lambda: fence,
+                mouth=Mouth(
+                    say=self.said.append,
+                    unsay=lambda _: None,
+                    released=lambda _: None,
+                    show=lambda _: None,
+                ),
+                slots=asyncio.Semaphore(1),
+                patience=Patience(soft_reboot_s=soft_reboot_s),
+                failpoints=NO_FAILPOINTS,
+            )
+        )
+        self.watch = HypervisorWatch(
+            site.host.driver,
+            Timers(poll_s=1.0),
+            noticed=self.queues.noticed,
+            compared=self.queues.compare,
+            changed=self.queues.wake,
+        )
+
+    async def carry_out(self, order: Order) -> Status:
+        """Give the order, and wait for the answer to it."""
+        self.queues.take((), [order])
+        async with asyncio.timeout(PATIENCE_S):
+            while not (answers := [said for said in self.said if said.generation == order.generation]):
+                await asyncio.sleep(0.1)
+        return answers[-1]
+
+
+@contextlib.asynccontextmanager
+async def a_daemon(site: Site, memory: JournalMemory, *, soft_reboot_s: float) -> AsyncIterator[Daemon]:
+    made = Daemon(site, memory, soft_reboot_s=soft_reboot_s)
+    async with asyncio.TaskGroup() as tasks:
+        made.queues.begin(memory.rows, tasks)
+        watching = tasks.create_task(made.watch.run())
+        yield made
+        watching.cancel()
+        for worker in made.queues._running.values():
+            worker.cancel()
+
+
+@pytest.mark.slow
+async def test_a_soft_reboot_is_the_guests_own_and_a_deaf_guests_power_is_cut(site: Site) -> None:
+    guest = a_server(site, "again", 8)
+    boot = "cat /proc/sys/kernel/random/boot_id"
+    memory = JournalMemory()
+
+    def wanted(generation: int, action: OneShot = OneShot.NONE) -> Order:
+        return Order(
+            epoch=1,
+            placement_epoch=1,
+            generation=generation,
+            want=Want.RUN,
+            action_seq=generation - 1,
+            action=action,
+            stop_timeout_s=60,
+            guest=guest,
+        )
+
+    async with a_daemon(site, memory, soft_reboot_s=PATIENCE_S) as daemon:
+        assert (await daemon.carry_out(wanted(1))).state is HostState.ACTIVE
+        first = await site.logs_in(guest, boot)
+        pid = site.libvirt.pid_of(domain_name(guest.id))
+        assert (await daemon.carry_out(wanted(2, OneShot.REBOOT_SOFT))).state is HostState.ACTIVE
+        second = await site.logs_in(guest, boot)
+        assert site.libvirt.pid_of(domain_name(guest.id)) == pid
+
+    async with a_daemon(site, memory, soft_reboot_s=3.0) as daemon:
+        await site.logs_in(guest, "killall acpid; echo deaf")
+        assert (await daemon.carry_out(wanted(3, OneShot.REBOOT_SOFT))).state is HostState.ACTIVE
+        third = await site.logs_in(guest, boot)
+        assert site.libvirt.pid_of(domain_name(guest.id)) != pid
+
+    assert len({first, second, third}) == 3
     await site.remove(guest)
 
 
