@@ -68,6 +68,20 @@ def test_a_conductor_that_acknowledges_no_beats_is_left() -> None:
     on_a_bench(scenario, conductors=("c1:1", "c2:1"))
 
 
+def test_a_lost_journal_is_trusted_again_when_a_snapshot_was_heard_even_an_empty_one() -> None:
+    """Not at the first order: a host without servers would look damaged at each start, for as long as it has none."""
+
+    async def scenario(bench: Bench) -> None:
+        bench.memory.lose()
+        bench.process.start()
+        await bench.until(lambda: bench.memory.epoch == 1)
+        await bench.until(lambda: bench.memory.trusted, within_s=10)
+
+        assert bench.memory.rows == {}
+
+    on_a_bench(scenario)
+
+
 def test_an_order_of_another_epoch_is_not_heard() -> None:
     async def scenario(bench: Bench) -> None:
         await raised(bench)
