@@ -25,13 +25,15 @@ class Wrote:
 class Started:
     """A domain began to run on a host.
 
-    Where it can be observed: `permit_age_s` is how long ago the host had sent the newest of its beats (or hellos) that was answered.
+    Where it can be observed: `permit_age_s` is how long ago the host had sent the newest of its beats (or hellos) that was answered,
+    and `has_given_up` whether it had said ERROR of this very order in this session.
     """
 
     host: str
     instance_id: str
     placement_epoch: int
     permit_age_s: float | None = None
+    has_given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)

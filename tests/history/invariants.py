@@ -10,6 +10,7 @@
 - I16 what was not acknowledged may have happened, or not
 - R1 what a host said is written by the conductor that holds its session, and by no other
 - R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
+- I1 again: what a host has given up on it does not start in that session, for it may be another host's by then
 - R8 nothing is placed on a host that is not UP, or is disabled; and none is UP that has not let go of what it must
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
@@ -302,6 +303,8 @@ class Checker:
             raise Violation(
                 f"R5 {event.host} started {event.instance_id} on a permit {event.permit_age_s:.1f} s old"
             )
+        if event.has_given_up:
+            raise Violation(f"I1 {event.host} started {event.instance_id}, which it had given up on")
         other = self.running.get(event.instance_id)
         if other is not None and other.host != event.host:
             raise Violation(f"I1 {event.instance_id} runs on {other.host} and on {event.host}")

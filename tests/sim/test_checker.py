@@ -324,6 +324,11 @@ def test_r5_a_start_on_an_old_permit() -> None:
         checker.take(Started("h1", SERVER, 1, permit_age_s=8.1))
 
 
+def test_i1_a_start_of_what_was_given_up() -> None:
+    with pytest.raises(Violation, match=r"I1 h1 started .* given up on"):
+        Checker().take(Started("h1", SERVER, 1, has_given_up=True))
+
+
 def test_i3_a_refund_of_what_is_still_there() -> None:
     history = History(Checker(is_one_clock=True))
     history.write("global", {keys.LOCATION.at(SERVER): located(), keys.QUOTA.at(PROJECT): quota(1)})

@@ -346,7 +346,9 @@ class World:
         match event.kind:
             case "started":
                 age_s = self.permits.age_s(event.host, self.loop.time())
-                self.record(Started(event.host, event.instance_id, event.placement_epoch, age_s))
+                what = (event.host, event.instance_id, event.placement_epoch)
+                has_given_up = self.permits.has_given_up(*what, event.generation)
+                self.record(Started(*what, age_s, has_given_up))
             case "stopped":
                 self.record(Stopped(event.host, event.instance_id, event.detail))
             case "forgotten" | "files_removed":
