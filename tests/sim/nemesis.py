@@ -28,7 +28,7 @@ class Target(Protocol):
     def restore_power(self, host: str) -> None: ...
     def crash_hypervisor(self, host: str) -> None: ...
     def doom(self, process: str) -> None: ...
-    def ambush(self, kind: str, delay_s: float, strike: Callable[[], None]) -> None: ...
+    def ambush(self, kind: str, delay_s: float, strike: Callable[[str], None]) -> None: ...
     def stop_hypervisor(self, host: str) -> None: ...
     def start_hypervisor(self, host: str) -> None: ...
     def lose_events(self, host: str) -> None: ...
@@ -168,8 +168,12 @@ class Nemesis:
         delay_s = self._random.choice((0.002, 0.01, 0.1, 1.0, 3.0))
         self._target.note("ambush", kind, strike.__name__, delay_s, length_s)
 
-        def sprung() -> None:
-            if not self._is_healed:
+        def sprung(key: str) -> None:
+            if self._is_healed:
+                return
+            if kind == "assignment/" and strike == self._isolate_host:
+                self._isolate(key.split("/")[1], 20.0)
+            else:
                 strike(length_s)
 
         self._target.ambush(kind, delay_s, sprung)
@@ -188,7 +192,9 @@ class Nemesis:
         self._later(length_s, lambda: self._target.mend(one, other))
 
     def _isolate_host(self, length_s: float) -> None:
-        host = self._random.choice(self._target.hosts())
+        self._isolate(self._random.choice(self._target.hosts()), length_s)
+
+    def _isolate(self, host: str, length_s: float) -> None:
         links = [link for link in self._target.links() if host in link]
         self._target.note("isolate", host, length_s)
         for one, other in links:

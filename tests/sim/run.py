@@ -8,10 +8,12 @@ python -m tests.sim.run 17 18 --digests   the digest of its trace, to compare
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -54,14 +56,24 @@ def topology_for(seed: int) -> Topology:
 
 def run(seed: int, *, verbose: bool = False, faults: bool = True, horizon_s: float = HORIZON_S) -> Outcome:
     """Run a seed to its end."""
-    with graveyard():
+    with _unlogged(), graveyard():
         return _run(seed, verbose=verbose, faults=faults, horizon_s=horizon_s)
 
 
-def _run(seed: int, *, verbose: bool, faults: bool, horizon_s: float) -> Outcome:
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """A world in trouble has much to say, at no cost to whoever logs after it in this process."""
+    before = structlog.get_config()
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL), cache_logger_on_first_use=False
     )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _run(seed: int, *, verbose: bool, faults: bool, horizon_s: float) -> Outcome:
     loop = SimLoop(Random(f"loop {seed}"))
     world = World(loop, seed, topology_for(seed), verbose=verbose)
     settled_s = loop.run_world(_history(world, seed, faults=faults, horizon_s=horizon_s))

@@ -111,7 +111,7 @@ class World:
         self._down: set[str] = set()
         self._off: set[str] = set()
         self._doomed: set[str] = set()
-        self._ambushes: list[tuple[str, float, Callable[[], None]]] = []
+        self._ambushes: list[tuple[str, float, Callable[[str], None]]] = []
         loop.set_exception_handler(self._unhandled)
 
     # ---------------------------------------------------------------- making it
@@ -393,15 +393,15 @@ class World:
         """It dies as soon as something it does has come about: a write is applied, a domain is defined; before it hears of that."""
         self._doomed.add(process)
 
-    def ambush(self, kind: str, delay_s: float, strike: Callable[[], None]) -> None:
-        """Strike soon after the next write of a key of this kind: in the middle of what it begins."""
+    def ambush(self, kind: str, delay_s: float, strike: Callable[[str], None]) -> None:
+        """Strike soon after the next write of a key of this kind: in the middle of what it begins. `strike` is told which key it was."""
         self._ambushes.append((kind, delay_s, strike))
 
     def _spring(self, key: str) -> None:
         sprung = [each for each in self._ambushes if key.startswith(each[0])]
         self._ambushes = [each for each in self._ambushes if each not in sprung]
         for _, delay_s, strike in sprung:
-            self.loop.call_later(delay_s, strike, context=self.network.world.copy())
+            self.loop.call_later(delay_s, strike, key, context=self.network.world.copy())
 
     def kill(self, process: str) -> None:
         self._doomed.discard(process)
