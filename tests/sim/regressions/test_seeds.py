@@ -34,8 +34,8 @@ STORIES = (
         "without anybody asking",
         held_by="tests/unit/lifecycle/test_core.py: what failed to run is told to stay off",
     ),
-    Story(seed=45, found="as 29, by way of a second host", held_by="as 29"),
-    Story(seed=1016, found="as 29, after a reboot", held_by="as 29"),
+    Story(seed=45, found="as 29", held_by="as 29"),
+    Story(seed=1016, found="as 29", held_by="as 29"),
     Story(
         seed=2256,
         found="of the harness: a host that lost power four times within a minute was quarantined, as it should be, and the healed world "
