@@ -26,13 +26,13 @@ STORIES = (
     Story(
         seed=0,
         found="a server that no host fitted could be stopped, and was powering off for ever: nobody was there to do it",
-        held_by="tests/unit/lifecycle/test_core.py: a server without a host can only be deleted",
+        held_by="tests/unit/lifecycle/test_core.py: test_a_server_that_no_host_took_can_only_be_deleted",
     ),
     Story(
         seed=29,
         found="a start that failed left the server recorded as stopped and wanted running, until its host's next session started it "
         "without anybody asking",
-        held_by="tests/unit/lifecycle/test_core.py: what failed to run is told to stay off",
+        held_by="tests/unit/lifecycle/test_core.py: test_what_failed_ends_where_its_row_says_with_its_fault",
     ),
     Story(seed=45, found="as 29", held_by="as 29"),
     Story(seed=1016, found="as 29", held_by="as 29"),

@@ -85,6 +85,16 @@ def test_a_one_shot_action_counts_up_and_a_plain_one_does_not() -> None:
     assert stopped.action == harder.action
 
 
+@pytest.mark.parametrize("action", sorted(set(Action) - {Action.DELETE, Action.CREATE}))
+def test_a_server_that_no_host_took_can_only_be_deleted(action: Action) -> None:
+    """Seed 0 of the simulation: stopped, it was powering off for ever, for nobody was there to do it."""
+    nowhere = instance(VmState.ERROR, host="", placement_epoch=0, want=Want.STOP)
+
+    with pytest.raises(WrongState, match="never placed on a host"):
+        _begin(nowhere, action)
+    assert _begin(nowhere, Action.DELETE).task is TaskState.DELETING
+
+
 def test_the_guests_own_time_is_added_to_the_deadline() -> None:
     assert _begin(instance(), Action.STOP, guest_timeout_s=60).task_deadline_ms == LATER_MS + (90 + 60) * 1000
 
