@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -14,8 +13,8 @@ from tests.sim.run import Outcome, run
 PROCESSES: Final = 2
 """Seeds share nothing, so this is only how many cores a run may take."""
 
+SEEDS_PER_TASK: Final = 4
 TASKS_PER_PROCESS: Final = 25
-"""Of four seeds each."""
 
 T = TypeVar("T")
 
@@ -71,9 +70,10 @@ def spread(work: Callable[[int], T], seeds: Iterable[int], *, processes: int = P
     """`work` on every seed, in the order of the seeds; `work` must be a module's own function, for it is sent by name."""
     # Not forked: the parent may have threads (gRPC's, pytest-timeout's), and a fork of those may hang.
     context = multiprocessing.get_context("spawn")
-    # A process that has buried many worlds keeps some two MiB of each: after a while it makes way for a fresh one.
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=TASKS_PER_PROCESS) as pool:
-        yield from pool.map(work, seeds, chunksize=4)
+    # A process that has buried many worlds keeps some two MiB of each: after a while it makes way for a fresh one. (An executor's own
+    # max_tasks_per_child hangs on Python 3.11 when a worker is replaced.)
+    with context.Pool(processes, maxtasksperchild=TASKS_PER_PROCESS) as pool:
+        yield from pool.imap(work, seeds, chunksize=SEEDS_PER_TASK)
 
 
 def tally(first: int, count: int, *, processes: int = PROCESSES) -> Tally:
