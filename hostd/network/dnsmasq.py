@@ -38,28 +38,32 @@ class Dnsmasq:
         self._user = user
         self._wanted: tuple[str, ...] = ()
         self._command: tuple[str, ...] = ()
+        self._holders: dict[str, str] = {}
+        """Whose each wanted address is: addresses to MACs."""
         self._watched: int | None = None
         self._pid = 0
         self._restart: asyncio.TimerHandle | None = None
 
     async def ensure(self, subnets: Iterable[Subnet], leases: Iterable[Lease]) -> None:
-        """Have the server run with these leases. It reads them again only when they changed."""
+        """Have the server run with these leases. It is started anew only when they changed."""
         subnets, leases = tuple(subnets), tuple(leases)
         changed = self._write(leases)
         if not subnets:
             # Without a range it would not start; there is nobody to serve either.
             return
         self._wanted = self._namespace.command(*command(self._bridge, subnets, self._files(), self._user))
+        self._holders = {lease.port.address: lease.port.mac for lease in leases}
         running = self._find()
-        if running and not _same(self._command, self._wanted):
+        # What has changed is read by starting anew, which takes some hundredths of a second, and not by a hang-up: on one dnsmasq 2.90
+        # has crashed. And an address that a guest of before still holds would be refused to its next one for as long as the old lease
+        # lasts; a lease is forgotten only by a server that starts without it.
+        if running and (changed or not _same(self._command, self._wanted)):
             await self._end(running)
             running = 0
         if not running:
             self._start()
         else:
             self._watch(running)
-            if changed:
-                await _read_again(running)
 
     async def stop(self) -> None:
         """End the server and remove its files."""
@@ -105,6 +109,26 @@ class Dnsmasq:
         changed = [_replace(options, options_file(leases)), _replace(hosts, hosts_file(leases))]
         return any(changed)
 
+    def _forget_others(self) -> None:
+        """Take leases that stand in the way of wanted ones out of the file; no server may run meanwhile."""
+        lines = self._lease_lines()
+        kept = [line for line in lines if self._may_hold(line)]
+        if len(kept) < len(lines):
+            _replace(self._files().leases, "".join(f"{line}\n" for line in kept))
+            _log.info("dhcp.leases_forgotten", count=len(lines) - len(kept))
+
+    def _may_hold(self, line: str) -> bool:
+        """Whether a line of the lease file (expiry, MAC, address, name, client id) is in nobody's way."""
+        words = line.split()
+        if len(words) < 3:
+            return True
+        return self._holders.get(words[2], words[1]) == words[1]
+
+    def _lease_lines(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return Path(self._files().leases).read_text(encoding="utf-8", errors="replace").splitlines()
+        return []
+
     def _find(self) -> int:
         """The server that runs with our files, 0 where there is none; its command is in `_command` then."""
         if self._watched is not None:
@@ -124,6 +148,7 @@ class Dnsmasq:
         yield from (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
 
     def _start(self) -> None:
+        self._forget_others()
         process = subprocess.Popen(
             self._wanted,
             stdin=subprocess.DEVNULL,
@@ -175,31 +200,6 @@ def _require_searchable(folder: Path, user: str) -> None:
             raise PermissionError(
                 f"{above} must be searchable by {user}, as whom the DHCP server reads {folder}"
             )
-
-
-async def _read_again(pid: int) -> None:
-    """Have the server read its files again, but not before it can be told: a hang-up that comes too early would end it.
-
-    It takes the signal before it first reads; so one that has ended, or does not take it in time, will have read what is there.
-    """
-    for _ in range(int(_STOP_TIMEOUT_S / 0.01)):
-        if not _is_alive(pid):
-            return
-        if _catches_hangup(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGHUP)
-            return
-        await asyncio.sleep(0.01)
-
-
-def _catches_hangup(pid: int) -> bool:
-    """Whether the process has a handler for SIGHUP (proc(5): SigCgt)."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-            name, _, mask = line.partition(":")
-            if name == "SigCgt":
-                return bool(int(mask, 16) & 1 << signal.SIGHUP - 1)
-    return False
 
 
 async def _gone(pid: int) -> bool:

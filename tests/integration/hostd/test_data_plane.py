@@ -464,6 +464,22 @@ async def test_a_dead_dhcp_server_is_started_again(site: Site) -> None:
     assert offer.address == site.ports[0].address
 
 
+@pytest.mark.usefixtures("wires")
+async def test_an_address_that_a_guest_of_before_holds_is_its_next_ones(site: Site) -> None:
+    """A server deleted and another made on its address: the old lease stood in the way for a day, and the new guest had no network."""
+    before = dhcp_pid(site)
+    os.kill(before, signal.SIGKILL)
+    held = f"{int(time.time()) + 86400} fa:16:3e:00:00:99 {site.ports[1].address} before *\n"
+    (site.state / "dhcp" / "dnsmasq.leases").write_text(held)
+
+    async with asyncio.timeout(10):
+        while dhcp_pid(site) == before:
+            await asyncio.sleep(0.05)
+    offer = await asyncio.to_thread(inside, site.guests[1], lambda: discover(site.ports[1].mac))
+
+    assert offer.address == site.ports[1].address
+
+
 async def test_the_dhcp_server_can_read_again_what_a_careful_root_wrote(
     site: Site, wires: LinuxWires
 ) -> None:
@@ -484,6 +500,8 @@ async def test_a_folder_in_which_the_dhcp_server_would_lose_its_leases_is_said(
     site: Site, wires: LinuxWires
 ) -> None:
     """It cannot say so itself: it reads nothing, forgets every guest and answers nobody."""
+    # One that is still starting would read only now, and that is another fault.
+    await asyncio.to_thread(inside, site.guests[0], lambda: discover(site.ports[0].mac))
     site.state.chmod(0o700)
     with pytest.raises(NetworkError) as refused:
         await wires.plug(site.wiring(0))
