@@ -51,7 +51,9 @@ def test_a_lost_cell_is_named_and_the_other_works_on(fabric: Running) -> None:
     client = fabric.client()
     cells = [create(client, f"before-{number}") for number in range(4)]
     while set(cells) != {"cell1", "cell2"}:
-        assert len(cells) < 9, f"all servers go to {cells[0]}"
+        assert len(cells) < 7, f"all servers go to {cells[0]}"
+        # Cells publish what room they have every 3 s, and the fuller one is not the first choice then. The project may have 10 servers.
+        time.sleep(4)
         cells.append(create(client, f"before-{len(cells)}"))
     in_cell = Counter(cells)
 
