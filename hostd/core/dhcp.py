@@ -1,6 +1,6 @@
 """What dnsmasq is told: its command, its fixed hosts and their options. Pure.
 
-dnsmasq(8) reads the two files again on SIGHUP; the command has everything else. No DNS is served (port 0): guests are told the
+dnsmasq(8) reads the two files when it starts; the command has everything else. No DNS is served (port 0): guests are told the
 network's own servers.
 """
 
