@@ -29,7 +29,7 @@ class Pages:
         """This page and the token of the next, empty at the end. `rows` are sorted by `key`. Raises InvalidRequest."""
         question = _question(request)
         after = _read(request.page_token, question)  # type: ignore[attr-defined]  # every List request has them
-        size = request.page_size or DEFAULT_SIZE  # type: ignore[attr-defined]
+        size = request.page_size or DEFAULT_SIZE  # type: ignore[attr-defined]  # as above
         rest = [row for row in rows if after is None or key(row) > after]
         page = list(rest[:size])
         token = _write(key(page[-1]), question) if len(rest) > size else ""

@@ -163,7 +163,7 @@ class ApiService:
         return tuple(
             bound
             for module, name, handler in self._public
-            for bound in bind(module.DESCRIPTOR.services_by_name[name], handler)  # type: ignore[attr-defined]
+            for bound in bind(module.DESCRIPTOR.services_by_name[name], handler)  # type: ignore[attr-defined]  # generated modules have it
         )
 
     def internal(self) -> tuple[Bound, ...]:

@@ -31,7 +31,7 @@ def _leave_rich_out() -> None:
     if "structlog" in sys.modules or "rich" in sys.modules:
         return
     # What is None there cannot be imported (importlib's own rule); structlog then does without.
-    sys.modules["rich"] = None  # type: ignore[assignment]
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes importing it fail
     try:
         import structlog  # noqa: F401 - only to have it imported
     finally:

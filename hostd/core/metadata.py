@@ -71,7 +71,7 @@ def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
                 "ip_address": port.address,
                 "netmask": str(ipaddress.IPv4Network(f"0.0.0.0/{port.prefix_length}").netmask),
                 # One default route: that of the first port, which the address of record is on.
-                "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": port.gateway}]  # noqa: S104
+                "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": port.gateway}]  # noqa: S104 - the default route, not a bind
                 if number == 0
                 else [],
                 "services": services,

@@ -288,7 +288,7 @@ def _owner(spec: DomainSpec, accelerator: str) -> tuple[int, int]:
 
     Guests' files are readable to their owner alone, so guests that share KVM's group share nothing else.
     """
-    disk = os.stat(spec.disks[0].path)  # noqa: PTH116 - one system call
+    disk = os.stat(spec.disks[0].path)  # noqa: PTH116 - a device - one system call
     if accelerator != "kvm":
         return disk.st_uid, disk.st_gid
     device = os.stat("/dev/kvm")  # noqa: PTH116
