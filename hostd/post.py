@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.model.session import Progress, Released, Report, Status
 from hostd.core.outbox import Outbox
 
@@ -46,5 +47,5 @@ class Post:
                 return due
             next_s = self.outbox.next_due_s()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if next_s is None else max(0.001, next_s - now_s)):
+                async with within(None if next_s is None else max(0.001, next_s - now_s)):
                     await self._bell.wait()

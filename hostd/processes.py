@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 
+from fabric.deadlines import within
+
 
 class ProgramFailed(Exception):
     """A program could not be run, took too long or said no. `words` is the end of its stderr, for the log only."""
@@ -33,7 +35,7 @@ async def run(*command: str, stdin: bytes = b"", timeout_s: float = 30.0) -> byt
     except OSError as error:
         raise ProgramFailed(program, "cannot be run", str(error)) from error
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s):
             output, words = await process.communicate(stdin)
     except TimeoutError:
         raise ProgramFailed(program, f"did not end in {timeout_s:g} s") from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import InvalidRequest
 from fabric.model.session import (
     Beat,
@@ -130,7 +131,7 @@ class Session:
             )
         )
         try:
-            async with asyncio.timeout(desk.settings.timers.greeting_s):
+            async with within(desk.settings.timers.greeting_s):
                 answer = await self._receive()
         except TimeoutError as silent:
             raise SessionOver("the conductor did not answer the hello") from silent

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 
 from fabric.api.shelf import Shelf
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Ambiguous, Reason, Unavailable
 from fabric.model.host import Host, HostReport, Session, Use
 from fabric.model.instance import Instance
@@ -93,7 +94,7 @@ class CellView:
         if not self._breaker.may_try(self._clock.boot_s()):
             raise self.away()
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with within(CALL_TIMEOUT_S):
                 result = await call()
         except (TimeoutError, Ambiguous):
             self._breaker.failed(self._clock.boot_s())

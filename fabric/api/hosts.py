@@ -15,6 +15,7 @@ from fabric.api.named import absent
 from fabric.api.once import Change, Once, body_sha256
 from fabric.api.pages import Pages
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import AlreadyExists, InvalidRequest, Reason, Unavailable, WrongState
 from fabric.model.host import Host, HostReport, Resources, Session, Use
 from fabric.model.identity import Principal
@@ -147,7 +148,7 @@ class HostHandlers:
 
         async def ask(view: CellView) -> list[pb.Host] | None:
             try:
-                async with asyncio.timeout(LIST_PATIENCE_S):
+                async with within(LIST_PATIENCE_S):
                     return await view.reach(lambda: read(view))
             except (TimeoutError, Unavailable):
                 return None

@@ -14,6 +14,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
+from fabric.deadlines import within
 from fabric.errors import NotFound, PermissionDenied, Unavailable, WrongState
 from fabric.lifecycle.table import UNKNOWN, shown
 from fabric.model.identity import Principal
@@ -250,7 +251,7 @@ class InstanceReads:
                 by_endpoint.setdefault(held.value.conductor, []).append(record.id)
         words: dict[str, str] = {}
         try:
-            async with asyncio.timeout(PROGRESS_TIMEOUT_S):
+            async with within(PROGRESS_TIMEOUT_S):
                 for endpoint, instance_ids in sorted(by_endpoint.items()):
                     words.update(await self._conductors.progress(endpoint, instance_ids))
         except (TimeoutError, Unavailable, NotFound):

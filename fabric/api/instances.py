@@ -27,6 +27,7 @@ from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
 from fabric.api.records import found, txn_of
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
 from fabric.ids import Ids, is_id
 from fabric.lifecycle.table import shown
@@ -342,7 +343,7 @@ class InstanceHandlers:
 
         async def ask(reading: Awaitable[Snapshot], kind: Key[Answered]) -> Answered | None:
             try:
-                async with asyncio.timeout(LIST_CATCH_UP_S):
+                async with within(LIST_CATCH_UP_S):
                     return found(await reading, kind, *who)
             except (TimeoutError, Unavailable):
                 return None

@@ -7,11 +7,11 @@ every write that was acknowledged before (I12).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Unavailable
 from fabric.store import codec
 from fabric.store.base import Store
@@ -53,7 +53,7 @@ class Shelf(Generic[V]):
         # The prefix itself is never a key: reading it costs nothing and tells the revision, linearizably.
         try:
             # The store has a patience of its own, which may be longer than the caller's.
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 now = await self._store.get(self._prefix)
                 await self.picture.at_least(now.revision, timeout_s=timeout_s)
         except TimeoutError:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
+from fabric.deadlines import within
 from fabric.errors import Reason, TooMuch, Unavailable
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.session import ConsoleLog, ConsoleLogWanted
@@ -41,7 +42,7 @@ class Questions:
             )
         )
         try:
-            async with asyncio.timeout(self._patience_s):
+            async with within(self._patience_s):
                 found = await answer
         except TimeoutError:
             raise self._unavailable(f"host {self._host} did not answer in time") from None

@@ -22,6 +22,7 @@ from fabric.conductor.sweeper import Sweeper
 from fabric.conductor.telling import Change
 from fabric.conductor.upkeep import Upkeep
 from fabric.conductor.writer import Writer
+from fabric.deadlines import within
 from fabric.errors import NotFound, PermissionDenied, Reason, Unavailable
 from fabric.ids import Ids
 from fabric.model.host import Host, Session
@@ -251,7 +252,7 @@ def _in_flight(data: bytes) -> Instance | None:
 
 async def _turn_away(stream: Stream, why: str) -> None:
     try:
-        async with asyncio.timeout(1.0):
+        async with within(1.0):
             await stream.send(pack_from_conductor(Goodbye(reason=why, retry_after_ms=30_000)))
     except (StreamClosed, TimeoutError):
         pass  # it will find another conductor all the same

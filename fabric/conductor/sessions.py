@@ -27,6 +27,7 @@ from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.telling import Change, Telling
 from fabric.conductor.upkeep import Upkeep, orders_of
 from fabric.conductor.writer import Word, Writer
+from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable
 from fabric.ids import Ids
 from fabric.model.host import Host, Session, SessionState
@@ -209,7 +210,7 @@ class HostSession:
 
     async def _part(self) -> None:
         try:
-            async with asyncio.timeout(1.0):
+            async with within(1.0):
                 await self._stream.send(pack_from_conductor(self._farewell))
         except (StreamClosed, TimeoutError):
             pass  # the host finds out by itself
@@ -236,7 +237,7 @@ class HostSession:
 
     async def _hello(self) -> Hello | None:
         try:
-            async with asyncio.timeout(self._around.settings.hello_s):
+            async with within(self._around.settings.hello_s):
                 data = await self._stream.receive()
         except TimeoutError:
             self.end("said no hello")
@@ -331,7 +332,7 @@ class HostSession:
     async def _listen(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(self._around.settings.silence_s):
+                async with within(self._around.settings.silence_s):
                     data = await self._stream.receive()
             except TimeoutError:
                 self.end("silent for too long")

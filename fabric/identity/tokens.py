@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Ambiguous, Bug, Unauthenticated, Unavailable
 from fabric.identity.core import principal_of
 from fabric.ids import Ids
@@ -113,7 +114,7 @@ class Tokens:
         if is_known and self._clock.boot_s() < self._ask_again_s:
             raise Unavailable("the store did not answer a moment ago")
         try:
-            async with asyncio.timeout(KNOWN_PATIENCE_S if is_known else None):
+            async with within(KNOWN_PATIENCE_S if is_known else None):
                 return (await self._store.get(key)).value(key)
         except (TimeoutError, Unavailable) as away:
             self._ask_again_s = self._clock.boot_s() + ASK_AGAIN_S

@@ -15,6 +15,7 @@ import grpc
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Bug, FabricError, PermissionDenied, Reason, Unauthenticated, Unavailable
 from fabric.model.identity import Principal
 from fabric.rpc.authz import ANYBODY, BY_CERTIFICATE, BY_TOKEN, check
@@ -180,12 +181,12 @@ def deadline(inner: Endpoint) -> Endpoint:
     """End calls at their caller's deadline or at the server's cap, whichever is first."""
 
     async def answer(call: Call) -> None:
-        patience = asyncio.timeout(_least(_cap_s(call), call.timeout_s))
+        scope: asyncio.Timeout | None = None
         try:
-            async with patience:
+            async with within(_least(_cap_s(call), call.timeout_s)) as scope:
                 await inner(call)
         except TimeoutError:
-            if not patience.expired():
+            if scope is None or not scope.expired():
                 raise
             raise Unavailable(
                 "the deadline passed before the answer was known; a mutation may have taken effect: send it again"

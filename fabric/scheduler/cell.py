@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
 from fabric.model.host import Host, Session, Use
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
@@ -159,7 +160,7 @@ class CellBuilds:
         elif waiting:
             longest_s = min(longest_s, self._settings.backoff_s)
         try:
-            async with asyncio.timeout(longest_s):
+            async with within(longest_s):
                 await self._news.wait()
         except TimeoutError:
             return

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TypeVar
 
+from fabric.deadlines import within
 from fabric.errors import Ambiguous, Unavailable
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import Seen
@@ -27,7 +27,7 @@ async def commit(store: Store, change: Change, *, timeout_s: float) -> Committed
         delete=change.delete,
     )
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s):
             return await store.commit(txn)
     except TimeoutError:
         raise Ambiguous(
@@ -38,7 +38,7 @@ async def commit(store: Store, change: Change, *, timeout_s: float) -> Committed
 async def read(store: Store, *keys: str, timeout_s: float) -> Snapshot:
     """Read keys at one revision. Raises Unavailable, also when the store does not answer in time."""
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s):
             return await store.get(*keys)
     except TimeoutError:
         raise Unavailable(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
 from fabric.model.instance import Build, Location, Over, Refund
 from fabric.model.quota import Quota
@@ -138,7 +139,7 @@ class Reconciler:
     async def _sweep(self) -> None:
         """Forget servers that have been over for long enough, unless it is not known what is still to be built."""
         try:
-            async with asyncio.timeout(self._settings.sweep_s):
+            async with within(self._settings.sweep_s):
                 found = await self._store.list(keys.OVER.under())
         except TimeoutError:
             raise Unavailable(

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.host import Cell, CellCapacity, Host, Use
 from fabric.model.instance import Build
@@ -210,7 +211,7 @@ class SchedulerService:
         pause_s = self._ports.settings.backoff_s
         while True:
             try:
-                async with asyncio.timeout(self._ports.settings.store_timeout_s):
+                async with within(self._ports.settings.store_timeout_s):
                     await open_schema(store)
             except TimeoutError:
                 log.warning("store.away", store=store.name, why="it does not answer")

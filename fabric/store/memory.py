@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from fabric.deadlines import within
 from fabric.errors import NotFound, Unavailable
 from fabric.store import rules
 from fabric.store.base import Batch, Committed, Compacted, Entry, Event, Lease, Refused, Snapshot, Txn
@@ -289,7 +290,7 @@ class MemoryStore:
             granted.timer.cancel()
             granted.timer = self._expire_later(lease.id, granted.ttl_s)
             try:
-                async with asyncio.timeout(granted.ttl_s / 3):
+                async with within(granted.ttl_s / 3):
                     await granted.ended.wait()
             except TimeoutError:
                 continue

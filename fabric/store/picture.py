@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
 from fabric.store.base import Batch, Compacted, Snapshot, Store
 
@@ -135,11 +136,11 @@ class Picture(Generic[V]):
             Unavailable: it did not get there in time.
         """
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 while self._revision < revision:
                     moved = self._moved
                     try:
-                        async with asyncio.timeout(self._pace.patience_s):
+                        async with within(self._pace.patience_s):
                             await moved.wait()
                     except TimeoutError:
                         # A write elsewhere in the store moves its revision but sends nothing under this prefix.
@@ -196,7 +197,7 @@ class Picture(Generic[V]):
         outcome = _Reread.DONE
         while outcome is not _Reread.SET_BACK:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._pace.reread_s):
+                async with within(self._pace.reread_s):
                     await self._reread_wanted.wait()
             self._reread_wanted.clear()
             outcome = await self._reread()

@@ -27,6 +27,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+from fabric.deadlines import within
 from fabric.errors import Ambiguous, Bug, Unavailable
 from fabric.store.base import Committed, Compacted, Event, Refused, Snapshot, Store, Txn
 
@@ -59,7 +60,7 @@ async def commit_settled(
     except Ambiguous as lost:
         first_loss = lost
     try:
-        async with asyncio.timeout(patience_s):
+        async with within(patience_s):
             return await _settle(store, txn, mark)
     except (TimeoutError, Compacted) as still:
         raise Ambiguous(

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.session import HostState, Order, Progress, Release, Released, Status
 from fabric.model.states import Want
@@ -185,7 +186,7 @@ class Worker:
                 wait_s = _AFTER_A_BUG_S
             if wait_s != _AT_ONCE:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
+                    async with within(wait_s):
                         await self._wake.wait()
 
     async def _advance(self) -> float | None:

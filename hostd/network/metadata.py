@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.model.instance import Guest
 from hostd.core.metadata_request import MAX_HEAD_BYTES, Response, parse, respond
 from hostd.core.ruleset import METADATA_ADDRESS, METADATA_PORT
@@ -64,7 +65,7 @@ class MetadataServer:
         self._open[address] += 1
         try:
             if admitted:
-                async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                async with within(_REQUEST_TIMEOUT_S):
                     await self._answer(address, reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _log.debug("metadata.dropped", address=address)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from fabric.deadlines import within
 from fabric.model.instance import Guest
 from fabric.model.session import Inventory, Report
 from hostd.core import resources
@@ -69,7 +70,7 @@ class Audit:
             except Exception:  # noqa: BLE001 - logged; measuring must not end the daemon
                 _log.exception("audit.failed")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._every_s):
+                async with within(self._every_s):
                     await self._measure_changes()
 
     async def _measure_changes(self) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 from fabric.rpc.channel import channel
@@ -66,7 +67,7 @@ class GrpcDialer:
         opened = channel(endpoint, self._tls)
         self._channels[endpoint] = opened
         try:
-            async with asyncio.timeout(CONNECT_S):
+            async with within(CONNECT_S):
                 await opened.channel_ready()
         except TimeoutError as late:
             await self._drop(endpoint)

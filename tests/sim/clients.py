@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from fabric.deadlines import within
 from fabric.errors import FabricError, NotFound, Unavailable
 from fabric.model.identity import Principal
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
@@ -124,7 +125,7 @@ class Client:
             Called(call, method, principal.project_id, getattr(request, "request_id", ""), instance_id)
         )
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with within(PATIENCE_S):
                 answer = await self.call(api, handler, request, principal)
         except TimeoutError:
             return None

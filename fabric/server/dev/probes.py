@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.host import Session, SessionState
 from fabric.rpc.channel import channel
@@ -69,7 +70,7 @@ class Probes:
 async def _is_healthy(metrics_port: int) -> bool:
     """Whether an etcd member says that it has a leader (its /health)."""
     with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with within(_PATIENCE_S):
             reader, writer = await asyncio.open_connection("127.0.0.1", metrics_port)
             try:
                 writer.write(b"GET /health HTTP/1.0\r\n\r\n")

@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock, SystemClock
+from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, WrongState
 from fabric.observability.logging import configure
 from fabric.server.dev import bootstrap, control
@@ -111,7 +112,8 @@ class Child:
                 self.settled.set()
                 break
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), PROBE_S)
+                async with within(PROBE_S):
+                    await self._ended.wait()
         await self._ended.wait()
 
     async def _pause(self) -> None:
@@ -183,7 +185,8 @@ class Child:
                 break
             self.kill(number)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), self.process.stop_s)
+                async with within(self.process.stop_s):
+                    await self._ended.wait()
         await self._parked.wait()
         self.state = "stopped"
         self.settled.set()

@@ -16,6 +16,7 @@ import grpc.aio
 import structlog
 from google.protobuf.message import Message
 
+from fabric.deadlines import until
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.etcd.settings import EtcdSettings
@@ -143,7 +144,7 @@ class Endpoints:
                 return chosen
             changed = self._changed
             try:
-                async with asyncio.timeout_at(give_up_s):
+                async with until(give_up_s):
                     await changed.wait()
             except TimeoutError:
                 raise Unavailable(

@@ -17,6 +17,7 @@ import grpc.aio
 import structlog
 
 from fabric.clock import Clock
+from fabric.deadlines import within
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.base import Lease
@@ -58,7 +59,7 @@ class Beats:
     async def beat(self, lease_id: int, timeout_s: float) -> int:
         """Send one beat; returns the seconds the lease has from when it was sent, 0 if it is gone. Raises BeatLost."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with within(timeout_s):
                 return await (await self._send(lease_id))
         except TimeoutError:
             self._drop()
@@ -185,7 +186,7 @@ class Leases:
                 held.until_s = sent_s + ttl_s
                 pause_s = ttl_s / BEATS_PER_TTL
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
+                async with within(pause_s):
                     await held.ended.wait()
         self.end(lease.id)
 

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import structlog
 
+from fabric.deadlines import within
 from fabric.errors import Unavailable
 from fabric.pb.etcd.v3 import wire_pb2 as pb
 from fabric.store.base import Batch, Compacted
@@ -136,7 +137,7 @@ async def _answers(stream: Stream, settings: EtcdSettings) -> AsyncIterator[pb.W
 
 async def _write(stream: Stream, request: pb.WatchRequest, timeout_s: float) -> None:
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s):
             await stream.write(request)
     except TimeoutError:
         raise _Broken("takes no requests") from None

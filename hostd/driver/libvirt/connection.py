@@ -19,6 +19,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 import libvirt
 import structlog
 
+from fabric.deadlines import within
 from hostd.core.faults import FaultCode, fault_text
 from hostd.driver.base import DriverError
 
@@ -270,7 +271,7 @@ class Connection:
     @staticmethod
     async def _in_time(otherwise: FaultCode, deadline_s: float, result: asyncio.Future[_T]) -> _T:
         try:
-            async with asyncio.timeout(deadline_s):
+            async with within(deadline_s):
                 return await result
         except TimeoutError:
             _log.warning("hypervisor.timeout", deadline_s=deadline_s)
