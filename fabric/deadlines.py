@@ -21,8 +21,8 @@ def within(delay_s: float | None) -> AbstractAsyncContextManager[asyncio.Timeout
     return _counted(asyncio.timeout(delay_s))  # noqa: TID251 - the one place that mends it
 
 
-def until(when_s: float) -> AbstractAsyncContextManager[asyncio.Timeout]:
-    """The same, until a time of the running loop's clock."""
+def until(when_s: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
+    """The same, until a time of the running loop's clock; None waits for ever."""
     return _counted(asyncio.timeout_at(when_s))  # noqa: TID251 - the one place that mends it
 
 
