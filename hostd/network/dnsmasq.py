@@ -18,6 +18,7 @@ from typing import Final
 
 import structlog
 
+from fabric.deadlines import within
 from hostd.core.dhcp import Files, Lease, command, hosts_file, options_file
 from hostd.core.ruleset import Subnet
 from hostd.network.netns import Namespace
@@ -204,27 +205,28 @@ def _require_searchable(folder: Path, user: str) -> None:
 
 async def _gone(pid: int) -> bool:
     """Wait for a process to end, reaping it where it is our child; False where it does not."""
-    for _ in range(int(_STOP_TIMEOUT_S / 0.02)):
-        _reap(pid)
-        if not _is_alive(pid):
-            return True
-        await asyncio.sleep(0.02)
-    return False
+    try:
+        watched = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(watched, ended.set)
+    try:
+        async with within(_STOP_TIMEOUT_S):
+            await ended.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(watched)
+        os.close(watched)
+    _reap(pid)
+    return True
 
 
 def _reap(pid: int) -> None:
     """Collect the process if it has ended and is our child."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _is_alive(pid: int) -> bool:
-    """Whether the process runs: it is there, and is not one that ended and waits to be reaped (proc(5), stat)."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def _command_of(pid: int) -> tuple[str, ...]:

@@ -64,6 +64,8 @@ class LinuxWires:
         self._metadata = MetadataServer(self._namespace, settings.bridge, self._guest_at, clock)
         self._wirings: dict[str, Wiring] | None = None
         self._bridged: tuple[Subnet, ...] | None = None
+        self._pinned: frozenset[TapMark] = frozenset()
+        self._forwards = False
         self._guests: dict[str, Guest] = {}
         self._changing = asyncio.Lock()
 
@@ -91,7 +93,7 @@ class LinuxWires:
         async with self._changing:
             with self._faults("unplug"):
                 wirings = self._known()
-                taps = await self._links.taps()
+                taps = (await self._links.look()).taps
                 going = [
                     tap
                     for tap in taps.values()
@@ -110,7 +112,8 @@ class LinuxWires:
     async def plugged(self) -> Mapping[str, int]:
         async with self._changing:
             with _network_faults("plugged"):
-                marks = [tap.mark for tap in (await self._links.taps()).values() if tap.mark is not None]
+                taps = (await self._links.look()).taps
+                marks = [tap.mark for tap in taps.values() if tap.mark is not None]
         return {mark.instance_id: mark.placement_epoch for mark in marks}
 
     async def close(self) -> None:
@@ -126,20 +129,20 @@ class LinuxWires:
             with _network_faults("dismantle"):
                 await self._metadata.close()
                 await self._dnsmasq.stop()
-                await self._links.remove_taps((await self._links.taps()).values())
+                await self._links.remove_taps((await self._links.look()).taps.values())
                 await self._links.remove_bridge()
                 await self._namespace.run("nft", "-f", "-", stdin=teardown())
                 for instance_id in self._known():
                     self._records.remove(instance_id)
                 self._wirings = {}
-                self._bridged = None
                 self._guests = {}
+                self._distrust()
 
     # -------------------------------------------------------------- converging
 
     async def _prepare(self) -> None:
         wirings = self._known()
-        taps = await self._links.taps()
+        taps = (await self._links.look()).taps
         for instance_id, wiring in list(wirings.items()):
             # Taps do not survive a reboot of the host, records do; what has no tap must be plugged before it can start.
             if wiring.guest.ports and not any(tap_name(port.id) in taps for port in wiring.guest.ports):
@@ -151,32 +154,39 @@ class LinuxWires:
         for tap in strays:
             _log.warning("tap.stray", tap=tap.name)
         await self._links.remove_taps(strays)
-        self._bridged = None
+        self._distrust()
         await self._converge()
         await self._metadata.ensure()
 
-    async def _converge(self) -> dict[str, Tap]:
-        """Make everything as the wirings say. The bridge is looked at anew in `prepare` and after a failure only."""
+    async def _converge(self) -> Mapping[str, Tap]:
+        """Make everything as the wirings say; gives the taps that there were. One program for each kind of thing.
+
+        What this process made is looked at anew in `prepare` and after a failure only: the bridge, and what is pinned for each tap, which
+        the one that made it may not have lived to do.
+        """
         wirings = self._known()
         subnets = self._subnets(wirings)
-        if subnets != self._bridged:
-            self._bridged = None
-            await self._links.ensure_bridge(subnets)
-            if self._settings.netns or subnets:
-                await self._namespace.set_kernel({"net/ipv4/ip_forward": "1"})
-        taps = await self._links.taps()
-        wanted = {mark.tap: (mark, port.mtu) for wiring in wirings.values() for mark, port in _ports(wiring)}
-        kept = [tap.mark for name, tap in taps.items() if name not in wanted and tap.mark is not None]
+        seen = await self._links.look()
+        wanted = {mark: port.mtu for wiring in wirings.values() for mark, port in _ports(wiring)}
+        names = {mark.tap for mark in wanted}
+        kept = [tap.mark for name, tap in seen.taps.items() if name not in names and tap.mark is not None]
         plane = Plane(
             bridge=self._settings.bridge,
             subnets=subnets,
-            taps=(*(mark for mark, _ in wanted.values()), *kept),
+            taps=(*wanted, *kept),
             blocked=self._settings.blocked,
         )
         await self._namespace.run("nft", "-f", "-", stdin=ruleset(plane))
-        for name, (mark, mtu) in wanted.items():
-            if name not in taps or taps[name].mark != mark:
-                await self._links.ensure_tap(mark, mtu, present=name in taps)
+        if not self._forwards and (self._settings.netns or subnets):
+            await self._namespace.set_kernel({"net/ipv4/ip_forward": "1"})
+            self._forwards = True
+        whole = {tap.mark for tap in seen.taps.values()} & self._pinned
+        await self._links.ensure(
+            seen,
+            subnets if subnets != self._bridged else None,
+            [(mark, mtu) for mark, mtu in wanted.items() if mark not in whole],
+        )
+        self._bridged, self._pinned = subnets, frozenset(wanted)
         await self._dnsmasq.ensure(
             subnets,
             (
@@ -188,8 +198,7 @@ class LinuxWires:
         self._guests = {
             port.address: wiring.guest for wiring in wirings.values() for port in wiring.guest.ports
         }
-        self._bridged = subnets
-        return taps
+        return seen.taps
 
     async def _remove_other_taps(self, taps: Iterable[Tap], wiring: Wiring) -> None:
         """Of `taps`, those of earlier placements of the instance, with ports that it has no more."""
@@ -222,13 +231,19 @@ class LinuxWires:
 
     @contextmanager
     def _faults(self, step: str) -> Iterator[None]:
-        """As `_network_faults`; after one, nothing that was seen before is believed."""
+        """As `_network_faults`; after one, or cut short, nothing that was seen before is believed."""
         try:
             with _network_faults(step):
                 yield
-        except NetworkError:
-            self._bridged = None
+        except BaseException:
+            self._distrust()
             raise
+
+    def _distrust(self) -> None:
+        """Have everything looked at anew the next time."""
+        self._bridged = None
+        self._pinned = frozenset()
+        self._forwards = False
 
     def _guest_at(self, address: str) -> Guest | None:
         return self._guests.get(address)

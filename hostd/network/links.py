@@ -7,7 +7,7 @@ knows its guest's MAC for good, so an answer to an address can only arrive at th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
@@ -28,17 +28,35 @@ class Tap:
     in_use: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bridge:
+    """An interface with the bridge's name. `addresses` are its IPv4 ones, with their prefix lengths."""
+
+    ours: bool
+    addresses: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What the kernel has: every tap of ours, by name, and the bridge, None where there is none."""
+
+    taps: Mapping[str, Tap]
+    bridge: Bridge | None
+
+
 class Links:
-    """The interfaces of one host. Every method raises ProgramFailed."""
+    """The interfaces of one host. Every method raises ProgramFailed; where the bridge's name is somebody else's, ValueError."""
 
     def __init__(self, namespace: Namespace, bridge: str) -> None:
         self._namespace = namespace
         self._bridge = bridge
 
-    async def taps(self) -> dict[str, Tap]:
-        """Every tap of ours that the kernel has, by name."""
-        links = json.loads(await self._namespace.run("ip", "-json", "link", "show") or b"[]")
-        return {
+    async def look(self) -> Seen:
+        """Read all that is decided on, at once (with -details: without, `address` says no aliases)."""
+        links: list[dict[str, Any]] = json.loads(
+            await self._namespace.run("ip", "-json", "-details", "address", "show") or b"[]"
+        )
+        taps = {
             link["ifname"]: Tap(
                 name=link["ifname"],
                 mark=parse_alias(link.get(_IFALIAS, "")),
@@ -47,41 +65,24 @@ class Links:
             for link in links
             if link["ifname"].startswith(TAP_PREFIX)
         }
+        bridge = next((link for link in links if link["ifname"] == self._bridge), None)
+        return Seen(taps=taps, bridge=None if bridge is None else _bridge(bridge))
 
-    async def ensure_bridge(self, subnets: Iterable[Subnet]) -> None:
-        """Have the bridge, up, with every subnet's gateway and the metadata address on it, and no other address."""
-        wanted = {f"{METADATA_ADDRESS}/32"}
-        wanted |= {f"{subnet.gateway}/{subnet.network.prefixlen}" for subnet in subnets}
-        bridge = await self._addresses()
-        commands = []
-        if bridge is None:
-            # An address of its own, or it would be that of the lowest tap and change as guests come and go.
-            mac = "02:" + blake2b(self._bridge.encode(), digest_size=5).digest().hex(":")
-            kind = "type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
-            commands += [
-                f"link add name {self._bridge} address {mac} {kind}",
-                f"link set dev {self._bridge} addrgenmode none",
-            ]
-        commands.append(f"link set dev {self._bridge} alias {MARK}")
-        present = bridge or set()
-        commands += [f"address del {each} dev {self._bridge}" for each in sorted(present - wanted)]
-        commands += [f"address add {each} dev {self._bridge}" for each in sorted(wanted - present)]
-        commands.append(f"link set dev {self._bridge} up")
-        await self._ip(commands)
+    async def ensure(
+        self, seen: Seen, subnets: Iterable[Subnet] | None, taps: Iterable[tuple[TapMark, int]]
+    ) -> None:
+        """Have the bridge, up, and these taps (with their MTUs), marked, pinned, in it and up. Their rules must be loaded before.
 
-    async def ensure_tap(self, mark: TapMark, mtu: int, *, present: bool) -> None:
-        """Have the tap, marked, pinned, in the bridge and up. Its rules must be loaded before."""
-        tap = mark.tap
-        commands = [] if present else [f"tuntap add dev {tap} mode tap vnet_hdr"]
-        commands += [
-            f'link set dev {tap} alias "{mark.alias()}"',
-            f"link set dev {tap} addrgenmode none mtu {mtu} master {self._bridge}",
-            f"link set dev {tap} type bridge_slave learning off flood off",
-            f"link set dev {tap} up",
-            f"neighbour replace {mark.address} lladdr {mark.mac} dev {self._bridge} nud permanent",
-        ]
+        The bridge gets every subnet's gateway and the metadata address, and no other; with None for `subnets` it is left as it is.
+        """
+        taps = tuple(taps)
+        commands = [] if subnets is None else self._bridge_commands(seen.bridge, subnets)
+        for mark, mtu in taps:
+            commands += self._tap_commands(mark, mtu, present=mark.tap in seen.taps)
         await self._ip(commands)
-        await self._namespace.run("bridge", "fdb", "replace", mark.mac, "dev", tap, "master", "static")
+        pins = [f"fdb replace {mark.mac} dev {mark.tap} master static" for mark, _ in taps]
+        if pins:
+            await self._namespace.run("bridge", "-batch", "-", stdin="\n".join(pins) + "\n")
 
     async def remove_taps(self, taps: Iterable[Tap]) -> None:
         """Take taps away, and what was pinned for them."""
@@ -99,25 +100,56 @@ class Links:
 
     async def remove_bridge(self) -> None:
         """Take the bridge away, where it is there and ours."""
-        if await self._addresses() is not None:
+        if self._ours((await self.look()).bridge) is not None:
             await self._ip([f"link del dev {self._bridge}"])
 
-    async def _addresses(self) -> set[str] | None:
-        """The bridge's IPv4 addresses; None where there is no such bridge. Raises ValueError for one that is not ours."""
-        shown = await self._namespace.run("ip", "-json", "-details", "address", "show")
-        links: list[dict[str, Any]] = json.loads(shown or b"[]")
-        for link in links:
-            if link["ifname"] == self._bridge:
-                # Unmarked is one that we were making when we died: the mark is set just after.
-                if link.get(_IFALIAS, MARK) != MARK:
-                    raise ValueError(f"there is an interface {self._bridge} that is not ours")
-                return {
-                    f"{each['local']}/{each['prefixlen']}"
-                    for each in link.get("addr_info", ())
-                    if each["family"] == "inet"
-                }
-        return None
+    def _bridge_commands(self, bridge: Bridge | None, subnets: Iterable[Subnet]) -> list[str]:
+        wanted = {f"{METADATA_ADDRESS}/32"}
+        wanted |= {f"{subnet.gateway}/{subnet.network.prefixlen}" for subnet in subnets}
+        commands = []
+        if self._ours(bridge) is None:
+            # An address of its own, or it would be that of the lowest tap and change as guests come and go.
+            mac = "02:" + blake2b(self._bridge.encode(), digest_size=5).digest().hex(":")
+            kind = "type bridge forward_delay 0 stp_state 0 mcast_snooping 0"
+            commands += [
+                f"link add name {self._bridge} address {mac} {kind}",
+                f"link set dev {self._bridge} addrgenmode none",
+            ]
+        present = bridge.addresses if bridge is not None else frozenset()
+        commands.append(f"link set dev {self._bridge} alias {MARK}")
+        commands += [f"address del {each} dev {self._bridge}" for each in sorted(present - wanted)]
+        commands += [f"address add {each} dev {self._bridge}" for each in sorted(wanted - present)]
+        commands.append(f"link set dev {self._bridge} up")
+        return commands
+
+    def _tap_commands(self, mark: TapMark, mtu: int, *, present: bool) -> list[str]:
+        tap = mark.tap
+        return [
+            *([] if present else [f"tuntap add dev {tap} mode tap vnet_hdr"]),
+            f'link set dev {tap} alias "{mark.alias()}"',
+            f"link set dev {tap} addrgenmode none mtu {mtu} master {self._bridge}",
+            f"link set dev {tap} type bridge_slave learning off flood off",
+            f"link set dev {tap} up",
+            f"neighbour replace {mark.address} lladdr {mark.mac} dev {self._bridge} nud permanent",
+        ]
+
+    def _ours(self, bridge: Bridge | None) -> Bridge | None:
+        if bridge is not None and not bridge.ours:
+            raise ValueError(f"there is an interface {self._bridge} that is not ours")
+        return bridge
 
     async def _ip(self, commands: list[str]) -> None:
         if commands:
             await self._namespace.run("ip", "-batch", "-", stdin="\n".join(commands) + "\n")
+
+
+def _bridge(link: Mapping[str, Any]) -> Bridge:
+    # Unmarked is one that we were making when we died: the mark is set just after.
+    return Bridge(
+        ours=link.get(_IFALIAS, MARK) == MARK,
+        addresses=frozenset(
+            f"{each['local']}/{each['prefixlen']}"
+            for each in link.get("addr_info", ())
+            if each["family"] == "inet"
+        ),
+    )
