@@ -58,14 +58,16 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Txn:
-    """A whole write: applied completely if every `unchanged` still holds, else not at all.
+    """A whole write: applied completely if every `unchanged` and every `empty` holds, else not at all.
 
-    `unchanged` maps a key to the mod_revision that was read, 0 meaning "absent". `reads` and `read_prefixes` are read
+    `unchanged` maps a key to the mod_revision that was read, 0 meaning "absent". `empty` holds prefixes below which there
+    must be no key: what is deleted while something may just be made that hangs on it. `reads` and `read_prefixes` are read
     inside the transaction, after its writes, when it is applied: the only reads that may grant anything (R11). `leases`
     binds keys of `put` to a lease.
     """
 
     unchanged: Mapping[str, int] = field(default_factory=dict)
+    empty: Sequence[str] = ()
     put: Mapping[str, bytes] = field(default_factory=dict)
     delete: Sequence[str] = ()
     leases: Mapping[str, int] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Something had changed: `current` holds every compared key as it is now. Nothing was written."""
+    """Something had changed: `current` holds every key of `unchanged` as it is now. Nothing was written."""
 
     current: Snapshot
 

@@ -127,6 +127,8 @@ class MemoryStore:
         for key, revision in txn.unchanged.items():
             if self._mod_revision(key) != revision:
                 return Refused(self._read(sorted(txn.unchanged), ()))
+        if any(next(self._under(prefix), None) is not None for prefix in txn.empty):
+            return Refused(self._read(sorted(txn.unchanged), ()))
         for lease_id in txn.leases.values():
             if lease_id and lease_id not in self._leases:
                 raise NotFound("the lease is gone", store=self._name)

@@ -35,7 +35,7 @@ def check(txn: Txn) -> None:
         Bug: contradicts itself: puts and deletes one key, or names a lease for a key it does not put.
         TooMuch: more operations or bytes than etcd takes in one transaction; split it.
     """
-    for keys in (txn.unchanged, txn.put, txn.delete, txn.reads):
+    for keys in (txn.unchanged, txn.empty, txn.put, txn.delete, txn.reads):
         check_keys(keys)
     both = set(txn.put).intersection(txn.delete)
     if both:
@@ -44,7 +44,7 @@ def check(txn: Txn) -> None:
     if unbound:
         raise Bug(f"a transaction binds {min(unbound)} to a lease but does not put it")
     ops = max(
-        len(txn.unchanged),
+        len(txn.unchanged) + len(txn.empty),
         len(txn.put) + len(set(txn.delete)) + len(txn.reads) + len(txn.read_prefixes),
     )
     if ops > TXN_OPS_LIMIT:
@@ -73,6 +73,7 @@ def _texts(txn: Txn) -> Iterator[str]:
     # Keys that are compared travel twice: as a compare and as a read of the refusal.
     yield from txn.unchanged
     yield from txn.unchanged
+    yield from txn.empty
     yield from txn.put
     yield from txn.delete
     yield from txn.reads

@@ -45,11 +45,16 @@ class Namespace:
         for prefix in txn.read_prefixes:
             first, end = self.interval(prefix)
             success.append(pb.RequestOp(request_range=pb.RangeRequest(key=first, range_end=end)))
+        compare = [
+            pb.Compare(target=TARGET_MOD_REVISION, key=self.key(key), mod_revision=revision)
+            for key, revision in txn.unchanged.items()
+        ]
+        for prefix in txn.empty:
+            first, end = self.interval(prefix)
+            # Of an interval every key is compared, and no key there has revision 0: so it must have none.
+            compare.append(pb.Compare(target=TARGET_MOD_REVISION, key=first, mod_revision=0, range_end=end))
         return pb.TxnRequest(
-            compare=[
-                pb.Compare(target=TARGET_MOD_REVISION, key=self.key(key), mod_revision=revision)
-                for key, revision in txn.unchanged.items()
-            ],
+            compare=compare,
             success=success,
             failure=[self.read(key) for key in txn.unchanged],
         )

@@ -158,6 +158,35 @@ async def absence_can_be_compared(store: CompactingStore) -> None:
     assert isinstance(await store.commit(claim), Committed)
 
 
+async def that_nothing_is_below_a_prefix_can_be_compared(store: CompactingStore) -> None:
+    await put(store, **{"room/1/a": "1", "room/10/b": "1"})
+
+    refused = await store.commit(Txn(empty=("room/1/",), put={"closed": b"1"}))
+    below = await store.commit(Txn(empty=("room/2/", "room/1/"), put={"closed": b"1"}))
+    assert isinstance(refused, Refused)
+    assert isinstance(below, Refused)
+    assert (await store.get("closed")).entries == {}
+
+    await store.commit(Txn(delete=("room/1/a",)))
+    assert isinstance(await store.commit(Txn(empty=("room/1/", "room/2/"), put={"closed": b"1"})), Committed)
+
+
+async def of_a_delete_and_what_would_hang_on_it_one_wins(store: CompactingStore) -> None:
+    """The delete compares that nothing hangs on the thing, the other that the thing is as it was read."""
+    for number in range(20):
+        thing = await put(store, **{f"thing/{number}": "1"})
+        delete = Txn(
+            unchanged={f"thing/{number}": thing}, empty=(f"on/{number}/",), delete=(f"thing/{number}",)
+        )
+        hang = Txn(unchanged={f"thing/{number}": thing}, put={f"on/{number}/x": b"1"})
+
+        outcomes = await asyncio.gather(store.commit(delete), store.commit(hang))
+
+        assert sorted(isinstance(each, Committed) for each in outcomes) == [False, True]
+        left = {*(await store.list(f"thing/{number}")).entries, *(await store.list(f"on/{number}/")).entries}
+        assert len(left) in {0, 2}
+
+
 async def a_key_made_again_is_a_new_key(store: CompactingStore) -> None:
     await put(store, a="1")
     await store.commit(Txn(delete=["a"]))

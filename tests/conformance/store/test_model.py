@@ -86,6 +86,7 @@ def a_txn(rng: random.Random, pair: Pair, revisions: dict[str, int]) -> tuple[Tx
     chosen = {key: rng.choice(pair.leases) for key in leased}
     made = Txn(
         unchanged=unchanged,
+        empty=rng.sample(PREFIXES, rng.randrange(2)) if rng.random() < 0.3 else (),
         put=put,
         delete=touched[split:],
         leases={key: model.id for key, (model, _) in chosen.items()},

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x62ric/etcd/v3/wire.proto\x12\x0e\x66\x61\x62ric.etcd.v3\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\";\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\x05\x12$\n\x02kv\x18\x02 \x01(\x0b\x32\x18.fabric.etcd.v3.KeyValue\"\x8c\x01\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\"\x83\x01\n\rRangeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12%\n\x03kvs\x18\x02 \x03(\x0b\x32\x18.fabric.etcd.v3.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\"=\n\x0bPutResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\"V\n\x13\x44\x65leteRangeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\"\xc4\x01\n\tRequestOp\x12\x35\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1c.fabric.etcd.v3.RangeRequestH\x00\x12\x31\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1a.fabric.etcd.v3.PutRequestH\x00\x12\x42\n\x14request_delete_range\x18\x03 \x01(\x0b\x32\".fabric.etcd.v3.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xcc\x01\n\nResponseOp\x12\x37\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1d.fabric.etcd.v3.RangeResponseH\x00\x12\x33\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1b.fabric.etcd.v3.PutResponseH\x00\x12\x44\n\x15response_delete_range\x18\x03 \x01(\x0b\x32#.fabric.etcd.v3.DeleteRangeResponseH\x00\x42\n\n\x08response\"b\n\x07\x43ompare\x12\x0e\n\x06result\x18\x01 \x01(\x05\x12\x0e\n\x06target\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x19\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x0f\n\r_mod_revision\"\x8e\x01\n\nTxnRequest\x12(\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x17.fabric.etcd.v3.Compare\x12*\n\x07success\x18\x02 \x03(\x0b\x32\x19.fabric.etcd.v3.RequestOp\x12*\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x19.fabric.etcd.v3.RequestOp\"\x7f\n\x0bTxnResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12-\n\tresponses\x18\x03 \x03(\x0b\x32\x1a.fabric.etcd.v3.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"D\n\x12\x43ompactionResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"\xd7\x01\n\x0cWatchRequest\x12<\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32\".fabric.etcd.v3.WatchCreateRequestH\x00\x12<\n\x0e\x63\x61ncel_request\x18\x02 \x01(\x0b\x32\".fabric.etcd.v3.WatchCancelRequestH\x00\x12@\n\x10progress_request\x18\x03 \x01(\x0b\x32$.fabric.etcd.v3.WatchProgressRequestH\x00\x42\t\n\x07request\"\x89\x01\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12\x10\n\x08watch_id\x18\x07 \x01(\x03\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08\"&\n\x12WatchCancelRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\x03\"\x16\n\x14WatchProgressRequest\"\xde\x01\n\rWatchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12%\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x15.fabric.etcd.v3.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x03\x12\n\n\x02id\x18\x02 \x01(\x03\"l\n\x12LeaseGrantResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"E\n\x13LeaseRevokeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"a\n\x16LeaseKeepAliveResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"\x0f\n\rStatusRequest\"\x99\x01\n\x0eStatusResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x62_size\x18\x03 \x01(\x03\x12\x0e\n\x06leader\x18\x04 \x01(\x04\x12\x12\n\nraft_index\x18\x05 \x01(\x04\x12\x11\n\traft_term\x18\x06 \x01(\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66\x61\x62ric/etcd/v3/wire.proto\x12\x0e\x66\x61\x62ric.etcd.v3\"\\\n\x0eResponseHeader\x12\x12\n\ncluster_id\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x11\n\traft_term\x18\x04 \x01(\x04\"u\n\x08KeyValue\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x17\n\x0f\x63reate_revision\x18\x02 \x01(\x03\x12\x14\n\x0cmod_revision\x18\x03 \x01(\x03\x12\x0f\n\x07version\x18\x04 \x01(\x03\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\r\n\x05lease\x18\x06 \x01(\x03\";\n\x05\x45vent\x12\x0c\n\x04type\x18\x01 \x01(\x05\x12$\n\x02kv\x18\x02 \x01(\x0b\x32\x18.fabric.etcd.v3.KeyValue\"\x8c\x01\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x14\n\x0cserializable\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\x12\n\ncount_only\x18\t \x01(\x08\"\x83\x01\n\rRangeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12%\n\x03kvs\x18\x02 \x03(\x0b\x32\x18.fabric.etcd.v3.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\"7\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\r\n\x05lease\x18\x03 \x01(\x03\"=\n\x0bPutResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"4\n\x12\x44\x65leteRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\"V\n\x13\x44\x65leteRangeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x03\"\xc4\x01\n\tRequestOp\x12\x35\n\rrequest_range\x18\x01 \x01(\x0b\x32\x1c.fabric.etcd.v3.RangeRequestH\x00\x12\x31\n\x0brequest_put\x18\x02 \x01(\x0b\x32\x1a.fabric.etcd.v3.PutRequestH\x00\x12\x42\n\x14request_delete_range\x18\x03 \x01(\x0b\x32\".fabric.etcd.v3.DeleteRangeRequestH\x00\x42\t\n\x07request\"\xcc\x01\n\nResponseOp\x12\x37\n\x0eresponse_range\x18\x01 \x01(\x0b\x32\x1d.fabric.etcd.v3.RangeResponseH\x00\x12\x33\n\x0cresponse_put\x18\x02 \x01(\x0b\x32\x1b.fabric.etcd.v3.PutResponseH\x00\x12\x44\n\x15response_delete_range\x18\x03 \x01(\x0b\x32#.fabric.etcd.v3.DeleteRangeResponseH\x00\x42\n\n\x08response\"u\n\x07\x43ompare\x12\x0e\n\x06result\x18\x01 \x01(\x05\x12\x0e\n\x06target\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x19\n\x0cmod_revision\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x11\n\trange_end\x18@ \x01(\x0c\x42\x0f\n\r_mod_revision\"\x8e\x01\n\nTxnRequest\x12(\n\x07\x63ompare\x18\x01 \x03(\x0b\x32\x17.fabric.etcd.v3.Compare\x12*\n\x07success\x18\x02 \x03(\x0b\x32\x19.fabric.etcd.v3.RequestOp\x12*\n\x07\x66\x61ilure\x18\x03 \x03(\x0b\x32\x19.fabric.etcd.v3.RequestOp\"\x7f\n\x0bTxnResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x11\n\tsucceeded\x18\x02 \x01(\x08\x12-\n\tresponses\x18\x03 \x03(\x0b\x32\x1a.fabric.etcd.v3.ResponseOp\"7\n\x11\x43ompactionRequest\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08physical\x18\x02 \x01(\x08\"D\n\x12\x43ompactionResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"\xd7\x01\n\x0cWatchRequest\x12<\n\x0e\x63reate_request\x18\x01 \x01(\x0b\x32\".fabric.etcd.v3.WatchCreateRequestH\x00\x12<\n\x0e\x63\x61ncel_request\x18\x02 \x01(\x0b\x32\".fabric.etcd.v3.WatchCancelRequestH\x00\x12@\n\x10progress_request\x18\x03 \x01(\x0b\x32$.fabric.etcd.v3.WatchProgressRequestH\x00\x42\t\n\x07request\"\x89\x01\n\x12WatchCreateRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x16\n\x0estart_revision\x18\x03 \x01(\x03\x12\x17\n\x0fprogress_notify\x18\x04 \x01(\x08\x12\x10\n\x08watch_id\x18\x07 \x01(\x03\x12\x10\n\x08\x66ragment\x18\x08 \x01(\x08\"&\n\x12WatchCancelRequest\x12\x10\n\x08watch_id\x18\x01 \x01(\x03\"\x16\n\x14WatchProgressRequest\"\xde\x01\n\rWatchResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x10\n\x08watch_id\x18\x02 \x01(\x03\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x10\n\x08\x63\x61nceled\x18\x04 \x01(\x08\x12\x18\n\x10\x63ompact_revision\x18\x05 \x01(\x03\x12\x15\n\rcancel_reason\x18\x06 \x01(\t\x12\x10\n\x08\x66ragment\x18\x07 \x01(\x08\x12%\n\x06\x65vents\x18\x0b \x03(\x0b\x32\x15.fabric.etcd.v3.Event\",\n\x11LeaseGrantRequest\x12\x0b\n\x03ttl\x18\x01 \x01(\x03\x12\n\n\x02id\x18\x02 \x01(\x03\"l\n\x12LeaseGrantResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\x12\r\n\x05\x65rror\x18\x04 \x01(\t\" \n\x12LeaseRevokeRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"E\n\x13LeaseRevokeResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\"#\n\x15LeaseKeepAliveRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"a\n\x16LeaseKeepAliveResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\n\n\x02id\x18\x02 \x01(\x03\x12\x0b\n\x03ttl\x18\x03 \x01(\x03\"\x0f\n\rStatusRequest\"\x99\x01\n\x0eStatusResponse\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1e.fabric.etcd.v3.ResponseHeader\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0f\n\x07\x64\x62_size\x18\x03 \x01(\x03\x12\x0e\n\x06leader\x18\x04 \x01(\x04\x12\x12\n\nraft_index\x18\x05 \x01(\x04\x12\x11\n\traft_term\x18\x06 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,39 +55,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESPONSEOP']._serialized_start=1058
   _globals['_RESPONSEOP']._serialized_end=1262
   _globals['_COMPARE']._serialized_start=1264
-  _globals['_COMPARE']._serialized_end=1362
-  _globals['_TXNREQUEST']._serialized_start=1365
-  _globals['_TXNREQUEST']._serialized_end=1507
-  _globals['_TXNRESPONSE']._serialized_start=1509
-  _globals['_TXNRESPONSE']._serialized_end=1636
-  _globals['_COMPACTIONREQUEST']._serialized_start=1638
-  _globals['_COMPACTIONREQUEST']._serialized_end=1693
-  _globals['_COMPACTIONRESPONSE']._serialized_start=1695
-  _globals['_COMPACTIONRESPONSE']._serialized_end=1763
-  _globals['_WATCHREQUEST']._serialized_start=1766
-  _globals['_WATCHREQUEST']._serialized_end=1981
-  _globals['_WATCHCREATEREQUEST']._serialized_start=1984
-  _globals['_WATCHCREATEREQUEST']._serialized_end=2121
-  _globals['_WATCHCANCELREQUEST']._serialized_start=2123
-  _globals['_WATCHCANCELREQUEST']._serialized_end=2161
-  _globals['_WATCHPROGRESSREQUEST']._serialized_start=2163
-  _globals['_WATCHPROGRESSREQUEST']._serialized_end=2185
-  _globals['_WATCHRESPONSE']._serialized_start=2188
-  _globals['_WATCHRESPONSE']._serialized_end=2410
-  _globals['_LEASEGRANTREQUEST']._serialized_start=2412
-  _globals['_LEASEGRANTREQUEST']._serialized_end=2456
-  _globals['_LEASEGRANTRESPONSE']._serialized_start=2458
-  _globals['_LEASEGRANTRESPONSE']._serialized_end=2566
-  _globals['_LEASEREVOKEREQUEST']._serialized_start=2568
-  _globals['_LEASEREVOKEREQUEST']._serialized_end=2600
-  _globals['_LEASEREVOKERESPONSE']._serialized_start=2602
-  _globals['_LEASEREVOKERESPONSE']._serialized_end=2671
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=2673
-  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=2708
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=2710
-  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=2807
-  _globals['_STATUSREQUEST']._serialized_start=2809
-  _globals['_STATUSREQUEST']._serialized_end=2824
-  _globals['_STATUSRESPONSE']._serialized_start=2827
-  _globals['_STATUSRESPONSE']._serialized_end=2980
+  _globals['_COMPARE']._serialized_end=1381
+  _globals['_TXNREQUEST']._serialized_start=1384
+  _globals['_TXNREQUEST']._serialized_end=1526
+  _globals['_TXNRESPONSE']._serialized_start=1528
+  _globals['_TXNRESPONSE']._serialized_end=1655
+  _globals['_COMPACTIONREQUEST']._serialized_start=1657
+  _globals['_COMPACTIONREQUEST']._serialized_end=1712
+  _globals['_COMPACTIONRESPONSE']._serialized_start=1714
+  _globals['_COMPACTIONRESPONSE']._serialized_end=1782
+  _globals['_WATCHREQUEST']._serialized_start=1785
+  _globals['_WATCHREQUEST']._serialized_end=2000
+  _globals['_WATCHCREATEREQUEST']._serialized_start=2003
+  _globals['_WATCHCREATEREQUEST']._serialized_end=2140
+  _globals['_WATCHCANCELREQUEST']._serialized_start=2142
+  _globals['_WATCHCANCELREQUEST']._serialized_end=2180
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=2182
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=2204
+  _globals['_WATCHRESPONSE']._serialized_start=2207
+  _globals['_WATCHRESPONSE']._serialized_end=2429
+  _globals['_LEASEGRANTREQUEST']._serialized_start=2431
+  _globals['_LEASEGRANTREQUEST']._serialized_end=2475
+  _globals['_LEASEGRANTRESPONSE']._serialized_start=2477
+  _globals['_LEASEGRANTRESPONSE']._serialized_end=2585
+  _globals['_LEASEREVOKEREQUEST']._serialized_start=2587
+  _globals['_LEASEREVOKEREQUEST']._serialized_end=2619
+  _globals['_LEASEREVOKERESPONSE']._serialized_start=2621
+  _globals['_LEASEREVOKERESPONSE']._serialized_end=2690
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_start=2692
+  _globals['_LEASEKEEPALIVEREQUEST']._serialized_end=2727
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_start=2729
+  _globals['_LEASEKEEPALIVERESPONSE']._serialized_end=2826
+  _globals['_STATUSREQUEST']._serialized_start=2828
+  _globals['_STATUSREQUEST']._serialized_end=2843
+  _globals['_STATUSRESPONSE']._serialized_start=2846
+  _globals['_STATUSRESPONSE']._serialized_end=2999
 # @@protoc_insertion_point(module_scope)

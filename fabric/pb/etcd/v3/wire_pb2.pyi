@@ -372,6 +372,7 @@ class Compare(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     MOD_REVISION_FIELD_NUMBER: _builtins.int
+    RANGE_END_FIELD_NUMBER: _builtins.int
     result: _builtins.int
     """0: equal, the only comparison we make."""
     target: _builtins.int
@@ -379,6 +380,8 @@ class Compare(_message.Message):
     key: _builtins.bytes
     mod_revision: _builtins.int
     """One of a oneof in etcd: explicit presence keeps 0 ("absent") on the wire."""
+    range_end: _builtins.bytes
+    """Set: every key from `key` up to this is compared."""
     def __init__(
         self,
         *,
@@ -386,10 +389,11 @@ class Compare(_message.Message):
         target: _builtins.int = ...,
         key: _builtins.bytes = ...,
         mod_revision: _builtins.int | None = ...,
+        range_end: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_mod_revision", b"_mod_revision", "mod_revision", b"mod_revision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mod_revision", b"_mod_revision", "key", b"key", "mod_revision", b"mod_revision", "result", b"result", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mod_revision", b"_mod_revision", "key", b"key", "mod_revision", b"mod_revision", "range_end", b"range_end", "result", b"result", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mod_revision: _TypeAlias = _typing.Literal["mod_revision"]  # noqa: Y015
     _WhichOneofArgType__mod_revision: _TypeAlias = _typing.Literal["_mod_revision", b"_mod_revision"]  # noqa: Y015
