@@ -14,8 +14,8 @@ be applied long after its caller gave up. Three facts make the question decidabl
 
 One thing is the caller's to ensure. Revisions never come back, but absence does: where a key is compared as *absent*,
 deleting it must leave something behind that the same transaction compares (the tombstone `ti/<u>` beside `i/<u>`), for
-longer than a request can be late; the same goes for what is compared as *empty*. Else "absent, applied, deleted, absent" looks like never having been there, to us and to
-a late copy alike.
+longer than a request can be late; and so with a prefix compared as empty. Else "absent, applied, deleted, absent" looks
+like never having been there, to us and to a late copy alike.
 
 What a settled transaction *read* is lost with its answer, and reading it again afterwards would be a read outside the
 transaction, which may grant nothing (R11). So transactions with reads are not settled; they are begun anew.
