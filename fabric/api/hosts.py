@@ -19,7 +19,7 @@ from fabric.deadlines import within
 from fabric.errors import AlreadyExists, InvalidRequest, Reason, Unavailable, WrongState
 from fabric.model.host import Host, HostReport, Resources, Session, Use
 from fabric.model.identity import Principal
-from fabric.network.core import check_guest_cidr
+from fabric.network.core.host_local import check_guest_cidr
 from fabric.pb.compute.v1 import host_service_pb2 as pb
 from fabric.store.base import Snapshot
 from fabric.store.codec import decode, encode

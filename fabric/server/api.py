@@ -25,7 +25,7 @@ from fabric.ids import RandomIds
 from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
 from fabric.model.quota import Charge
-from fabric.network.core import default_network
+from fabric.network.core.host_local import default_network
 from fabric.observability import logging
 from fabric.observability.audit import Book
 from fabric.observability.failpoints import Failpoints, failpoints_from

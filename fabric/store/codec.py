@@ -12,8 +12,27 @@ from google.protobuf.message import DecodeError, Message
 
 from fabric.errors import Bug
 from fabric.mapping import Mapping
-from fabric.model import flavor, host, identity, image, instance, keypair, network, placement, quota
-from fabric.pb.record.v1 import catalogue_pb2, host_pb2, identity_pb2, instance_pb2, placement_pb2, quota_pb2
+from fabric.model import (
+    flavor,
+    host,
+    identity,
+    image,
+    instance,
+    keypair,
+    network,
+    placement,
+    quota,
+    security_group,
+)
+from fabric.pb.record.v1 import (
+    catalogue_pb2,
+    host_pb2,
+    identity_pb2,
+    instance_pb2,
+    network_pb2,
+    placement_pb2,
+    quota_pb2,
+)
 from fabric.store.schema import SCHEMA_VERSION
 
 V = TypeVar("V")
@@ -30,6 +49,17 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     image.Image: catalogue_pb2.Image,
     network.Network: catalogue_pb2.Network,
     network.Port: instance_pb2.Port,
+    network.AddressRange: network_pb2.AddressRange,
+    network.HostRoute: network_pb2.HostRoute,
+    network.Subnet: network_pb2.Subnet,
+    network.FixedAddress: network_pb2.FixedAddress,
+    network.AddressPair: network_pb2.AddressPair,
+    network.NetworkPort: network_pb2.NetworkPort,
+    network.RouterInterface: network_pb2.RouterInterface,
+    network.Router: network_pb2.Router,
+    network.FloatingIp: network_pb2.FloatingIp,
+    security_group.SecurityRule: network_pb2.SecurityRule,
+    security_group.SecurityGroup: network_pb2.SecurityGroup,
     placement.Refusal: placement_pb2.Refusal,
     placement.Decision: placement_pb2.Decision,
     quota.Charge: quota_pb2.Charge,

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import quote
 
-from fabric.model import flavor, host, identity, image, instance, keypair, network, quota
+from fabric.model import (
+    flavor,
+    host,
+    identity,
+    image,
+    instance,
+    keypair,
+    network,
+    quota,
+    security_group,
+)
 
 V = TypeVar("V")
 
@@ -79,7 +89,82 @@ IMAGE_NAME = _global(
     "image-name/{project}/{name}", str, "api", "Makes image names unique in a project; the value is the id."
 )
 NETWORK = _global("network/{network}", network.Network, "api", "A network that servers can be attached to.")
-NETWORK_NAME = _global("network-name/{name}", str, "api", "Makes network names unique; the value is the id.")
+NETWORK_NAME = _global(
+    "network-name/{name}",
+    str,
+    "api",
+    "Makes the names unique of networks that everybody sees; the value is the id.",
+)
+PROJECT_NETWORK_NAME = _global(
+    "project-network-name/{project}/{name}",
+    str,
+    "api",
+    "Makes network names unique in a project; the value is the id.",
+)
+VNI = _global("vni/{vni}", str, "api", "Who has a VXLAN network identifier: the network's id.")
+SUBNET = _global("subnet/{subnet}", network.Subnet, "api", "A range of a network's addresses.")
+SUBNET_NAME = _global(
+    "subnet-name/{project}/{name}", str, "api", "Makes subnet names unique in a project; the value is the id."
+)
+ADDRESS = _global(
+    "address/{subnet}/{address}",
+    str,
+    "api",
+    "Who holds an address: the id of a port, router or floating IP. None is left: the subnet may go.",
+)
+PORT_MAC = _global(
+    "port-mac/{network}/{mac}",
+    str,
+    "api",
+    "Who has a MAC on a network: the id of a port or router. None is left: the network may go.",
+)
+PORT = _global("port/{project}/{port}", network.NetworkPort, "api", "A place on a network.")
+PORT_NAME = _global(
+    "port-name/{project}/{name}", str, "api", "Makes port names unique in a project; the value is the id."
+)
+ROUTER = _global("router/{project}/{router}", network.Router, "api", "What joins subnets and leads out.")
+ROUTER_NAME = _global(
+    "router-name/{project}/{name}", str, "api", "Makes router names unique in a project; the value is the id."
+)
+ROUTER_FLOATING_IP = _global(
+    "router-floating-ip/{router}/{subnet}/{floating_ip}",
+    str,
+    "api",
+    "Which floating IPs need a router and its interface in a subnet; the value is the floating IP's id.",
+)
+FLOATING_IP = _global(
+    "floating-ip/{project}/{floating_ip}",
+    network.FloatingIp,
+    "api",
+    "An external address that leads to a port, or may.",
+)
+SECURITY_GROUP = _global(
+    "security-group/{project}/{group}", security_group.SecurityGroup, "api", "What its members allow."
+)
+SECURITY_GROUP_NAME = _global(
+    "security-group-name/{project}/{name}",
+    str,
+    "api",
+    "Makes names of groups unique in a project; the value is the id.",
+)
+SECURITY_GROUP_MEMBER = _global(
+    "security-group-member/{group}/{port}",
+    str,
+    "api",
+    "Which ports are in a group; the value is the port's project. None is left: the group may go.",
+)
+SECURITY_GROUP_REFERRER = _global(
+    "security-group-referrer/{group}/{rule}",
+    str,
+    "api",
+    "Which rules of other groups let a group's members in; the value is the rule's group.",
+)
+NETWORK_USE = _global(
+    "network-use/{project}/{kind}/{slot}",
+    str,
+    "api",
+    "A place among what a project may have of a kind (networks, subnets, …); the value is who has it.",
+)
 QUOTA = _global(
     "quota/{project}",
     quota.Quota,

@@ -23,7 +23,7 @@ from fabric.images.core.inspect import ImageLimits
 from fabric.model.host import Cell
 from fabric.model.identity import Project, Role, RoleGrant, Token, User
 from fabric.model.quota import Charge
-from fabric.network.core import default_network
+from fabric.network.core.host_local import default_network
 from fabric.observability.audit import Book
 from fabric.pb.identity.v1 import token_service_pb2
 from fabric.rpc import stages

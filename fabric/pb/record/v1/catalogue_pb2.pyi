@@ -108,6 +108,30 @@ VISIBILITY_PUBLIC: Visibility.ValueType  # 2
 """Public."""
 Global___Visibility: _TypeAlias = Visibility  # noqa: Y015
 
+class _NetworkKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NetworkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NetworkKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NETWORK_KIND_UNSPECIFIED: _NetworkKind.ValueType  # 0
+    """Host-local: each host serves its own guest subnet (`Host.guest_cidr`)."""
+    NETWORK_KIND_TENANT: _NetworkKind.ValueType  # 1
+    """An overlay that spans hosts."""
+    NETWORK_KIND_EXTERNAL: _NetworkKind.ValueType  # 2
+    """The world outside."""
+
+class NetworkKind(_NetworkKind, metaclass=_NetworkKindEnumTypeWrapper):
+    """What a network is on the hosts."""
+
+NETWORK_KIND_UNSPECIFIED: NetworkKind.ValueType  # 0
+"""Host-local: each host serves its own guest subnet (`Host.guest_cidr`)."""
+NETWORK_KIND_TENANT: NetworkKind.ValueType  # 1
+"""An overlay that spans hosts."""
+NETWORK_KIND_EXTERNAL: NetworkKind.ValueType  # 2
+"""The world outside."""
+Global___NetworkKind: _TypeAlias = NetworkKind  # noqa: Y015
+
 @_typing.final
 class Flavor(_message.Message):
     """A virtual hardware template. `properties` may carry `trait:NAME` = `required` | `forbidden` (as Nova's extra specs)."""
@@ -317,7 +341,7 @@ Global___Image: _TypeAlias = Image  # noqa: Y015
 
 @_typing.final
 class Network(_message.Message):
-    """A network people can name. Host-local: each host serves its own guest subnet (`Host.guest_cidr`)."""
+    """A network people can name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -328,6 +352,13 @@ class Network(_message.Message):
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    SUBNET_IDS_FIELD_NUMBER: _builtins.int
+    QUOTA_SLOT_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -335,8 +366,16 @@ class Network(_message.Message):
     mtu: _builtins.int
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
+    kind: Global___NetworkKind.ValueType
+    project_id: _builtins.str
+    description: _builtins.str
+    shared: _builtins.bool
+    vni: _builtins.int
+    quota_slot: _builtins.int
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def subnet_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -347,10 +386,17 @@ class Network(_message.Message):
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
+        kind: Global___NetworkKind.ValueType = ...,
+        project_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        vni: _builtins.int = ...,
+        subnet_ids: _abc.Iterable[_builtins.str] | None = ...,
+        quota_slot: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "dns_servers", b"dns_servers", "id", b"id", "mtu", b"mtu", "name", b"name", "schema_version", b"schema_version", "update_time_ms", b"update_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "description", b"description", "dns_servers", b"dns_servers", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time_ms", b"update_time_ms", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
