@@ -1,4 +1,4 @@
-"""One instance's worker: carries out one step at a time, of the latest order only (R14).
+"""One instance's worker: carries out one step at a time, or two that go together, of the latest order only (R14).
 
 A worker outlives sessions: an order of a new session waits for the step that an old one began, and then the world is measured anew.
 What to do is `hostd.core.reconcile`'s to decide; here it is only done.
@@ -37,6 +37,7 @@ from hostd.core.steps import (
     MarkMade,
     MarkStarted,
     Plug,
+    Prepare,
     PressPower,
     PressReset,
     RemoveFiles,
@@ -200,7 +201,7 @@ class Worker:
         if reconcile.resting(self._effort, now_s=now_s) is not None:
             return max(0.001, self._effort.retry_s - now_s)
         self._changed.clear()
-        step: Act | None = None
+        step: Act | Prepare | None = None
         try:
             seen = await self._measure(goal)
             self._must_be_wanted(goal)
@@ -216,6 +217,9 @@ class Worker:
                     self._settle(self._order(), decided)
                 case Stuck(fault):
                     self._failed(goal, None, fault)
+                case Prepare(files, wires):
+                    step = decided
+                    await self._do_both(goal, files, wires)
                 case _:
                     step = decided
                     await self._do(goal, step)
@@ -284,6 +288,13 @@ class Worker:
         else:
             await self._act(goal, step)
         await self._site.failpoints.reach(step.reached)
+
+    async def _do_both(self, goal: Order | Release, *steps: Act) -> None:
+        """Do steps side by side, each to its end whatever becomes of the others. Raises what the first of them in this order raised."""
+        ends = await asyncio.gather(*(self._do(goal, step) for step in steps), return_exceptions=True)
+        for end in ends:
+            if end is not None:
+                raise end
 
     async def _act(self, goal: Order | Release, step: Act) -> None:
         self._must_be_permitted(goal, step)
@@ -383,7 +394,7 @@ class Worker:
 
     # ------------------------------------------------------------ what is told
 
-    def _failed(self, goal: Order | Release, step: Act | None, fault: FaultCode) -> None:
+    def _failed(self, goal: Order | Release, step: Act | Prepare | None, fault: FaultCode) -> None:
         self._effort, told = reconcile.after_failure(
             goal,
             self._effort,

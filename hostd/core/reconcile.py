@@ -31,6 +31,7 @@ from hostd.core.steps import (
     MarkMade,
     MarkStarted,
     Plug,
+    Prepare,
     PressPower,
     PressReset,
     RemoveFiles,
@@ -202,7 +203,8 @@ def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) ->
         if image.sha256 not in effort.images:
             return EnsureImage(image)
     if effort.files is None:
-        return EnsureFiles(made=row.made)
+        files = EnsureFiles(made=row.made)
+        return Prepare(files, Plug()) if effort.interfaces is None else files
     if not row.made:
         return MarkMade()
     if effort.interfaces is None:
@@ -238,7 +240,7 @@ def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
 def after_failure(
     goal: Order | Release,
     effort: Effort,
-    step: Act | None,
+    step: Act | Prepare | None,
     fault: FaultCode,
     *,
     now_s: float,

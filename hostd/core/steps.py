@@ -40,6 +40,14 @@ class Plug:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Two steps that need nothing of one another, side by side. Each is permitted, reached and remembered for itself."""
+
+    files: EnsureFiles
+    wires: Plug
+
+
+@dataclass(frozen=True, slots=True)
 class Define:
     """Write the domain's definition, with its marks."""
 
@@ -171,7 +179,7 @@ Act = (
 Mark = MarkStarted | MarkDone | MarkMade
 """What touches the journal only."""
 
-Step = Act | Mark | Wait | Stuck | Settled | LetGo
+Step = Act | Prepare | Mark | Wait | Stuck | Settled | LetGo
 """What `reconcile` may answer."""
 
 

@@ -355,6 +355,27 @@ def test_a_fault_of_the_host_is_told_with_its_word() -> None:
     on_a_bench(scenario)
 
 
+@pytest.mark.parametrize(
+    ("fails", "fault"), [("ensure_guest", FaultCode.DISK_FULL), ("plug", FaultCode.NETWORK_FAILED)]
+)
+def test_of_two_steps_side_by_side_one_that_fails_leaves_the_other_to_its_end(
+    fails: str, fault: FaultCode
+) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.machine.fail_next[fails].append(fault)
+        bench.conductor.orders[ONE] = order()
+        bench.process.start()
+        await bench.until(lambda: ERROR in bench.conductor.states(ONE))
+        assert bench.conductor.statuses(ONE)[-1].fault_code == fault
+        assert (bool(bench.machine.folders), bool(bench.machine.wires)) == (fails == "plug", fails != "plug")
+
+        await bench.conductor.give(order(Want.ABSENT, generation=2))
+        await bench.until(lambda: bench.conductor.states(ONE)[-1] is ABSENT)
+        assert (bench.machine.domains, bench.machine.folders, bench.machine.wires) == ({}, {}, {})
+
+    on_a_bench(scenario)
+
+
 @pytest.mark.parametrize("is_journal_lost", [False, True])
 def test_a_guest_whose_disk_is_gone_is_not_given_an_empty_one(*, is_journal_lost: bool) -> None:
     async def scenario(bench: Bench) -> None:

@@ -26,6 +26,7 @@ from hostd.core.steps import (
     MarkMade,
     MarkStarted,
     Plug,
+    Prepare,
     PressPower,
     PressReset,
     RemoveFiles,
@@ -109,6 +110,13 @@ def step(
 def test_a_guest_is_raised_in_this_order(effort: Effort, expected: Step) -> None:
     for seen in (None, domain(OFF), domain(CRASHED)):
         assert step(order(), seen, effort) == expected
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_what_needs_nothing_of_one_another_goes_side_by_side(*, made: bool) -> None:
+    both = step(order(), None, replace(READY, files=None, interfaces=None), made=made)
+
+    assert both == Prepare(EnsureFiles(made=made), Plug())
 
 
 def test_that_disks_are_made_is_journalled_before_a_guest_can_write_to_them() -> None:
