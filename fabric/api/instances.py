@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
@@ -25,6 +26,7 @@ from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads
 from fabric.api.instance_view import from_build
 from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
+from fabric.api.preparing import Preparing
 from fabric.api.records import found, txn_of
 from fabric.clock import Clock
 from fabric.deadlines import within
@@ -41,6 +43,7 @@ from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.core import charge
 from fabric.quota.ledger import Ledger
+from fabric.rpc.method import Method, methods
 from fabric.store import codec
 from fabric.store.base import Refused, Snapshot, Store
 from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, Key
@@ -77,6 +80,10 @@ class InstanceHandlers:
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
+        self._preparing = Preparing(catalogue)
+        for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"]):
+            if method.action:
+                setattr(self, method.attribute, partial(self._answer, method))
 
     # ---------------------------------------------------------------- create
 
@@ -207,26 +214,21 @@ class InstanceHandlers:
         )
         return pb.DeleteInstanceResponse(revision=revision)
 
-    async def start_instance(
-        self, request: pb.StartInstanceRequest, principal: Principal
-    ) -> pb.StartInstanceResponse:
-        answered = self._answered("start", request, request.request_id, principal)
-        instance, revision = await self._act(
-            request.instance, Intent(action=Action.START, answered=answered), principal
-        )
-        return pb.StartInstanceResponse(instance=instance, revision=revision)
-
-    async def stop_instance(
-        self, request: pb.StopInstanceRequest, principal: Principal
-    ) -> pb.StopInstanceResponse:
-        answered = self._answered("stop", request, request.request_id, principal)
+    async def _answer(self, method: Method, request: Any, principal: Principal) -> Message:
+        """Any method that is a row of the lifecycle table: what it names is looked up, and its intent written."""
+        action = Action(method.action)
+        answered = self._answered(action, request, request.request_id, principal)
+        prepared = await self._preparing.prepare(action, request, principal)
         intent = Intent(
-            action=Action.STOP,
+            action=action,
             answered=answered,
-            stop_timeout_s=request.timeout_s or DEFAULT_STOP_TIMEOUT_S,
+            stop_timeout_s=getattr(request, "timeout_s", 0) or DEFAULT_STOP_TIMEOUT_S,
+            change=prepared.change,
+            image_id=prepared.image_id,
+            also=prepared.also,
         )
         instance, revision = await self._act(request.instance, intent, principal)
-        return pb.StopInstanceResponse(instance=instance, revision=revision)
+        return method.response(instance=instance, revision=revision)
 
     async def reboot_instance(
         self, request: pb.RebootInstanceRequest, principal: Principal
@@ -253,7 +255,12 @@ class InstanceHandlers:
             if earlier is None:
                 raise
             return _gone(earlier.resource_id, principal), types_pb2.Revision()
-        intent = replace(intent, answered=_about(answered, location.instance_id))
+        intent = replace(
+            intent,
+            answered=_about(answered, location.instance_id),
+            user_id=principal.user_id,
+            is_admin=principal.system_admin,
+        )
         for attempt in range(TRIES):
             view = self._cells[location.cell]
             record = await view.get(INSTANCE.at(location.instance_id))

@@ -16,6 +16,8 @@ from fabric.cli.output import Shape, listing, print_list, print_one, showing
 from fabric.cli.params import PAIR, examples, waiting
 from fabric.cli.session import APP, Session, pass_session
 from fabric.errors import FabricError, InvalidRequest, WrongState
+from fabric.lifecycle.table import RULES, Rule, shown
+from fabric.model.states import TaskState
 
 if TYPE_CHECKING:
     from fabric.client.instances import Instance
@@ -33,8 +35,9 @@ def many_servers(function: Callable[..., None]) -> Callable[..., None]:
     )(function)
 
 
-def wait_for(session: Session, instance: Instance, state: str, timeout_s: float) -> Instance:
-    """Wait with progress on stderr. Raises Failed."""
+def wait_for(session: Session, instance: Instance, state: str | None, timeout_s: float) -> Instance:
+    """Wait with progress on stderr, for a state, or with None for the end of what is under way. Raises Failed."""
+    state = state or instance.status.state
     found = session.client.instances.wait_for(
         instance, state, timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen))
     )
@@ -193,15 +196,34 @@ def delete(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeo
     each_then_wait(session, servers, end, wait_until_gone if wait else None)
 
 
-@server.command(
-    epilog=examples("fabric server start nebula_web_01", "fabric server start --wait web-1 web-2")
-)
-@many_servers
-@waiting(180)
-@pass_session
-def start(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeout_s: float) -> None:
-    """Power stopped servers on."""
-    act(session, servers, session.client.instances.start, "ACTIVE", wait_timeout_s if wait else None)
+def from_row(rule: Rule) -> click.Command:
+    """The verb of an action that needs nothing but the server: everything about it is in its row of the lifecycle table."""
+    state = None if rule.final is None else shown(rule.final, TaskState.NONE)
+
+    @pass_session
+    def run(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeout_s: float) -> None:
+        instances = session.client.instances
+        act(
+            session,
+            servers,
+            lambda name: instances.act(rule.action, name),
+            state,
+            wait_timeout_s if wait else None,
+        )
+
+    run.__doc__ = rule.summary
+    command = f"fabric server {rule.verb}"
+    decorated = many_servers(waiting(rule.deadline_s + 60)(run))
+    return click.command(
+        rule.verb.replace(" ", "-"),
+        help=rule.summary,
+        epilog=examples(f"{command} nebula_web_01", f"{command} --wait web-1 web-2"),
+    )(decorated)
+
+
+for _rule in RULES:
+    if _rule.verb:
+        server.add_command(from_row(_rule))
 
 
 @server.command(
@@ -264,7 +286,7 @@ def act(
     session: Session,
     servers: tuple[str, ...],
     begin: Callable[[str], Instance],
-    state: str,
+    state: str | None,
     wait_timeout_s: float | None,
 ) -> None:
     """Begin an action on each server, and wait for all of them to reach `state` if that is wanted."""

@@ -11,8 +11,15 @@ from fabric.errors import NotFound, Reason, Unavailable
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.pb.compute.v1.instance_service_pb2 import Instance, UnreachableCell
 from fabric.pb.compute.v1.instance_service_pb2_grpc import InstanceServiceStub
+from fabric.rpc.method import methods
 
 __all__ = ["Instance", "InstanceList", "Instances", "OnChange", "UnreachableCell"]
+
+_METHODS = {
+    method.action: method
+    for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"])
+    if method.action
+}
 
 OnChange = Callable[[Instance], None]
 """Told of a server whenever it looks different from before."""
@@ -85,17 +92,20 @@ class Instances:
         request = pb.DeleteInstanceRequest(request_id=self._calls.request_id(), instance=instance)
         self._calls.delete(self._stub.DeleteInstance, request)
 
+    def act(self, action: str, instance: str, **fields: object) -> Instance:
+        """Ask for an action by the word that the lifecycle table has for it: `start`, `pause`, …; `fields` are its request's own."""
+        method = _METHODS[action]
+        request = method.request(request_id=self._calls.request_id(), instance=instance, **fields)
+        answer: Instance = self._calls.unary(getattr(self._stub, method.name), request).instance
+        return answer
+
     def start(self, instance: str) -> Instance:
         """Power it on."""
-        request = pb.StartInstanceRequest(request_id=self._calls.request_id(), instance=instance)
-        return self._calls.unary(self._stub.StartInstance, request).instance
+        return self.act("start", instance)
 
     def stop(self, instance: str, *, timeout_s: int = 0) -> Instance:
         """Shut it down; after `timeout_s` (0: the server's default) its power is cut."""
-        request = pb.StopInstanceRequest(
-            request_id=self._calls.request_id(), instance=instance, timeout_s=timeout_s
-        )
-        return self._calls.unary(self._stub.StopInstance, request).instance
+        return self.act("stop", instance, timeout_s=timeout_s)
 
     def reboot(self, instance: str, *, hard: bool = False) -> Instance:
         """Reboot it."""

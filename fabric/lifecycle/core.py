@@ -7,11 +7,22 @@ write, or a value that says why nothing is to be written.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 from fabric.errors import WrongState
-from fabric.lifecycle.table import BY_ACTION, BY_TASK, HOST_WORDS, RULES, shown
-from fabric.model.instance import ActionMark, Fault, Instance
+from fabric.lifecycle.table import (
+    BY_ACTION,
+    BY_TASK,
+    FREE_TO_DRIFT,
+    HOST_WORDS,
+    RULES,
+    HostWord,
+    shown,
+)
+from fabric.model.instance import ActionMark, Assignment, Fault, Instance, OneShot
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
 
@@ -25,58 +36,104 @@ def allowed_actions(vm_state: VmState, task: TaskState) -> tuple[Action, ...]:
     )
 
 
-def begin(
-    now: Instance, action: Action, *, now_ms: int, op_id: str, request_id: str = "", guest_timeout_s: int = 0
-) -> Instance:
-    """The record with the action under way: its intent, its task, and a new generation.
+def ending(now: Instance) -> Action | None:
+    """What its host is to let go of the instance for; None where it is to keep it."""
+    if now.want is not Want.ABSENT:
+        return None
+    if now.task is TaskState.SHELVING_OFFLOADING or (
+        now.task is TaskState.NONE and now.vm_state is VmState.SHELVED
+    ):
+        return Action.SHELVE_OFFLOAD
+    if now.task is TaskState.RESIZE_REVERTING or (
+        now.task is TaskState.NONE and now.vm_state is VmState.RESIZED
+    ):
+        return Action.REVERT_RESIZE
+    return Action.DELETE
 
-    `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline. Deleting what is being deleted
-    changes nothing and is fine; where deleting has failed it is begun anew, and nothing else may be asked for: a deletion that was
-    accepted is never taken back. A server without a host (no host fitted) can only be deleted: there is nobody to do anything else.
+
+def begin(
+    now: Instance,
+    action: Action,
+    *,
+    now_ms: int,
+    op_id: str,
+    request_id: str = "",
+    user_id: str = "",
+    guest_timeout_s: int = 0,
+    image_id: str = "",
+    is_admin: bool = False,
+) -> Instance:
+    """The record with the action under way: its intent, its task, and, where its host has something to do, a new generation.
+
+    `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline; `image_id` the image that a snapshot
+    hands in. Deleting what is being deleted changes nothing and is fine; where deleting has failed it is begun anew, and nothing else may
+    be asked for: a deletion that was accepted is never taken back. The same goes for the other ways to leave a host. A server without a
+    host can be asked only what needs none. A locked one refuses everybody but administrators.
     Raises WrongState, naming the action, the state and what would be allowed.
     """
     rule = BY_ACTION[action]
-    if now.want is Want.ABSENT and action is not Action.DELETE:
-        raise WrongState(
-            f"cannot {action}: the server is being deleted; allowed now: {Action.DELETE}",
-            action=action,
-            vm_state=now.vm_state.name.lower(),
-            task_state=now.task.name.lower(),
-            instance=now.id,
-        )
-    if not now.host and action is not Action.DELETE:
-        raise WrongState(
-            f"cannot {action}: the server was never placed on a host; allowed now: {Action.DELETE}",
-            action=action,
-            vm_state=now.vm_state.name.lower(),
-            task_state=now.task.name.lower(),
-            instance=now.id,
-        )
     if action is Action.DELETE and now.task is TaskState.DELETING:
         return now
-    if action not in allowed_actions(now.vm_state, now.task):
+    leaving = ending(now)
+    if leaving is not None and action not in {leaving, Action.DELETE}:
+        raise _refused(now, action, f"the server is being {_DOING[leaving]}", (leaving, Action.DELETE))
+    if not now.host and not rule.is_unplaced:
+        may = [each for each in allowed_actions(now.vm_state, now.task) if BY_ACTION[each].is_unplaced]
+        why = "was never placed on a host" if now.placement_epoch == 0 else "is on no host"
+        raise _refused(now, action, f"the server {why}", may)
+    if action not in allowed_actions(now.vm_state, now.task) and not (
+        leaving is action and now.task is TaskState.NONE
+    ):
         state = shown(now.vm_state, TaskState.NONE)
         busy = f" with {now.task.name.lower()} under way" if now.task is not TaskState.NONE else ""
-        may = ", ".join(allowed_actions(now.vm_state, now.task)) or "nothing until that is done"
+        raise _refused(now, action, f"{state}{busy}", allowed_actions(now.vm_state, now.task))
+    if now.locked and not is_admin and not rule.despite_lock:
+        reason = f": {now.locked_reason}" if now.locked_reason else ""
         raise WrongState(
-            f"cannot {action} while {state}{busy}; allowed now: {may}",
+            f"cannot {action}: the server is locked{reason}; allowed now: unlock",
             action=action,
             vm_state=now.vm_state.name.lower(),
             task_state=now.task.name.lower(),
             instance=now.id,
         )
-    mark = now.action if rule.one_shot.value == 0 else ActionMark(seq=now.action.seq + 1, kind=rule.one_shot)
+    asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE
+    mark = now.action
+    if rule.one_shot is not OneShot.NONE:
+        mark = ActionMark(seq=now.action.seq + 1, kind=rule.one_shot, image_id=image_id)
+    is_under_way = rule.task is not TaskState.NONE
     return replace(
         now,
         task=rule.task,
-        want=rule.want,
+        want=now.want if rule.want is None else rule.want,
         action=mark,
-        generation=now.generation + 1,
+        generation=now.generation + 1 if asks_host else now.generation,
         task_request_id=request_id,
+        task_by=user_id,
         task_start_ms=now_ms,
-        task_deadline_ms=now_ms + (rule.deadline_s + guest_timeout_s) * 1000,
+        task_deadline_ms=now_ms + (rule.deadline_s + guest_timeout_s) * 1000 if is_under_way else 0,
         update_time_ms=now_ms,
         op_id=op_id,
+    )
+
+
+_DOING: Final[Mapping[Action, str]] = MappingProxyType(
+    {
+        Action.DELETE: "deleted",
+        Action.SHELVE_OFFLOAD: "taken off its host",
+        Action.REVERT_RESIZE: "taken back to where it came from",
+    }
+)
+
+
+def _refused(now: Instance, action: Action, why: str, may: Iterable[Action]) -> WrongState:
+    allowed = ", ".join(dict.fromkeys(may)) or "nothing until that is done"
+    because = f": {why}" if why.startswith("the server") else f" while {why}"
+    return WrongState(
+        f"cannot {action}{because}; allowed now: {allowed}",
+        action=action,
+        vm_state=now.vm_state.name.lower(),
+        task_state=now.task.name.lower(),
+        instance=now.id,
     )
 
 
@@ -110,16 +167,24 @@ class Gone(enum.Enum):
     GONE = "gone"
 
 
-def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | Gone | Refused:
-    """What the record becomes when the instance's own host says this. Only status fields ever change (I6).
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """The host has let go of the instance, which lives on without it, or elsewhere: its claim and its order go, `after` stays."""
+
+    why: Action
+    after: Instance
+
+
+def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | Gone | Freed | Refused:
+    """What the record becomes when the instance's own host says this. Only status fields ever change (I6), and where the guest went its
+    own way or could not be made to go the way that was wanted, the intent follows it.
 
     Generations are compared, not only states: the same state under a newer generation is news (hole 1 of the protocol draft).
     """
     refusal = _refusal(now, said)
     if refusal is not None:
         return refusal
-    if said.state is HostState.ABSENT:
-        return Gone.GONE
+    word = HOST_WORDS[said.state]
     seen = replace(
         now,
         power=type(now.power)(said.power),
@@ -129,32 +194,93 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         update_time_ms=now_ms,
         op_id=op_id,
     )
+    if said.state is HostState.ABSENT:
+        return _let_go(now, seen)
     if said.state is HostState.ERROR:
-        fault = Fault(code=said.fault_code, message=said.fault_message, host=said.host, time_ms=now_ms)
-        known = now.fault is not None and replace(fault, time_ms=now.fault.time_ms) == now.fault
-        if known and now.task is TaskState.NONE and now.observed_generation == said.generation:
-            return Refused.KNOWN
-        after = failed(seen, fault, now_ms=now_ms, op_id=op_id)
-        # Its host has given up on it. Left wanted, it would start by itself whenever that host next begins a session, long after people
-        # were told that it failed. (Seed 29 of the simulation: recorded as stopped, wanted running, and neither.)
-        return (
-            replace(after, want=Want.STOP, generation=now.generation + 1) if now.want is Want.RUN else after
-        )
-    if said.state is HostState.STOPPED and now.want is Want.RUN:
-        return _went_off(now, seen)
-    if said.state is HostState.STOPPED and now.task is TaskState.NONE and now.vm_state is not VmState.ACTIVE:
+        return _given_up(now, seen, said, now_ms=now_ms, op_id=op_id)
+    if said.fault_code:
+        return _unable(now, seen, said, word, now_ms=now_ms, op_id=op_id)
+    if now.want is not word.fulfils:
+        return _went_its_way(now, seen, word)
+    rule = BY_TASK.get(now.task)
+    if rule is None and now.vm_state not in FREE_TO_DRIFT and said.state is HostState.STOPPED:
         # What failed and was told to stay off has not thereby been stopped: its fault is what people must see (I7).
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
-    final = VmState.ACTIVE if said.state is HostState.ACTIVE else VmState.STOPPED
+    final = (rule and rule.final) or _stable(now, word)
     after = replace(
         seen,
         vm_state=final,
         task=TaskState.NONE,
         task_deadline_ms=0,
-        fault=None,
-        launch_time_ms=seen.launch_time_ms or (now_ms if final is VmState.ACTIVE else 0),
+        # A fault of an action that failed stays until the server has done, or become, something else.
+        fault=now.fault if rule is None and now.vm_state is final else None,
+        launch_time_ms=seen.launch_time_ms or (now_ms if said.state is HostState.ACTIVE else 0),
     )
     return Refused.KNOWN if _same_but_for_times(now, after) else after
+
+
+def _stable(now: Instance, word: HostWord) -> VmState:
+    """The state that a server is in when its host says this, with nothing in flight."""
+    if now.vm_state is VmState.RESIZED or word.vm_state is None:
+        return now.vm_state
+    if now.vm_state is VmState.RESCUED and word.vm_state is VmState.ACTIVE:
+        return now.vm_state
+    return word.vm_state
+
+
+def _let_go(now: Instance, seen: Instance) -> Gone | Freed:
+    leaving = ending(now)
+    if leaving is not Action.SHELVE_OFFLOAD:
+        return Gone.GONE
+    rule = BY_ACTION[leaving]
+    after = replace(
+        seen,
+        vm_state=rule.final or now.vm_state,
+        task=TaskState.NONE,
+        task_deadline_ms=0,
+        want=Want.STOP,
+        host="",
+        fault=None,
+    )
+    return Freed(leaving, after)
+
+
+def _given_up(now: Instance, seen: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | Refused:
+    fault = _fault(said, now_ms=now_ms)
+    known = now.fault is not None and replace(fault, time_ms=now.fault.time_ms) == now.fault
+    if known and now.task is TaskState.NONE and now.observed_generation == said.generation:
+        return Refused.KNOWN
+    after = failed(seen, fault, now_ms=now_ms, op_id=op_id)
+    # Its host has given up on it. Left wanted, it would start by itself whenever that host next begins a session, long after people
+    # were told that it failed. (Seed 29 of the simulation: recorded as stopped, wanted running, and neither.)
+    holds_memory = now.want in {Want.RUN, Want.PAUSE, Want.SUSPEND}
+    return replace(after, want=Want.STOP, generation=now.generation + 1) if holds_memory else after
+
+
+def _unable(
+    now: Instance, seen: Instance, said: Said, word: HostWord, *, now_ms: int, op_id: str
+) -> Instance | Refused:
+    """The action failed and the guest is as the host says: what is wanted is then what is, and the fault says what was not done."""
+    fault = _fault(said, now_ms=now_ms)
+    known = now.fault is not None and replace(fault, time_ms=now.fault.time_ms) == now.fault
+    if known and now.task is TaskState.NONE:
+        return Refused.KNOWN
+    is_free = now.vm_state in FREE_TO_DRIFT or now.task in _BOOTING
+    after = replace(
+        failed(seen, fault, now_ms=now_ms, op_id=op_id),
+        vm_state=_stable(now, word) if is_free else now.vm_state,
+    )
+    if word.fulfils is None or word.fulfils is now.want:
+        return after
+    return replace(after, want=word.fulfils, generation=now.generation + 1)
+
+
+_BOOTING: Final = frozenset({TaskState.POWERING_ON, TaskState.POWERING_OFF, TaskState.RESTORING})
+"""Tasks between running and not running, whatever the server was before."""
+
+
+def _fault(said: Said, *, now_ms: int) -> Fault:
+    return Fault(code=said.fault_code, message=said.fault_message, host=said.host, time_ms=now_ms)
 
 
 def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
@@ -174,6 +300,13 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
         update_time_ms=now_ms,
         op_id=op_id,
     )
+
+
+def ordered(before: Assignment, now: Instance) -> Assignment:
+    """The assignment that carries the record's intent to its host. What the claim gave the guest, its place, is kept."""
+    placed = before.guest
+    guest = replace(now.request.guest, ports=placed.ports, availability_zone=placed.availability_zone)
+    return replace(before, generation=now.generation, want=now.want, action=now.action, guest=guest)
 
 
 def expired(now: Instance, *, now_ms: int) -> bool:
@@ -196,20 +329,22 @@ def _refusal(now: Instance, said: Said) -> Refused | None:
     return None
 
 
-def _went_off(now: Instance, seen: Instance) -> Instance | Refused:
-    """Drift: recorded as running, the guest shut itself down. Its will is adopted, with an order that says so (lifecycle.md).
+def _went_its_way(now: Instance, seen: Instance, word: HostWord) -> Instance | Refused:
+    """Drift: the guest shut itself down, or somebody paused it by hand. That is adopted, with an order that says so (lifecycle.md).
 
-    A server in ERROR stays there, and one that could not be started stays stopped, each with its fault: that it is off is seen, and it
-    takes an action to end an error.
+    A server in ERROR stays there, and one that could not be started stays stopped, each with its fault: what it does is seen, and it takes
+    an action to end an error.
     """
     if now.task is not TaskState.NONE:
         return Refused.STALE
-    if now.vm_state is not VmState.ACTIVE:
+    if now.vm_state is VmState.RESIZED and word.fulfils is Want.STOP:
+        return replace(seen, want=Want.STOP, generation=now.generation + 1)
+    if now.vm_state not in FREE_TO_DRIFT or word.fulfils is None:
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     return replace(
         seen,
-        vm_state=VmState.STOPPED,
-        want=Want.STOP,
+        vm_state=_stable(now, word),
+        want=word.fulfils,
         generation=now.generation + 1,
         observed_generation=now.generation,
         fault=None,

@@ -31,10 +31,14 @@ def _introduction() -> Iterator[str]:
 def _diagram() -> Iterator[str]:
     yield "```mermaid"
     yield "stateDiagram-v2"
-    for state in (VmState.BUILDING, VmState.ACTIVE, VmState.STOPPED, VmState.ERROR, VmState.DELETED):
-        yield f"    state {shown(state, TaskState.NONE)}"
+    for state in VmState:
+        if state is not VmState.UNSPECIFIED:
+            yield f"    state {shown(state, TaskState.NONE)}"
     yield f"    [*] --> {shown(VmState.BUILDING, TaskState.NONE)}: asked for"
     for rule in RULES:
+        if rule.final is None:
+            # It ends where it began, or, like a confirmed resize, where that is: the table below tells.
+            continue
         starts = [state for state in VmState if state in rule.allowed] or [VmState.BUILDING]
         for state in starts:
             yield f"    {shown(state, TaskState.NONE)} --> {shown(rule.final, TaskState.NONE)}: {rule.action}"
@@ -73,12 +77,18 @@ def _action_cells(rule: Rule) -> tuple[str, ...]:
         f"`{rule.action}`",
         _states(rule.allowed) or "(a new server)",
         _tasks(rule.preempts),
-        rule.task.name.lower(),
-        shown(rule.final, TaskState.NONE),
+        _passed(rule),
+        "as it was" if rule.final is None else shown(rule.final, TaskState.NONE),
         "" if rule.on_failure is None else shown(rule.on_failure, TaskState.NONE),
-        f"{rule.deadline_s} s",
+        f"{rule.deadline_s} s" if rule.deadline_s else "",
         rule.summary,
     )
+
+
+def _passed(rule: Rule) -> str:
+    """The words a task is shown by, in order; with none, the action is done when it is written."""
+    tasks = () if rule.task is TaskState.NONE else (rule.task, *rule.passes)
+    return " → ".join(task.name.lower() for task in tasks)
 
 
 def _host_words() -> Iterator[str]:

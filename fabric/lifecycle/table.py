@@ -1,8 +1,8 @@
 """The lifecycle table: what people may ask for in which state, what it does, and who may say so.
 
-Everything about actions derives from these rows: the API's refusals, what the conductor writes, what hosts are told, permissions,
-the command line's verbs, metrics, documentation and tests. Facts about the reference are in Nova's `check_instance_state`
-decorators; where a row differs, its comment says why. Rows are append only: task numbers are stored.
+Everything about actions derives from these rows: the API's methods and refusals, what the conductor writes, what hosts are told, the
+command line's verbs, metrics, documentation and tests. Facts about the reference are in Nova's `check_instance_state` decorators; where a
+row differs, its comment says why. Numbers are stored: rows may be added, and task numbers are for ever.
 """
 
 from __future__ import annotations
@@ -20,25 +20,40 @@ from fabric.model.states import Action, PowerState, TaskState, VmState, Want
 class Rule:
     """One row: an action that people may ask for.
 
-    It may start in `allowed` with no task in flight, or taking over one of `preempts`. `task` is shown while it runs and is the lock.
-    `want` is what the host is then to make true, `one_shot` what it is to do once. It ends in `final`; when it fails, in `on_failure`
-    (None: where it was). `deadline_s` is when somebody must look, added to what the guest itself may take.
+    It may start in `allowed` with no task in flight, or taking over one of `preempts`. `task` is shown while it runs and is the lock; with
+    NONE the action is done when it is written. `passes` are the later words for the same task. `want` is what the host is then to make
+    true (None: what it was), `one_shot` what it is to do once. It ends in `final` (None: in the state that fits what is wanted); when it
+    fails, in `on_failure` (None: where it was). `deadline_s` is when somebody must look, added to what the guest itself may take.
+
+    `verb` is the command line's word, where the command is made from this row and nothing else. `is_unplaced` tells that it can also be
+    asked of a server that has no host, `despite_lock` that a lock does not refuse it.
     """
 
     action: Action
     summary: str
     allowed: frozenset[VmState]
     task: TaskState
-    want: Want
-    final: VmState
-    deadline_s: int
+    want: Want | None = None
+    final: VmState | None = None
+    deadline_s: int = 0
     on_failure: VmState | None = None
     one_shot: OneShot = OneShot.NONE
     preempts: frozenset[TaskState] = frozenset()
+    passes: tuple[TaskState, ...] = ()
+    verb: str = ""
+    is_unplaced: bool = False
+    despite_lock: bool = False
 
 
-_EVERY_STATE = frozenset({VmState.BUILDING, VmState.ACTIVE, VmState.STOPPED, VmState.ERROR})
+_ON = frozenset({VmState.ACTIVE})
+_OFF = frozenset({VmState.STOPPED})
+_HELD = frozenset({VmState.PAUSED, VmState.SUSPENDED})
+_SHELVED = frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED})
+_EVERY_STATE = frozenset(VmState) - {VmState.UNSPECIFIED, VmState.DELETED}
 _EVERY_OTHER_TASK = frozenset(TaskState) - {TaskState.NONE, TaskState.DELETING}
+
+_SNAPSHOT_TASKS = (TaskState.IMAGE_SNAPSHOT, TaskState.IMAGE_PENDING_UPLOAD, TaskState.IMAGE_UPLOADING)
+_RESIZE_TASKS = (TaskState.RESIZE_MIGRATING, TaskState.RESIZE_MIGRATED, TaskState.RESIZE_FINISH)
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -55,16 +70,17 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.START,
         summary="Power a stopped server on.",
-        allowed=frozenset({VmState.STOPPED}),
+        allowed=_OFF,
         task=TaskState.POWERING_ON,
         want=Want.RUN,
         final=VmState.ACTIVE,
         deadline_s=90,
+        verb="start",
     ),
     Rule(
         action=Action.STOP,
         summary="Shut a server down: its power button first, its power after the timeout.",
-        allowed=frozenset({VmState.ACTIVE, VmState.ERROR}),
+        allowed=_ON | {VmState.ERROR},
         task=TaskState.POWERING_OFF,
         want=Want.STOP,
         final=VmState.STOPPED,
@@ -73,7 +89,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.REBOOT_SOFT,
         summary="Ask the guest to reboot; a guest that does not answer is rebooted hard.",
-        allowed=frozenset({VmState.ACTIVE}),
+        allowed=_ON,
         task=TaskState.REBOOTING,
         want=Want.RUN,
         final=VmState.ACTIVE,
@@ -84,14 +100,198 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.REBOOT_HARD,
         summary="Cut the power, define the server anew from its record, and boot it.",
-        allowed=frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR}),
+        allowed=_ON | _OFF | _HELD | {VmState.ERROR},
         task=TaskState.REBOOTING_HARD,
         want=Want.RUN,
         final=VmState.ACTIVE,
         deadline_s=180,
         on_failure=VmState.ERROR,
         one_shot=OneShot.REBOOT_HARD,
-        preempts=frozenset({TaskState.REBOOTING}),
+        preempts=frozenset(
+            {
+                TaskState.REBOOTING,
+                TaskState.PAUSING,
+                TaskState.UNPAUSING,
+                TaskState.SUSPENDING,
+                TaskState.RESUMING,
+            }
+        ),
+    ),
+    Rule(
+        action=Action.PAUSE,
+        summary="Hold a server where it is, in memory.",
+        allowed=_ON,
+        task=TaskState.PAUSING,
+        want=Want.PAUSE,
+        final=VmState.PAUSED,
+        deadline_s=60,
+        verb="pause",
+    ),
+    Rule(
+        action=Action.UNPAUSE,
+        summary="Let a paused server go on where it was.",
+        allowed=frozenset({VmState.PAUSED}),
+        task=TaskState.UNPAUSING,
+        want=Want.RUN,
+        final=VmState.ACTIVE,
+        deadline_s=60,
+        verb="unpause",
+    ),
+    Rule(
+        action=Action.SUSPEND,
+        summary="Save a server's memory to its host's disk, and free what it held.",
+        allowed=_ON,
+        task=TaskState.SUSPENDING,
+        want=Want.SUSPEND,
+        final=VmState.SUSPENDED,
+        # Memory is written to a disk that others write to.
+        deadline_s=600,
+        on_failure=VmState.ERROR,
+        verb="suspend",
+    ),
+    Rule(
+        action=Action.RESUME,
+        summary="Bring a suspended server's memory back, and let it go on.",
+        allowed=frozenset({VmState.SUSPENDED}),
+        task=TaskState.RESUMING,
+        want=Want.RUN,
+        final=VmState.ACTIVE,
+        deadline_s=600,
+        on_failure=VmState.ERROR,
+        verb="resume",
+    ),
+    Rule(
+        action=Action.RESCUE,
+        summary="Boot a server from a rescue image, with its own disk as the second.",
+        allowed=_ON | _OFF | {VmState.ERROR},
+        task=TaskState.RESCUING,
+        want=Want.RUN,
+        final=VmState.RESCUED,
+        deadline_s=600,
+        on_failure=VmState.ERROR,
+        one_shot=OneShot.REBOOT_HARD,
+    ),
+    Rule(
+        action=Action.UNRESCUE,
+        summary="Boot a rescued server from its own disk again.",
+        allowed=frozenset({VmState.RESCUED}),
+        task=TaskState.UNRESCUING,
+        want=Want.RUN,
+        final=VmState.ACTIVE,
+        deadline_s=300,
+        on_failure=VmState.ERROR,
+        one_shot=OneShot.REBOOT_HARD,
+    ),
+    Rule(
+        action=Action.SHELVE,
+        summary="Put a server away: its disk becomes an image, and its host is freed after the offload time.",
+        allowed=_ON | _OFF | _HELD,
+        task=TaskState.SHELVING,
+        passes=(TaskState.SHELVING_IMAGE_PENDING_UPLOAD, TaskState.SHELVING_IMAGE_UPLOADING),
+        want=Want.STOP,
+        final=VmState.SHELVED,
+        deadline_s=3600,
+        one_shot=OneShot.SNAPSHOT,
+    ),
+    Rule(
+        action=Action.SHELVE_OFFLOAD,
+        summary="Free the host of a shelved server.",
+        allowed=frozenset({VmState.SHELVED}),
+        task=TaskState.SHELVING_OFFLOADING,
+        want=Want.ABSENT,
+        final=VmState.SHELVED_OFFLOADED,
+        deadline_s=120,
+    ),
+    Rule(
+        action=Action.UNSHELVE,
+        summary="Bring a shelved server back, on any host that has room.",
+        allowed=_SHELVED,
+        task=TaskState.UNSHELVING,
+        want=Want.RUN,
+        final=VmState.ACTIVE,
+        deadline_s=1200,
+        on_failure=VmState.ERROR,
+        is_unplaced=True,
+    ),
+    Rule(
+        action=Action.RESIZE,
+        summary="Move a server to another flavor, on another host; confirm or revert it afterwards.",
+        allowed=_ON | _OFF,
+        task=TaskState.RESIZE_PREP,
+        passes=_RESIZE_TASKS,
+        final=VmState.RESIZED,
+        deadline_s=3600,
+        on_failure=VmState.ERROR,
+    ),
+    Rule(
+        action=Action.MIGRATE,
+        summary="Move a server to another host while it is off; confirm or revert it afterwards.",
+        allowed=_ON | _OFF,
+        task=TaskState.RESIZE_PREP,
+        passes=_RESIZE_TASKS,
+        final=VmState.RESIZED,
+        deadline_s=3600,
+        on_failure=VmState.ERROR,
+    ),
+    Rule(
+        action=Action.CONFIRM_RESIZE,
+        summary="Keep a resized server as it is now: what was left on the host it came from goes.",
+        allowed=frozenset({VmState.RESIZED}),
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.REVERT_RESIZE,
+        summary="Take a resized server back to where it came from, as it was.",
+        allowed=frozenset({VmState.RESIZED}),
+        task=TaskState.RESIZE_REVERTING,
+        want=Want.ABSENT,
+        deadline_s=600,
+    ),
+    Rule(
+        action=Action.REBUILD,
+        summary="Make a server's disk anew from an image, on its host, with its addresses.",
+        allowed=_ON | _OFF | {VmState.ERROR},
+        task=TaskState.REBUILDING,
+        passes=(TaskState.REBUILD_BLOCK_DEVICE_MAPPING, TaskState.REBUILD_SPAWNING),
+        deadline_s=900,
+        on_failure=VmState.ERROR,
+        one_shot=OneShot.REBUILD,
+    ),
+    Rule(
+        action=Action.CREATE_IMAGE,
+        summary="Make an image of a server's disk, as it is at one instant.",
+        allowed=_ON | _OFF | _HELD,
+        task=TaskState.IMAGE_SNAPSHOT_PENDING,
+        passes=_SNAPSHOT_TASKS,
+        deadline_s=3600,
+        one_shot=OneShot.SNAPSHOT,
+    ),
+    Rule(
+        action=Action.CREATE_BACKUP,
+        summary="Make an image of a server's disk, and delete the oldest of its backups beyond the rotation.",
+        allowed=_ON | _OFF | _HELD,
+        task=TaskState.IMAGE_BACKUP,
+        deadline_s=3600,
+        one_shot=OneShot.SNAPSHOT,
+    ),
+    Rule(
+        action=Action.SOFT_DELETE,
+        summary="Power a server off and keep it until it is restored, or its time is over.",
+        allowed=_EVERY_STATE - _SHELVED - {VmState.BUILDING, VmState.SOFT_DELETED, VmState.RESIZED},
+        task=TaskState.SOFT_DELETING,
+        want=Want.STOP,
+        final=VmState.SOFT_DELETED,
+        deadline_s=150,
+        on_failure=VmState.ERROR,
+    ),
+    Rule(
+        action=Action.RESTORE,
+        summary="Bring a soft-deleted server back.",
+        allowed=frozenset({VmState.SOFT_DELETED}),
+        task=TaskState.RESTORING,
+        want=Want.RUN,
+        final=VmState.ACTIVE,
+        deadline_s=90,
     ),
     Rule(
         action=Action.DELETE,
@@ -103,6 +303,75 @@ RULES: tuple[Rule, ...] = (
         deadline_s=120,
         on_failure=VmState.ERROR,
         preempts=_EVERY_OTHER_TASK,
+        is_unplaced=True,
+    ),
+    Rule(
+        action=Action.CHANGE_PASSWORD,
+        summary="Set a password inside the guest, through its agent.",
+        allowed=_ON,
+        task=TaskState.UPDATING_PASSWORD,
+        deadline_s=60,
+    ),
+    Rule(
+        action=Action.ATTACH_INTERFACE,
+        summary="Plug another interface into a server.",
+        allowed=_ON | _OFF | {VmState.PAUSED},
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.DETACH_INTERFACE,
+        summary="Pull an interface out of a server.",
+        allowed=_ON | _OFF | {VmState.PAUSED},
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.ATTACH_VOLUME,
+        summary="Plug a volume into a server.",
+        allowed=_ON | _OFF | {VmState.PAUSED, VmState.RESIZED, VmState.SOFT_DELETED, VmState.SHELVED},
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.DETACH_VOLUME,
+        summary="Pull a volume out of a server.",
+        allowed=_ON | _OFF | {VmState.PAUSED, VmState.RESIZED, VmState.SOFT_DELETED, VmState.SHELVED},
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.SET_METADATA,
+        summary="Change a server's metadata or tags.",
+        allowed=_ON | _OFF | _HELD,
+        task=TaskState.NONE,
+    ),
+    Rule(
+        action=Action.RENAME,
+        summary="Change a server's name.",
+        allowed=_EVERY_STATE,
+        task=TaskState.NONE,
+        is_unplaced=True,
+    ),
+    Rule(
+        action=Action.LOCK,
+        summary="Refuse every change of a server by those who are not administrators.",
+        allowed=_EVERY_STATE,
+        task=TaskState.NONE,
+        is_unplaced=True,
+        despite_lock=True,
+    ),
+    Rule(
+        action=Action.UNLOCK,
+        summary="Let a locked server be changed again.",
+        allowed=_EVERY_STATE,
+        task=TaskState.NONE,
+        is_unplaced=True,
+        # Whoever may lock may unlock; whom a lock by an administrator stops, the method's own check decides.
+        despite_lock=True,
+    ),
+    Rule(
+        action=Action.RESET_STATE,
+        summary="Say that a server is active, or in error, and that nothing is in flight.",
+        allowed=_EVERY_STATE,
+        task=TaskState.NONE,
+        preempts=_EVERY_OTHER_TASK,
     ),
 )
 
@@ -110,32 +379,51 @@ BY_ACTION: Mapping[Action, Rule] = MappingProxyType({rule.action: rule for rule 
 
 BY_TASK: Mapping[TaskState, Rule] = MappingProxyType(
     {
-        **{rule.task: rule for rule in RULES},
+        **{
+            task: rule
+            for rule in reversed(RULES)
+            for task in (rule.task, *rule.passes)
+            if task is not TaskState.NONE
+        },
         # Shown while a create is on its way to a host; the same action's earlier words.
         TaskState.SCHEDULING: BY_ACTION[Action.CREATE],
         TaskState.NETWORKING: BY_ACTION[Action.CREATE],
     }
 )
+"""What is in flight, by any of its words. Rows that share a task end alike: which of them was asked for makes no difference to its end."""
 
-if len(BY_ACTION) != len(RULES) or len({rule.task for rule in RULES}) != len(RULES):
-    raise AssertionError("two rows of the lifecycle table share an action or a task")
+
+def _ends(rule: Rule) -> tuple[object, ...]:
+    return rule.want, rule.final, rule.on_failure, rule.one_shot, rule.deadline_s
+
+
+if len(BY_ACTION) != len(RULES) or any(
+    _ends(rule) != _ends(BY_TASK[rule.task]) for rule in RULES if rule.task is not TaskState.NONE
+):
+    raise AssertionError(
+        "two rows of the lifecycle table share an action, or share a task and end differently"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostWord:
     """What a host may say of an instance placed on it, and when: everything else it says is refused (R9).
 
-    The record must be in one of `from_states`, with its `want` among `wants`.
+    The record must be in one of `from_states`, with its `want` among `wants`. The word tells that `fulfils` is so, and the server, with
+    nothing else to say about it, is `vm_state`.
     """
 
     word: HostState
     from_states: frozenset[VmState]
     wants: frozenset[Want]
     powers: frozenset[PowerState]
+    fulfils: Want | None = None
+    vm_state: VmState | None = None
 
 
-_RUNNING_POWERS = frozenset({PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED})
+_PLACED = _EVERY_STATE - {VmState.SHELVED_OFFLOADED}
 _OFF_POWERS = frozenset({PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE})
+_STAYING = frozenset({Want.RUN, Want.STOP, Want.PAUSE, Want.SUSPEND})
 
 HOST_WORDS: Mapping[HostState, HostWord] = MappingProxyType(
     {
@@ -143,35 +431,78 @@ HOST_WORDS: Mapping[HostState, HostWord] = MappingProxyType(
         for row in (
             HostWord(
                 word=HostState.ACTIVE,
-                from_states=_EVERY_STATE,
-                wants=frozenset({Want.RUN}),
-                powers=_RUNNING_POWERS,
+                from_states=_PLACED,
+                # With want PAUSE or SUSPEND it means: somebody let it go on by hand, or it could not be held.
+                wants=frozenset({Want.RUN, Want.PAUSE, Want.SUSPEND}),
+                powers=frozenset({PowerState.RUNNING}),
+                fulfils=Want.RUN,
+                vm_state=VmState.ACTIVE,
             ),
             HostWord(
-                # With want RUN it means: the guest went off by itself, and the drift table decides.
+                # With another want it means: the guest went off by itself, and the drift table decides.
                 word=HostState.STOPPED,
-                from_states=frozenset({VmState.ACTIVE, VmState.STOPPED, VmState.ERROR}),
-                wants=frozenset({Want.STOP, Want.RUN}),
+                from_states=_PLACED - {VmState.BUILDING},
+                wants=_STAYING,
                 powers=_OFF_POWERS,
+                fulfils=Want.STOP,
+                vm_state=VmState.STOPPED,
+            ),
+            HostWord(
+                # With want RUN it means: somebody paused it by hand.
+                word=HostState.PAUSED,
+                from_states=_PLACED,
+                wants=frozenset({Want.PAUSE, Want.RUN, Want.SUSPEND}),
+                powers=frozenset({PowerState.PAUSED}),
+                fulfils=Want.PAUSE,
+                vm_state=VmState.PAUSED,
+            ),
+            HostWord(
+                word=HostState.SUSPENDED,
+                from_states=_PLACED,
+                wants=frozenset({Want.SUSPEND, Want.RUN, Want.PAUSE}),
+                powers=frozenset({PowerState.SUSPENDED}),
+                fulfils=Want.SUSPEND,
+                vm_state=VmState.SUSPENDED,
             ),
             HostWord(
                 word=HostState.ERROR,
-                from_states=_EVERY_STATE,
-                wants=frozenset({Want.RUN, Want.STOP, Want.ABSENT}),
+                from_states=_PLACED,
+                wants=_STAYING | {Want.ABSENT},
                 powers=frozenset(PowerState),
             ),
             HostWord(
                 word=HostState.ABSENT,
-                from_states=_EVERY_STATE,
+                from_states=_PLACED,
                 wants=frozenset({Want.ABSENT}),
                 powers=frozenset({PowerState.NOSTATE}),
+                fulfils=Want.ABSENT,
             ),
         )
     }
 )
 
-_TASK_WORDS: Mapping[TaskState, str] = MappingProxyType(
-    {TaskState.REBOOTING: "REBOOT", TaskState.REBOOTING_HARD: "HARD_REBOOT"}
+FREE_TO_DRIFT = frozenset({VmState.ACTIVE, VmState.PAUSED, VmState.SUSPENDED, VmState.RESCUED})
+"""States that follow the guest when it goes its own way (lifecycle.md, drift). The others say something that the guest does not know."""
+
+
+_MIGRATING = dict.fromkeys((TaskState.RESIZE_PREP, *_RESIZE_TASKS), "RESIZE")
+_REBUILDING = dict.fromkeys(
+    (TaskState.REBUILDING, TaskState.REBUILD_BLOCK_DEVICE_MAPPING, TaskState.REBUILD_SPAWNING), "REBUILD"
+)
+
+_TASK_WORDS: Mapping[VmState, Mapping[TaskState, str]] = MappingProxyType(
+    {
+        VmState.ACTIVE: {
+            TaskState.REBOOTING: "REBOOT",
+            TaskState.REBOOTING_HARD: "HARD_REBOOT",
+            TaskState.UPDATING_PASSWORD: "PASSWORD",
+            **_MIGRATING,
+            **_REBUILDING,
+        },
+        VmState.STOPPED: {**_MIGRATING, **_REBUILDING},
+        VmState.RESIZED: {TaskState.RESIZE_REVERTING: "REVERT_RESIZE"},
+        VmState.ERROR: _REBUILDING,
+    }
 )
 
 _VM_WORDS: Mapping[VmState, str] = MappingProxyType(
@@ -181,6 +512,13 @@ _VM_WORDS: Mapping[VmState, str] = MappingProxyType(
         VmState.STOPPED: "SHUTOFF",
         VmState.ERROR: "ERROR",
         VmState.DELETED: "DELETED",
+        VmState.PAUSED: "PAUSED",
+        VmState.SUSPENDED: "SUSPENDED",
+        VmState.RESCUED: "RESCUE",
+        VmState.RESIZED: "VERIFY_RESIZE",
+        VmState.SOFT_DELETED: "SOFT_DELETED",
+        VmState.SHELVED: "SHELVED",
+        VmState.SHELVED_OFFLOADED: "SHELVED_OFFLOADED",
     }
 )
 
@@ -190,6 +528,5 @@ UNKNOWN = "UNKNOWN"
 
 def shown(vm_state: VmState, task: TaskState) -> str:
     """The word people see, as the reference's API has it: BUILD, ACTIVE, SHUTOFF, REBOOT, …"""
-    if vm_state is VmState.ACTIVE and task in _TASK_WORDS:
-        return _TASK_WORDS[task]
-    return _VM_WORDS.get(vm_state, UNKNOWN)
+    word = _TASK_WORDS.get(vm_state, {}).get(task)
+    return word or _VM_WORDS.get(vm_state, UNKNOWN)

@@ -32,6 +32,10 @@ class FaultCode(enum.StrEnum):
     CONSOLE_UNAVAILABLE = "CONSOLE_UNAVAILABLE"
     HOST_FAILED = "HOST_FAILED"
     DISK_LOST = "DISK_LOST"
+    DOMAIN_PAUSE_FAILED = "DOMAIN_PAUSE_FAILED"
+    DOMAIN_RESUME_FAILED = "DOMAIN_RESUME_FAILED"
+    DOMAIN_SUSPEND_FAILED = "DOMAIN_SUSPEND_FAILED"
+    GUEST_OFF = "GUEST_OFF"
 
 
 FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
@@ -54,6 +58,10 @@ FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
         FaultCode.CONSOLE_UNAVAILABLE: "the server's console cannot be read",
         FaultCode.HOST_FAILED: "the host failed in a way it has no word for",
         FaultCode.DISK_LOST: "the server's disk is gone from its host",
+        FaultCode.DOMAIN_PAUSE_FAILED: "the host's hypervisor could not pause the server",
+        FaultCode.DOMAIN_RESUME_FAILED: "the host's hypervisor could not let the server go on",
+        FaultCode.DOMAIN_SUSPEND_FAILED: "the host's hypervisor could not save the server's memory",
+        FaultCode.GUEST_OFF: "the guest had shut itself down",
     }
 )
 

@@ -20,14 +20,20 @@ class OneShot(enum.IntEnum):
     NONE = 0
     REBOOT_SOFT = 1
     REBOOT_HARD = 2
+    REBUILD = 3
+    SNAPSHOT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionMark:
-    """The latest one-shot action asked for. `seq` only grows; a host does each seq at least once, in order of the latest."""
+    """The latest one-shot action asked for. `seq` only grows; a host does each seq at least once, in order of the latest.
+
+    `image_id` is the image that a SNAPSHOT hands in.
+    """
 
     seq: int = 0
     kind: OneShot = OneShot.NONE
+    image_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +121,8 @@ class Instance:
 
     `host` and `placement_epoch` say which copy is the one and only (I1); `generation` counts changes of intent,
     `observed_generation` the last one its host confirmed. `task` is what is in flight and the lock, `task_deadline_ms` when
-    somebody must look, `task_request_id` and `task_start_ms` who asked and since when. `attempt` counts placements tried. `op_id` names
+    somebody must look, `task_request_id`, `task_by` (a user) and `task_start_ms` who asked and since when. A `locked` server refuses every
+    change by those who are not administrators; `locked_reason` says why. `attempt` counts placements tried. `op_id` names
     the write that made this value (R12).
     """
 
@@ -145,6 +152,9 @@ class Instance:
     create_time_ms: int = 0
     update_time_ms: int = 0
     op_id: str = ""
+    locked: bool = False
+    locked_reason: str = ""
+    task_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

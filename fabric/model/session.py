@@ -22,6 +22,8 @@ class HostState(enum.IntEnum):
     STOPPED = 2
     ERROR = 3
     ABSENT = 4
+    PAUSED = 5
+    SUSPENDED = 6
 
 
 # -- from the host --------------------------------------------------------------------------------
@@ -46,7 +48,10 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """An instance's state on this host, for (placement_epoch, generation) and the last one-shot action done."""
+    """An instance's state on this host, for (placement_epoch, generation) and the last one-shot action done.
+
+    A fault with a state other than ERROR is the latest action's: it failed, and the guest is as `state` says.
+    """
 
     epoch: int
     instance_id: str
@@ -146,6 +151,7 @@ class Order:
     action: OneShot
     stop_timeout_s: int
     guest: Guest
+    action_image_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

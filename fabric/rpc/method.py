@@ -49,6 +49,8 @@ class Method:
     streams_requests: bool
     streams_responses: bool
     authz: Authz
+    action: str = ""
+    """The row of the lifecycle table that the method asks for, where it is served from it."""
 
     @property
     def path(self) -> str:
@@ -78,6 +80,7 @@ def _method(service: ServiceDescriptor, method: MethodDescriptor) -> Method:
         streams_requests=proto.client_streaming,
         streams_responses=proto.server_streaming,
         authz=_authz(method),
+        action=method.GetOptions().Extensions[options_pb2.action],
     )
 
 

@@ -31,6 +31,8 @@ from hostd.core.steps import (
     EnsureFiles,
     EnsureImage,
     Forget,
+    GoOn,
+    Hold,
     LetGo,
     Mark,
     MarkDone,
@@ -278,7 +280,7 @@ class Worker:
             raise Fenced
         if isinstance(current, Order) and not fencing.is_newest(self.row, current):
             raise Fenced
-        if isinstance(step, Start) and not fence.permits_start(self._site.clock.boot_s()):
+        if isinstance(step, Start | GoOn) and not fence.permits_start(self._site.clock.boot_s()):
             raise Fenced
 
     async def _do(self, goal: Order | Release, step: Act) -> None:
@@ -330,6 +332,10 @@ class Worker:
                 await driver.press_reset_button(self.instance_id)
             case CutPower():
                 await driver.cut_power(self.instance_id)
+            case Hold(power):
+                await driver.hold(self.instance_id, power)
+            case GoOn():
+                await driver.go_on(self.instance_id)
             case Forget():
                 await driver.forget(self.instance_id)
             case Unplug(placement_epoch):

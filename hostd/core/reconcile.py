@@ -18,6 +18,7 @@ from fabric.model.session import HostState, Order, Release
 from fabric.model.states import PowerState, Want
 from hostd.commands.journal import JournalRow
 from hostd.core.faults import FaultCode
+from hostd.core.holds import HOLDS, Held, word_of
 from hostd.core.steps import (
     Act,
     CutPower,
@@ -26,6 +27,8 @@ from hostd.core.steps import (
     EnsureFiles,
     EnsureImage,
     Forget,
+    GoOn,
+    Hold,
     LetGo,
     MarkDone,
     MarkMade,
@@ -109,6 +112,8 @@ def next_step(
         return _once(Forget(), effort, FaultCode.DOMAIN_STOP_FAILED)
     if goal.want is Want.STOP:
         return _toward_stop(goal, domain, effort, now_s=now_s, patience=patience)
+    if goal.want in HOLDS:
+        return _toward_hold(HOLDS[goal.want], domain, effort)
     return _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
 
 
@@ -140,7 +145,8 @@ def _toward_stop(
         return Settled(HostState.STOPPED, domain.power if domain else PowerState.NOSTATE)
     if effort.is_cut:
         return Settled(HostState.ERROR, domain.power, FaultCode.DOMAIN_STOP_FAILED)
-    if order.stop_timeout_s <= 0:
+    if order.stop_timeout_s <= 0 or domain.power is not PowerState.RUNNING:
+        # Who is held cannot press anything.
         return CutPower()
     if effort.first_press_s is None or effort.last_press_s is None:
         return PressPower()
@@ -149,6 +155,17 @@ def _toward_stop(
     if now_s >= cut_s:
         return CutPower()
     return PressPower() if now_s >= again_s else Wait(min(cut_s, again_s), "the guest is shutting down")
+
+
+def _toward_hold(held: Held, domain: Domain | None, effort: Effort) -> Step:
+    power = domain.power if domain else PowerState.NOSTATE
+    if power is held.power:
+        return Settled(held.word, power)
+    if power not in RUNNING:
+        return Settled(HostState.STOPPED, power, FaultCode.GUEST_OFF)
+    if effort.unable is not None or effort.is_held or power is PowerState.SUSPENDED:
+        return Settled(word_of(power), power, effort.unable or held.fault)
+    return Hold(held.power)
 
 
 def _toward_run(
@@ -167,12 +184,22 @@ def _toward_run(
     if domain is not None and domain.power in RUNNING:
         if pending:
             return _reboot(order, domain, effort, now_s=now_s, patience=patience)
-        return Settled(HostState.ACTIVE, domain.power)
+        if domain.power is PowerState.RUNNING:
+            return Settled(HostState.ACTIVE, domain.power)
+        if domain.power is PowerState.PAUSED:
+            return _go_on(effort, permitted=permitted)
     if effort.is_started:
         crashed = domain is not None and domain.power is PowerState.CRASHED
         fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
         return Settled(HostState.ERROR, domain.power if domain else PowerState.NOSTATE, fault)
     return _spawn(order, row, effort, permitted=permitted)
+
+
+def _go_on(effort: Effort, *, permitted: bool) -> Step:
+    """The next step of letting a paused guest go on."""
+    if effort.unable is not None or effort.has_gone_on:
+        return Settled(HostState.PAUSED, PowerState.PAUSED, effort.unable or FaultCode.DOMAIN_RESUME_FAILED)
+    return GoOn() if permitted else Wait(None, "no permit to let guests run")
 
 
 def _reboot(order: Order, domain: Domain, effort: Effort, *, now_s: float, patience: Patience) -> Step:
@@ -231,6 +258,10 @@ def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
             return replace(effort, reset_s=now_s)
         case CutPower():
             return replace(effort, is_cut=True)
+        case Hold():
+            return replace(effort, is_held=True)
+        case GoOn():
+            return replace(effort, has_gone_on=True)
         case Forget() | Unplug() | RemoveFiles():
             return replace(effort, let_go=effort.let_go | {type(step)})
         case EnsureFiles() | Plug():
@@ -269,6 +300,9 @@ def after_failure(
     patient = fault in _TRANSIENT and now_s - began_s < patience.transient_s
     if patient:
         return retrying, None
+    if isinstance(step, Hold | GoOn):
+        # The guest goes on as it is: to be measured, and told with the fault.
+        return replace(effort, unable=fault), None
     if not looks_everywhere(goal):
         return effort, Settled(HostState.ERROR, fault=fault)
     if isinstance(goal, Release) or effort.told is fault:
@@ -284,7 +318,7 @@ def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resum
     """What a change that nobody ordered means (lifecycle.md, drift); None where nothing changed that matters.
 
     A guest that shut itself down stays down and is reported; one that runs although it is wanted off is stopped; one that was paused by
-    hand is reported so. What vanished is reported: it is not made anew, because its disks may tell why.
+    hand, or let go on, is reported so. What vanished is reported: it is not made anew, because its disks may tell why.
     """
     if domain is not None and (not domain.ours or domain.placement_epoch != order.placement_epoch):
         return None
@@ -293,7 +327,10 @@ def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resum
     if power in RUNNING:
         if order.want is Want.STOP:
             return Resume()
-        now = Settled(HostState.ACTIVE, power)
+        if said.state is word_of(power):
+            # The same as was told, with or without a fault.
+            return None if said.power is power else replace(said, power=power)
+        now = Settled(word_of(power), power)
     elif said.state is HostState.ERROR or order.want is Want.ABSENT:
         return None
     elif domain is None:

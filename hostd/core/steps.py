@@ -85,6 +85,21 @@ class CutPower:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Hold the running guest: paused, or its memory saved."""
+
+    reached: ClassVar[str] = "hostd.hold.held"
+    power: PowerState
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Let a paused guest go on. Like a start it needs a permit (R5)."""
+
+    reached: ClassVar[str] = "hostd.hold.gone_on"
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Stop the domain and remove its definition."""
 
@@ -170,6 +185,8 @@ Act = (
     | PressPower
     | PressReset
     | CutPower
+    | Hold
+    | GoOn
     | Forget
     | Unplug
     | RemoveFiles
@@ -187,7 +204,8 @@ Step = Act | Prepare | Mark | Wait | Stuck | Settled | LetGo
 class Effort:
     """What one pass towards one order has done so far. Lost in a crash, on purpose: the next pass measures anew.
 
-    Instants are of the boot clock. `failures` counts the failures in a row, `told` whether one was reported.
+    Instants are of the boot clock. `failures` counts the failures in a row, `told` whether one was reported. `unable` is why the
+    guest cannot be brought to what is wanted, although it goes on as it is.
     """
 
     began_s: float
@@ -201,6 +219,9 @@ class Effort:
     last_press_s: float | None = None
     reset_s: float | None = None
     is_rebooted: bool = False
+    is_held: bool = False
+    has_gone_on: bool = False
+    unable: FaultCode | None = None
     let_go: frozenset[type] = field(default_factory=frozenset)
     failures: int = 0
     retry_s: float = 0.0

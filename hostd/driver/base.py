@@ -122,7 +122,18 @@ class Driver(Protocol):
         ...
 
     async def start(self, instance_id: str) -> None:
-        """Boot the defined domain; running already is success."""
+        """Boot the defined domain, or bring a suspended one back as it was; running already is success."""
+        ...
+
+    async def hold(self, instance_id: str, power: PowerState) -> None:
+        """Hold the running domain: PAUSED in memory, or SUSPENDED with its memory on disk. Held so already is success.
+
+        Raises DriverError with the fault of that hold: what is off cannot be held.
+        """
+        ...
+
+    async def go_on(self, instance_id: str) -> None:
+        """Let a paused domain go on; running already is success. Raises DriverError('DOMAIN_RESUME_FAILED')."""
         ...
 
     async def press_power_button(self, instance_id: str) -> None:
@@ -134,7 +145,7 @@ class Driver(Protocol):
         ...
 
     async def cut_power(self, instance_id: str) -> None:
-        """Stop the domain at once; stopped or absent already is success."""
+        """Stop the domain at once, and forget the memory it may have saved; stopped or absent already is success."""
         ...
 
     async def forget(self, instance_id: str) -> None:

@@ -30,6 +30,7 @@ class Delays:
 
     observe_s: float = 0.001
     define_s: float = 0.003
+    hold_s: float = 0.01
     start_s: float = 0.05
     cut_power_s: float = 0.02
     guest_shutdown_s: float = 3.0
@@ -38,9 +39,12 @@ class Delays:
     image_chunk_s: float = 0.005
 
 
+POWER_LOST: Final = "power lost"
+
 INSTANT: Final = Delays(
     observe_s=0,
     define_s=0,
+    hold_s=0,
     start_s=0,
     cut_power_s=0,
     guest_shutdown_s=0,
@@ -69,10 +73,11 @@ class MachineEvent:
 
 @dataclass(slots=True)
 class FakeDomain:
-    """A domain: what it is defined as, and what it runs as where it runs. The two differ between a redefine and a start."""
+    """A domain: what it is defined as, what it runs as where it runs, and whose memory is saved. They differ after a redefine."""
 
     defined: DomainSpec
     running: DomainSpec | None = None
+    saved: DomainSpec | None = None
     power: PowerState = PowerState.SHUTDOWN
     boots: int = 0
 
@@ -133,7 +138,7 @@ class FakeMachine:
         self.boot += 1
         self.record(MachineEvent(host=self.name, kind="power_lost"))
         for instance_id in sorted(self.domains):
-            self._stop(instance_id, PowerState.SHUTDOWN, "power lost", told=False)
+            self._stop(instance_id, PowerState.SHUTDOWN, POWER_LOST, told=False)
         self.wires.clear()
         self._hang_up()
 
@@ -225,11 +230,35 @@ class FakeMachine:
         domain = self.domains[instance_id]
         if domain.running is not None:
             return
-        domain.running = domain.defined
+        domain.running, domain.saved = domain.saved or domain.defined, None
+        is_resumed = domain.power is PowerState.SUSPENDED
         domain.power = PowerState.RUNNING
-        self._booted(domain)
+        if not is_resumed:
+            self._booted(domain)
         self._happened("started", domain.running)
         self._tell(instance_id, PowerState.RUNNING, "started")
+
+    def hold(self, instance_id: str, power: PowerState) -> None:
+        """Hold a running domain. SUSPENDED, it does not run any more, and its memory waits."""
+        domain = self.domains[instance_id]
+        if domain.power is power:
+            return
+        if domain.running is None:
+            raise _error(FaultCode.GUEST_OFF)
+        domain.power = power
+        if power is PowerState.SUSPENDED:
+            domain.saved, domain.running = domain.running, None
+            self._happened("stopped", domain.saved, "suspended")
+        self._tell(instance_id, power, "held")
+
+    def go_on(self, instance_id: str) -> None:
+        """Let a paused domain go on."""
+        domain = self.domains[instance_id]
+        if domain.running is None:
+            raise _error(FaultCode.DOMAIN_RESUME_FAILED)
+        if domain.power is not PowerState.RUNNING:
+            domain.power = PowerState.RUNNING
+            self._tell(instance_id, PowerState.RUNNING, "resumed")
 
     def reset(self, instance_id: str) -> None:
         """The guest reboots itself: same definition, same process."""
@@ -269,7 +298,13 @@ class FakeMachine:
 
     def _stop(self, instance_id: str, power: PowerState, detail: str, *, told: bool = True) -> None:
         domain = self.domains.get(instance_id)
-        if domain is None or domain.running is None:
+        if domain is None or (domain.running is None and domain.saved is None):
+            return
+        if domain.saved is not None and detail == POWER_LOST:
+            # What was saved to disk outlives the power.
+            return
+        if domain.running is None:
+            domain.saved, domain.power = None, power
             return
         spec, domain.running, domain.power = domain.running, None, power
         self._happened("stopped", spec, detail)
@@ -371,11 +406,25 @@ class FakeDriver:
 
         await self._do(instance_id, "start", self._machine.delays.start_s, boot)
 
+    async def hold(self, instance_id: str, power: PowerState) -> None:
+        def stop() -> None:
+            self._need(instance_id)
+            self._machine.hold(instance_id, power)
+
+        await self._do(instance_id, "hold", self._machine.delays.hold_s, stop)
+
+    async def go_on(self, instance_id: str) -> None:
+        def let_go() -> None:
+            self._need(instance_id)
+            self._machine.go_on(instance_id)
+
+        await self._do(instance_id, "go_on", self._machine.delays.hold_s, let_go)
+
     async def press_power_button(self, instance_id: str) -> None:
         def press() -> None:
             domain = self._need(instance_id)
             pressed = domain.running
-            if pressed is None or instance_id in self._machine.deaf:
+            if pressed is None or instance_id in self._machine.deaf or domain.power is PowerState.PAUSED:
                 return
 
             def obey() -> None:

@@ -6,13 +6,14 @@ request_id, which is also the mark by which a write whose answer was lost is set
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from fabric.errors import Conflict, Reason
-from fabric.lifecycle.core import begin
+from fabric.lifecycle.core import begin, ordered
+from fabric.lifecycle.table import BY_ACTION
 from fabric.model.instance import Answered, Assignment, Build, Instance, Over, Refund
-from fabric.model.states import Action
+from fabric.model.states import Action, Want
 from fabric.store.base import Snapshot
 from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, OVER, REFUND
 
@@ -23,13 +24,26 @@ DEFAULT_STOP_TIMEOUT_S = 60
 """How long a guest may take to shut down, as in the reference."""
 
 
+Change = Callable[[Instance], Instance]
+"""What an action changes of the record beside its state: a rule, which raises InvalidRequest or WrongState where it cannot be."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intent:
-    """What is asked of one server, by whom, under which request_id."""
+    """What is asked of one server, by whom, under which request_id.
+
+    `change` is applied to the record that is there when it is written; `image_id` is the image that a snapshot hands in. `also` are
+    keys that are put in the same transaction, where they are absent.
+    """
 
     action: Action
     answered: Answered
     stop_timeout_s: int = DEFAULT_STOP_TIMEOUT_S
+    user_id: str = ""
+    is_admin: bool = False
+    change: Change | None = None
+    image_id: str = ""
+    also: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +105,13 @@ def written(
         now_ms=now_ms,
         op_id=op_id,
         request_id=intent.answered.request_id,
-        guest_timeout_s=intent.stop_timeout_s if intent.action is Action.STOP else 0,
+        user_id=intent.user_id,
+        guest_timeout_s=intent.stop_timeout_s if BY_ACTION[intent.action].want is Want.STOP else 0,
+        image_id=intent.image_id,
+        is_admin=intent.is_admin,
     )
+    if intent.change is not None and after is not instance:
+        after = _changed(intent.change, after, before=instance)
     unchanged = {instance_key: seen.seen(instance_key), answer_key: seen.seen(answer_key)}
     put: dict[str, object] = {answer_key: intent.answered}
     if intent.action is Action.DELETE and not instance.host:
@@ -105,18 +124,21 @@ def written(
         )
         return Written(write, None)
     put[instance_key] = after
+    unchanged |= dict.fromkeys(intent.also, 0)
+    put |= intent.also
     if instance.host and after is not instance:
         key = ASSIGNMENT.at(instance.host, instance.id)
         unchanged[key] = seen.seen(key)
-        if assignment is not None:
-            put[key] = replace(
-                assignment,
-                generation=after.generation,
-                want=after.want,
-                action=after.action,
-                stop_timeout_s=intent.stop_timeout_s,
-            )
+        if assignment is not None and after.generation != instance.generation:
+            put[key] = replace(ordered(assignment, after), stop_timeout_s=intent.stop_timeout_s)
     return Written(Write(mark=answer_key, unchanged=unchanged, put=put), after)
+
+
+def _changed(change: Change, after: Instance, *, before: Instance) -> Instance:
+    """The record with what the action changes of it. Where that is the guest, its host must hear of it: a new generation."""
+    changed = change(after)
+    is_news = changed.request.guest != before.request.guest and changed.generation == before.generation
+    return replace(changed, generation=changed.generation + 1) if is_news else changed
 
 
 def cancelled(seen: Snapshot, build: Build, answered: Answered, *, op_id: str) -> Write:

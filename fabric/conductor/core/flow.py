@@ -14,7 +14,7 @@ from typing import Final
 
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import holds
-from fabric.lifecycle.core import Gone, Refused, Said, settle
+from fabric.lifecycle.core import Freed, Gone, Refused, Said, ordered, settle
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import SessionState, Use
 from fabric.model.instance import Assignment, Instance, Over, Refund, Tombstone
@@ -60,6 +60,7 @@ def order_of(assignment: Assignment, epoch: int) -> Order:
         want=assignment.want,
         action_seq=assignment.action.seq,
         action=assignment.action.kind,
+        action_image_id=assignment.action.image_id,
         stop_timeout_s=assignment.stop_timeout_s,
         guest=assignment.guest,
     )
@@ -107,8 +108,10 @@ def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: 
     if isinstance(after, Refused):
         return ACCEPTED if after is Refused.KNOWN else Outcome(Verdict.REFUSED, after.value)
     draft.rely_on(SESSION, host)
-    if after is Gone.GONE:
+    if isinstance(after, Gone):
         let_go(draft, now, now_ms=now_ms, op_id=op_id)
+    elif isinstance(after, Freed):
+        free(draft, now, after, op_id=op_id)
     elif status.state is HostState.ERROR and _is_being_placed(now):
         _place_again(draft, now, after, now_ms=now_ms, op_id=op_id)
     else:
@@ -123,12 +126,7 @@ def write(draft: Draft, now: Instance, after: Instance) -> None:
         return
     assignment = draft.get(ASSIGNMENT, after.host, after.id)
     if assignment is not None:
-        draft.put(
-            ASSIGNMENT,
-            after.host,
-            after.id,
-            value=replace(assignment, generation=after.generation, want=after.want, action=after.action),
-        )
+        draft.put(ASSIGNMENT, after.host, after.id, value=ordered(assignment, after))
 
 
 def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str) -> None:
@@ -138,6 +136,13 @@ def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str) -> None:
     unclaim(draft, now, op_id=op_id)
     draft.create(OVER, now.id, value=Over(instance_id=now.id, over_time_ms=now_ms))
     draft.create(REFUND, now.id, value=Refund(instance_id=now.id, project_id=now.request.guest.project_id))
+
+
+def free(draft: Draft, now: Instance, freed: Freed, *, op_id: str) -> None:
+    """Take an instance that lives on off its host: its assignment and its claim go, its record stays."""
+    draft.delete(ASSIGNMENT, now.host, now.id)
+    unclaim(draft, now, op_id=op_id)
+    draft.put(INSTANCE, now.id, value=freed.after)
 
 
 def unclaim(draft: Draft, now: Instance, *, op_id: str) -> None:

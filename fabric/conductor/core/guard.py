@@ -142,7 +142,8 @@ def _hello(hello: Hello) -> list[Breach | None]:
 
 
 def _status(status: Status) -> list[Breach | None]:
-    is_error = status.state is HostState.ERROR
+    needs_fault = status.state is HostState.ERROR
+    has_none = status.state is HostState.ABSENT
     return [
         *_placement("", status.instance_id, status.placement_epoch),
         _counter("generation", status.generation, least=1),
@@ -150,11 +151,16 @@ def _status(status: Status) -> list[Breach | None]:
         _rule("state", "must be set", holds=status.state is not HostState.UNSPECIFIED),
         _rule(
             "fault_code",
-            "must be a known code with ERROR, and empty without",
-            holds=status.fault_code in _CODES if is_error else not status.fault_code,
+            "must be a known code with ERROR, empty with ABSENT, and either with the others",
+            holds=status.fault_code in _CODES if status.fault_code or needs_fault else True,
+        ),
+        _rule("fault_code", "must be empty with ABSENT", holds=not (has_none and status.fault_code)),
+        _rule(
+            "fault_message",
+            "must be empty without a fault_code",
+            holds=bool(status.fault_code) or not status.fault_message,
         ),
         _text("fault_message", status.fault_message, FAULT_TEXT_LIMIT),
-        _rule("fault_message", "must be empty without ERROR", holds=is_error or not status.fault_message),
     ]
 
 

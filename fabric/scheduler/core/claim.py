@@ -136,7 +136,7 @@ def _placed(
         request=request,
         vm_state=VmState.BUILDING,
         task=rule.task,
-        want=rule.want,
+        want=Want.RUN,
         host=host.name,
         placement_epoch=FIRST_PLACEMENT,
         slot=slot,

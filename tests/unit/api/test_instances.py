@@ -192,7 +192,7 @@ class World:
 
     async def stop(self, word: str, request_id: str = "") -> pb.Instance:
         request = pb.StopInstanceRequest(request_id=request_id or self.rid(), instance=word)
-        return (await self.handlers.stop_instance(request, WHO)).instance
+        return (await getattr(self.handlers, "stop_instance")(request, WHO)).instance
 
     async def delete(self, word: str, request_id: str = "") -> None:
         request = pb.DeleteInstanceRequest(request_id=request_id or self.rid(), instance=word)

@@ -9,7 +9,7 @@ from fabric.lifecycle.core import Said
 from fabric.model.image import ImageFormat
 from fabric.model.instance import Guest, ImageRef, Instance, Request
 from fabric.model.session import HostState
-from fabric.model.states import PowerState, TaskState, VmState
+from fabric.model.states import PowerState, TaskState, VmState, Want
 
 NOW_MS = 1_700_000_000_000
 
@@ -37,7 +37,19 @@ POWERS = {
     HostState.STOPPED: PowerState.SHUTDOWN,
     HostState.ERROR: PowerState.NOSTATE,
     HostState.ABSENT: PowerState.NOSTATE,
+    HostState.PAUSED: PowerState.PAUSED,
+    HostState.SUSPENDED: PowerState.SUSPENDED,
 }
+
+
+DONE = {
+    Want.RUN: HostState.ACTIVE,
+    Want.STOP: HostState.STOPPED,
+    Want.PAUSE: HostState.PAUSED,
+    Want.SUSPEND: HostState.SUSPENDED,
+    Want.ABSENT: HostState.ABSENT,
+}
+"""What a host says once it has done what is wanted."""
 
 
 def instance(vm_state: VmState = VmState.ACTIVE, task: TaskState = TaskState.NONE, **facts: Any) -> Instance:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from itertools import product
+from typing import Any
 
 import pytest
 
 from fabric.errors import WrongState
-from fabric.lifecycle.core import Gone, Refused, allowed_actions, begin, expired, failed, settle
+from fabric.lifecycle.core import Freed, Gone, Refused, allowed_actions, begin, expired, failed, settle
 from fabric.lifecycle.table import BY_ACTION, BY_TASK, HOST_WORDS, RULES, Rule, shown
 from fabric.model.instance import ActionMark, Fault, Instance, OneShot
 from fabric.model.session import HostState
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
-from tests.unit.lifecycle.records import NOW_MS, instance, said
+from tests.unit.lifecycle.records import DONE, NOW_MS, instance, said
 
-STATES = (VmState.BUILDING, VmState.ACTIVE, VmState.STOPPED, VmState.ERROR)
+STATES = tuple(sorted(set(VmState) - {VmState.UNSPECIFIED, VmState.DELETED}))
+UNPLACED = VmState.SHELVED_OFFLOADED
 LATER_MS = NOW_MS + 1000
 
 STATUS_FIELDS = {
@@ -34,11 +36,11 @@ STATUS_FIELDS = {
 """What a host's word may change of a record (I6); drift adds the intent that follows it."""
 
 
-def _begin(now: Instance, action: Action, **facts: int) -> Instance:
+def _begin(now: Instance, action: Action, **facts: Any) -> Instance:
     return begin(now, action, now_ms=LATER_MS, op_id="op", request_id="request", **facts)
 
 
-def _settle(now: Instance, state: HostState, **facts: object) -> Instance | Gone | Refused:
+def _settle(now: Instance, state: HostState, **facts: object) -> Instance | Gone | Freed | Refused:
     return settle(now, said(now, state, **facts), now_ms=LATER_MS, op_id="op")
 
 
@@ -51,10 +53,13 @@ def _settled(now: Instance, state: HostState, **facts: object) -> Instance:
 # -- begin ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("action", "vm_state", "task"), list(product(Action, STATES, TaskState)))
-def test_an_action_may_start_exactly_where_its_row_says(
-    action: Action, vm_state: VmState, task: TaskState
-) -> None:
+@pytest.mark.parametrize(("action", "vm_state"), list(product(Action, STATES)))
+def test_an_action_may_start_exactly_where_its_row_says(action: Action, vm_state: VmState) -> None:
+    for task in TaskState:
+        _check_cell(action, vm_state, task)
+
+
+def _check_cell(action: Action, vm_state: VmState, task: TaskState) -> None:
     rule = BY_ACTION[action]
     may = vm_state in rule.allowed and (task is TaskState.NONE or task in rule.preempts)
     now = instance(vm_state, task)
@@ -62,9 +67,11 @@ def test_an_action_may_start_exactly_where_its_row_says(
     assert (action in allowed_actions(vm_state, task)) is may
     if may:
         after = _begin(now, action)
-        assert (after.task, after.want, after.generation) == (rule.task, rule.want, now.generation + 1)
+        asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE
+        assert (after.task, after.want) == (rule.task, rule.want or now.want)
+        assert after.generation == now.generation + asks_host
         assert after.vm_state is vm_state
-        assert after.task_deadline_ms == LATER_MS + rule.deadline_s * 1000
+        assert after.task_deadline_ms == (LATER_MS + rule.deadline_s * 1000 if rule.deadline_s else 0)
         assert (after.task_request_id, after.op_id) == ("request", "op")
     elif action is Action.DELETE:
         assert _begin(now, action) is now
@@ -73,6 +80,29 @@ def test_an_action_may_start_exactly_where_its_row_says(
             _begin(now, action)
         assert action in refused.value.message
         assert all(allowed in refused.value.message for allowed in allowed_actions(vm_state, task))
+
+
+def test_a_locked_server_is_changed_by_administrators_alone() -> None:
+    locked = instance(locked=True, locked_reason="an audit")
+
+    for action in allowed_actions(VmState.ACTIVE, TaskState.NONE):
+        if BY_ACTION[action].despite_lock:
+            _begin(locked, action)
+        else:
+            with pytest.raises(WrongState, match="locked: an audit; allowed now: unlock"):
+                _begin(locked, action)
+        _begin(locked, action, is_admin=True)
+
+
+def test_a_server_off_its_host_can_be_asked_only_what_needs_none() -> None:
+    away = instance(UNPLACED, host="", want=Want.STOP)
+
+    for action in set(Action) - {Action.CREATE}:
+        if BY_ACTION[action].is_unplaced and UNPLACED in BY_ACTION[action].allowed:
+            _begin(away, action)
+        else:
+            with pytest.raises(WrongState, match="allowed now"):
+                _begin(away, action)
 
 
 def test_a_one_shot_action_counts_up_and_a_plain_one_does_not() -> None:
@@ -85,7 +115,10 @@ def test_a_one_shot_action_counts_up_and_a_plain_one_does_not() -> None:
     assert stopped.action == harder.action
 
 
-@pytest.mark.parametrize("action", sorted(set(Action) - {Action.DELETE, Action.CREATE}))
+@pytest.mark.parametrize(
+    "action",
+    sorted(rule.action for rule in RULES if not rule.is_unplaced and rule.action is not Action.CREATE),
+)
 def test_a_server_that_no_host_took_can_only_be_deleted(action: Action) -> None:
     """Seed 0 of the simulation: stopped, it was powering off for ever, for nobody was there to do it."""
     nowhere = instance(VmState.ERROR, host="", placement_epoch=0, want=Want.STOP)
@@ -124,7 +157,11 @@ def test_every_state_can_be_reached() -> None:
             if rule.action is Action.CREATE or reached & rule.allowed
             for state in (rule.final, rule.on_failure)
             if state is not None
-        }
+        } | (
+            {row.vm_state for row in HOST_WORDS.values() if row.vm_state}
+            if VmState.ACTIVE in reached
+            else set()
+        )
         if more <= reached:
             break
         reached |= more
@@ -133,17 +170,18 @@ def test_every_state_can_be_reached() -> None:
 
 
 def test_every_state_but_the_last_has_a_way_out() -> None:
-    assert {state for rule in RULES for state in rule.allowed} == set(STATES)
+    for state in STATES:
+        assert {rule for rule in RULES if state in rule.allowed and rule.task is not TaskState.NONE}
 
 
 def test_every_task_belongs_to_an_action_with_a_deadline() -> None:
     assert BY_TASK.keys() == set(TaskState) - {TaskState.NONE}
-    assert all(rule.deadline_s > 0 for rule in RULES)
+    assert all((rule.deadline_s > 0) == (rule.task is not TaskState.NONE) for rule in RULES)
 
 
 def test_every_action_has_a_row_and_a_host_has_words_for_every_want() -> None:
     assert BY_ACTION.keys() == set(Action)
-    for want in {rule.want for rule in RULES}:
+    for want in {rule.want for rule in RULES if rule.want is not None}:
         assert any(want in word.wants and word.word is not HostState.ERROR for word in HOST_WORDS.values())
 
 
@@ -152,21 +190,21 @@ def test_delete_preempts_everything_else() -> None:
         assert Action.DELETE in allowed_actions(VmState.ACTIVE, task)
 
 
-@pytest.mark.parametrize(("vm_state", "task"), list(product(STATES, TaskState)))
-def test_every_cell_has_a_word_for_people(vm_state: VmState, task: TaskState) -> None:
-    assert shown(vm_state, task) != "UNKNOWN"
+def test_every_cell_has_a_word_for_people() -> None:
+    for vm_state, task in product(STATES, TaskState):
+        assert shown(vm_state, task) != "UNKNOWN"
 
 
 # -- settle ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("state", "vm_state", "want", "power"),
-    list(product(HostState, STATES, (Want.RUN, Want.STOP, Want.ABSENT), PowerState)),
-)
-def test_a_host_may_say_exactly_what_its_row_allows(
-    state: HostState, vm_state: VmState, want: Want, power: PowerState
-) -> None:
+@pytest.mark.parametrize(("state", "vm_state"), list(product(HostState, STATES)))
+def test_a_host_may_say_exactly_what_its_row_allows(state: HostState, vm_state: VmState) -> None:
+    for want, power in product(tuple(Want)[1:], PowerState):
+        _check_word(state, vm_state, want, power)
+
+
+def _check_word(state: HostState, vm_state: VmState, want: Want, power: PowerState) -> None:
     row = HOST_WORDS.get(state)
     may = row is not None and vm_state in row.from_states and want in row.wants and power in row.powers
     now = instance(vm_state, want=want)
@@ -174,6 +212,7 @@ def test_a_host_may_say_exactly_what_its_row_allows(
     after = settle(
         now, replace(said(now, HostState.ABSENT), state=state, power=power), now_ms=LATER_MS, op_id="op"
     )
+    assert not isinstance(after, Freed) or vm_state is VmState.SHELVED
 
     assert (after is not Refused.ILLEGAL) is may
 
@@ -184,7 +223,7 @@ def test_a_host_may_say_exactly_what_its_row_allows(
         (rule, state)
         for rule in RULES
         for state in sorted(rule.allowed or {VmState.BUILDING})
-        if rule.action is not Action.DELETE
+        if rule.want is not Want.ABSENT and rule.task is not TaskState.NONE and state is not UNPLACED
     ],
 )
 def test_what_was_asked_for_and_done_is_final(rule: Rule, vm_state: VmState) -> None:
@@ -192,22 +231,61 @@ def test_what_was_asked_for_and_done_is_final(rule: Rule, vm_state: VmState) -> 
     now = (
         instance(VmState.BUILDING, TaskState.SPAWNING)
         if action is Action.CREATE
-        else _begin(instance(vm_state), action)
+        else _begin(instance(vm_state, want=WANTED.get(vm_state, Want.RUN)), action)
     )
-    state = HostState.ACTIVE if now.want is Want.RUN else HostState.STOPPED
 
-    after = _settled(now, state)
+    after = _settled(now, DONE[now.want])
 
-    assert (after.vm_state, after.task, after.task_deadline_ms) == (
-        BY_ACTION[action].final,
-        TaskState.NONE,
-        0,
+    assert after.vm_state is (
+        rule.final or vm_state if vm_state is not VmState.ERROR else rule.final or after.vm_state
     )
+    assert (after.task, after.task_deadline_ms) == (TaskState.NONE, 0)
     assert (after.observed_generation, after.observed_action) == (now.generation, now.action.seq)
     assert after.fault is None
 
 
-@pytest.mark.parametrize("vm_state", STATES)
+WANTED = {
+    VmState.STOPPED: Want.STOP,
+    VmState.PAUSED: Want.PAUSE,
+    VmState.SUSPENDED: Want.SUSPEND,
+    VmState.SHELVED: Want.STOP,
+    VmState.SOFT_DELETED: Want.STOP,
+}
+"""What is wanted of a server at rest in a state."""
+
+
+def test_a_host_let_go_of_a_shelved_server_which_lives_on_without_it() -> None:
+    freed = _settle(
+        _begin(instance(VmState.SHELVED, want=Want.STOP), Action.SHELVE_OFFLOAD), HostState.ABSENT
+    )
+
+    assert isinstance(freed, Freed)
+    assert (freed.after.vm_state, freed.after.task) == (VmState.SHELVED_OFFLOADED, TaskState.NONE)
+    assert (freed.after.host, freed.after.want) == ("", Want.STOP)
+
+
+def test_what_could_not_be_done_is_said_and_what_is_wanted_follows_what_is() -> None:
+    pausing = _begin(instance(), Action.PAUSE)
+
+    after = _settled(pausing, HostState.ACTIVE, fault_code="DOMAIN_PAUSE_FAILED", fault_message="no")
+
+    assert (after.vm_state, after.task, after.want) == (VmState.ACTIVE, TaskState.NONE, Want.RUN)
+    assert after.generation == pausing.generation + 1
+    assert after.fault is not None
+    still = _settled(after, HostState.ACTIVE)
+    assert still.fault == after.fault
+    assert _settle(still, HostState.ACTIVE) is Refused.KNOWN
+
+
+def test_a_guest_paused_by_hand_is_paused_and_one_let_go_on_is_active() -> None:
+    paused = _settled(instance(), HostState.PAUSED)
+    resumed = _settled(instance(VmState.PAUSED, want=Want.PAUSE), HostState.ACTIVE)
+
+    assert (paused.vm_state, paused.want, paused.generation) == (VmState.PAUSED, Want.PAUSE, 4)
+    assert (resumed.vm_state, resumed.want, resumed.generation) == (VmState.ACTIVE, Want.RUN, 4)
+
+
+@pytest.mark.parametrize("vm_state", sorted(set(STATES) - {UNPLACED}))
 def test_a_deletion_confirmed_is_the_end(vm_state: VmState) -> None:
     assert _settle(_begin(instance(vm_state), Action.DELETE), HostState.ABSENT) is Gone.GONE
 
@@ -215,15 +293,17 @@ def test_a_deletion_confirmed_is_the_end(vm_state: VmState) -> None:
 @pytest.mark.parametrize("task", set(TaskState) - {TaskState.NONE})
 def test_what_failed_ends_where_its_row_says_with_its_fault(task: TaskState) -> None:
     rule = BY_TASK[task]
-    now = instance(VmState.STOPPED, task, want=rule.want)
+    want = rule.want or Want.RUN
+    now = instance(VmState.STOPPED, task, want=want)
 
     after = _settled(now, HostState.ERROR)
 
     assert after.vm_state is (rule.on_failure or VmState.STOPPED)
     assert after.task is TaskState.NONE
-    # What was to run is told to stay off, as a new intent; what was to stop, or to be gone, is still to.
-    assert after.want is (Want.STOP if rule.want is Want.RUN else rule.want)
-    assert after.generation == now.generation + (rule.want is Want.RUN)
+    # What was to be in memory is told to stay off, as a new intent; what was to stop, or to be gone, is still to.
+    given_up = want not in {Want.STOP, Want.ABSENT}
+    assert after.want is (Want.STOP if given_up else want)
+    assert after.generation == now.generation + given_up
     assert after.fault == Fault(
         code="DISK_FULL", message="the host's disk is full", host="h1", time_ms=LATER_MS
     )
@@ -311,23 +391,24 @@ def test_what_comes_about_after_its_deadline_is_still_taken_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "vm_state", "task", "want"),
-    list(product(HostState, STATES, TaskState, (Want.RUN, Want.STOP, Want.ABSENT))),
+    ("state", "vm_state"), list(product(sorted(set(HostState) - {HostState.UNSPECIFIED}), STATES))
 )
-def test_a_host_changes_status_and_nothing_else(
-    state: HostState, vm_state: VmState, task: TaskState, want: Want
-) -> None:
-    if state is HostState.UNSPECIFIED:
-        return
+def test_a_host_changes_status_and_nothing_else(state: HostState, vm_state: VmState) -> None:
+    for task, want in product((TaskState.NONE, *(rule.task for rule in RULES)), tuple(Want)[1:]):
+        _check_change(state, vm_state, task, want)
+
+
+def _check_change(state: HostState, vm_state: VmState, task: TaskState, want: Want) -> None:
     now = instance(vm_state, task, want=want)
 
     after = _settle(now, state)
 
     if isinstance(after, Instance):
         changed = {each.name for each in fields(now) if getattr(now, each.name) != getattr(after, each.name)}
-        stays_off = want is Want.RUN and state in {HostState.STOPPED, HostState.ERROR}
-        assert changed <= STATUS_FIELDS | ({"want", "generation"} if stays_off else set())
-        assert after.want is not Want.RUN or now.want is Want.RUN
+        follows = state is HostState.ERROR or DONE[want] is not state
+        assert changed <= STATUS_FIELDS | ({"want", "generation"} if follows else set())
+        # Nothing that a host says makes a guest run that was not to hold memory before.
+        assert after.want is not Want.RUN or now.want in {Want.RUN, Want.PAUSE, Want.SUSPEND}
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from fabric.lifecycle.core import Gone, Said, allowed_actions, begin, expired, failed, settle
+from fabric.errors import WrongState
+from fabric.lifecycle.core import Freed, Gone, Said, begin, ending, expired, failed, settle
 from fabric.model.instance import Fault, Instance
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
-from tests.unit.lifecycle.records import NOW_MS, POWERS, instance, said
+from tests.unit.lifecycle.records import DONE, NOW_MS, POWERS, instance, said
 
 
 class OneServer(RuleBasedStateMachine):
@@ -36,11 +37,12 @@ class OneServer(RuleBasedStateMachine):
     @rule(action=st.sampled_from(sorted(set(Action) - {Action.CREATE})))
     def ask(self, action: Action) -> None:
         record = self.record
-        if record is None or action not in allowed_actions(record.vm_state, record.task):
+        if record is None:
             return
-        if record.want is Want.ABSENT and action is not Action.DELETE:
+        try:
+            self.record = begin(record, action, now_ms=self.now_ms, op_id="op")
+        except WrongState:
             return
-        self.record = begin(record, action, now_ms=self.now_ms, op_id="op")
         self.is_deleted |= action is Action.DELETE
 
     @rule()
@@ -50,8 +52,7 @@ class OneServer(RuleBasedStateMachine):
 
     @rule(goes_well=st.booleans())
     def the_host_speaks(self, goes_well: bool) -> None:
-        done = {Want.RUN: HostState.ACTIVE, Want.STOP: HostState.STOPPED, Want.ABSENT: HostState.ABSENT}
-        state = done[self.order.want] if goes_well else HostState.ERROR
+        state = DONE[self.order.want] if goes_well else HostState.ERROR
         self.wire.append(said(self.order, state))
 
     @rule()
@@ -69,7 +70,10 @@ class OneServer(RuleBasedStateMachine):
             return
         before = self.record
         after = settle(before, word, now_ms=self.now_ms, op_id="op")
-        if after is Gone.GONE:
+        if isinstance(after, Freed):
+            assert ending(before) is Action.SHELVE_OFFLOAD
+            self.record = after.after
+        elif after is Gone.GONE:
             assert self.is_deleted
             assert word.generation == before.generation
             self.record = None
@@ -103,8 +107,8 @@ class OneServer(RuleBasedStateMachine):
 
     @invariant()
     def a_deletion_is_never_forgotten(self) -> None:
-        if self.is_deleted and self.record is not None:
-            assert self.record.want is Want.ABSENT
+        if self.is_deleted and self.record is not None and self.record.host:
+            assert ending(self.record) is Action.DELETE
 
     @invariant()
     def what_is_under_way_has_a_deadline_and_an_error_its_reason(self) -> None:
@@ -118,9 +122,11 @@ class OneServer(RuleBasedStateMachine):
         if self.record is None:
             return
         self.order = self.record
-        done = {Want.RUN: HostState.ACTIVE, Want.STOP: HostState.STOPPED, Want.ABSENT: HostState.ABSENT}
-        after = settle(self.record, said(self.record, done[self.record.want]), now_ms=self.now_ms, op_id="op")
-        if self.record.want is Want.ABSENT:
+        after = settle(self.record, said(self.record, DONE[self.record.want]), now_ms=self.now_ms, op_id="op")
+        if ending(self.record) is Action.SHELVE_OFFLOAD:
+            assert isinstance(after, Freed)
+            assert (after.after.host, after.after.vm_state) == ("", VmState.SHELVED_OFFLOADED)
+        elif self.record.want is Want.ABSENT:
             assert after is Gone.GONE
         elif isinstance(after, Instance):
             assert after.task is TaskState.NONE

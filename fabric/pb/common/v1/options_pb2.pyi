@@ -186,8 +186,11 @@ class FieldRules(_message.Message):
 Global___FieldRules: _TypeAlias = FieldRules  # noqa: Y015
 
 AUTHZ_FIELD_NUMBER: _builtins.int
+ACTION_FIELD_NUMBER: _builtins.int
 RULES_FIELD_NUMBER: _builtins.int
 authz: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, Global___Authz]
 """Who may call the method. A method without it cannot be served: the build fails."""
+action: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.str]
+"""Which row of the lifecycle table the method asks for, by the action's word. Such a method is served, and called, from its row."""
 rules: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.FieldOptions, Global___FieldRules]
 """What a field of a request must be."""

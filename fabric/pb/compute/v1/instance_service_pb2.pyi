@@ -219,7 +219,7 @@ class InstanceStatus(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
     state: _builtins.str
-    """The word for people: BUILD, ACTIVE, SHUTOFF, REBOOT, HARD_REBOOT, ERROR, DELETED, UNKNOWN."""
+    """The word for people: BUILD, ACTIVE, SHUTOFF, PAUSED, SUSPENDED, REBOOT, …, UNKNOWN (docs/generated/lifecycle.md)."""
     vm_state: _builtins.str
     """The last stable state, as the lifecycle table names it."""
     task_state: _builtins.str
@@ -917,6 +917,230 @@ class RebootInstanceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RebootInstanceResponse: _TypeAlias = RebootInstanceResponse  # noqa: Y015
+
+@_typing.final
+class PauseInstanceRequest(_message.Message):
+    """Names the server to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseInstanceRequest: _TypeAlias = PauseInstanceRequest  # noqa: Y015
+
+@_typing.final
+class PauseInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseInstanceResponse: _TypeAlias = PauseInstanceResponse  # noqa: Y015
+
+@_typing.final
+class UnpauseInstanceRequest(_message.Message):
+    """Names the server to let go on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpauseInstanceRequest: _TypeAlias = UnpauseInstanceRequest  # noqa: Y015
+
+@_typing.final
+class UnpauseInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpauseInstanceResponse: _TypeAlias = UnpauseInstanceResponse  # noqa: Y015
+
+@_typing.final
+class SuspendInstanceRequest(_message.Message):
+    """Names the server to suspend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendInstanceRequest: _TypeAlias = SuspendInstanceRequest  # noqa: Y015
+
+@_typing.final
+class SuspendInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendInstanceResponse: _TypeAlias = SuspendInstanceResponse  # noqa: Y015
+
+@_typing.final
+class ResumeInstanceRequest(_message.Message):
+    """Names the server to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeInstanceRequest: _TypeAlias = ResumeInstanceRequest  # noqa: Y015
+
+@_typing.final
+class ResumeInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeInstanceResponse: _TypeAlias = ResumeInstanceResponse  # noqa: Y015
 
 @_typing.final
 class GetConsoleLogRequest(_message.Message):

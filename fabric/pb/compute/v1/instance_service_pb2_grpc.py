@@ -71,6 +71,26 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.FromString,
                 _registered_method=True)
+        self.PauseInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/PauseInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceResponse.FromString,
+                _registered_method=True)
+        self.UnpauseInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/UnpauseInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceResponse.FromString,
+                _registered_method=True)
+        self.SuspendInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/SuspendInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceResponse.FromString,
+                _registered_method=True)
+        self.ResumeInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ResumeInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceResponse.FromString,
+                _registered_method=True)
         self.GetConsoleLog = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/GetConsoleLog',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogRequest.SerializeToString,
@@ -131,6 +151,34 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseInstance(self, request, context):
+        """Hold a server where it is, in memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpauseInstance(self, request, context):
+        """Let a paused server go on where it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendInstance(self, request, context):
+        """Save a server's memory to its host's disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeInstance(self, request, context):
+        """Bring a suspended server back as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConsoleLog(self, request, context):
         """The end of what the server wrote to its serial console.
         """
@@ -175,6 +223,26 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.RebootInstance,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.SerializeToString,
+            ),
+            'PauseInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceResponse.SerializeToString,
+            ),
+            'UnpauseInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpauseInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceResponse.SerializeToString,
+            ),
+            'SuspendInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceResponse.SerializeToString,
+            ),
+            'ResumeInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceResponse.SerializeToString,
             ),
             'GetConsoleLog': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConsoleLog,
@@ -372,6 +440,114 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/RebootInstance',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/PauseInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpauseInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/UnpauseInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnpauseInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/SuspendInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.SuspendInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ResumeInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,14 @@ class InstanceServiceStub:
     """Shut a server down: first by its power button, then by force."""
     RebootInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RebootInstanceRequest, _instance_service_pb2.RebootInstanceResponse]
     """Reboot a server, softly or hard."""
+    PauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]
+    """Hold a server where it is, in memory."""
+    UnpauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]
+    """Let a paused server go on where it was."""
+    SuspendInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.SuspendInstanceRequest, _instance_service_pb2.SuspendInstanceResponse]
+    """Save a server's memory to its host's disk."""
+    ResumeInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]
+    """Bring a suspended server back as it was."""
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]
     """The end of what the server wrote to its serial console."""
 
@@ -70,6 +78,14 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Shut a server down: first by its power button, then by force."""
     RebootInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RebootInstanceRequest, _instance_service_pb2.RebootInstanceResponse]  # type: ignore[assignment]
     """Reboot a server, softly or hard."""
+    PauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]  # type: ignore[assignment]
+    """Hold a server where it is, in memory."""
+    UnpauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]  # type: ignore[assignment]
+    """Let a paused server go on where it was."""
+    SuspendInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.SuspendInstanceRequest, _instance_service_pb2.SuspendInstanceResponse]  # type: ignore[assignment]
+    """Save a server's memory to its host's disk."""
+    ResumeInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]  # type: ignore[assignment]
+    """Bring a suspended server back as it was."""
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """The end of what the server wrote to its serial console."""
 
@@ -131,6 +147,38 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.RebootInstanceResponse, _abc.Awaitable[_instance_service_pb2.RebootInstanceResponse]]:
         """Reboot a server, softly or hard."""
+
+    @_abc_1.abstractmethod
+    def PauseInstance(
+        self,
+        request: _instance_service_pb2.PauseInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.PauseInstanceResponse, _abc.Awaitable[_instance_service_pb2.PauseInstanceResponse]]:
+        """Hold a server where it is, in memory."""
+
+    @_abc_1.abstractmethod
+    def UnpauseInstance(
+        self,
+        request: _instance_service_pb2.UnpauseInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.UnpauseInstanceResponse, _abc.Awaitable[_instance_service_pb2.UnpauseInstanceResponse]]:
+        """Let a paused server go on where it was."""
+
+    @_abc_1.abstractmethod
+    def SuspendInstance(
+        self,
+        request: _instance_service_pb2.SuspendInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.SuspendInstanceResponse, _abc.Awaitable[_instance_service_pb2.SuspendInstanceResponse]]:
+        """Save a server's memory to its host's disk."""
+
+    @_abc_1.abstractmethod
+    def ResumeInstance(
+        self,
+        request: _instance_service_pb2.ResumeInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ResumeInstanceResponse, _abc.Awaitable[_instance_service_pb2.ResumeInstanceResponse]]:
+        """Bring a suspended server back as it was."""
 
     @_abc_1.abstractmethod
     def GetConsoleLog(

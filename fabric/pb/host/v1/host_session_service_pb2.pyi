@@ -38,6 +38,10 @@ class _HostStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostState.V
     """Could not be made true; `fault` says why."""
     HOST_STATE_ABSENT: _HostState.ValueType  # 4
     """Gone, with everything that was its own."""
+    HOST_STATE_PAUSED: _HostState.ValueType  # 5
+    """Held in memory, as wanted or by hand."""
+    HOST_STATE_SUSPENDED: _HostState.ValueType  # 6
+    """Its memory saved to the host's disk, as wanted or by hand."""
 
 class HostState(_HostState, metaclass=_HostStateEnumTypeWrapper):
     """What a host may say an instance is."""
@@ -52,6 +56,10 @@ HOST_STATE_ERROR: HostState.ValueType  # 3
 """Could not be made true; `fault` says why."""
 HOST_STATE_ABSENT: HostState.ValueType  # 4
 """Gone, with everything that was its own."""
+HOST_STATE_PAUSED: HostState.ValueType  # 5
+"""Held in memory, as wanted or by hand."""
+HOST_STATE_SUSPENDED: HostState.ValueType  # 6
+"""Its memory saved to the host's disk, as wanted or by hand."""
 Global___HostState: _TypeAlias = HostState  # noqa: Y015
 
 class _Power:
@@ -104,6 +112,10 @@ class _WantEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Want.ValueType],
     """Off."""
     WANT_ABSENT: _Want.ValueType  # 3
     """Gone."""
+    WANT_PAUSE: _Want.ValueType  # 4
+    """Held in memory."""
+    WANT_SUSPEND: _Want.ValueType  # 5
+    """Its memory saved to disk."""
 
 class Want(_Want, metaclass=_WantEnumTypeWrapper):
     """What an assignment wants."""
@@ -116,6 +128,10 @@ WANT_STOP: Want.ValueType  # 2
 """Off."""
 WANT_ABSENT: Want.ValueType  # 3
 """Gone."""
+WANT_PAUSE: Want.ValueType  # 4
+"""Held in memory."""
+WANT_SUSPEND: Want.ValueType  # 5
+"""Its memory saved to disk."""
 Global___Want: _TypeAlias = Want  # noqa: Y015
 
 class _OneShot:
@@ -130,6 +146,10 @@ class _OneShotEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OneShot.Value
     """Ask the guest to reboot."""
     ONE_SHOT_REBOOT_HARD: _OneShot.ValueType  # 2
     """Cut the power, redefine, boot."""
+    ONE_SHOT_REBUILD: _OneShot.ValueType  # 3
+    """Make the root disk anew from the guest's image."""
+    ONE_SHOT_SNAPSHOT: _OneShot.ValueType  # 4
+    """Copy the root disk, as it is at one instant, and hand it in as an image."""
 
 class OneShot(_OneShot, metaclass=_OneShotEnumTypeWrapper):
     """A one-shot action."""
@@ -140,6 +160,10 @@ ONE_SHOT_REBOOT_SOFT: OneShot.ValueType  # 1
 """Ask the guest to reboot."""
 ONE_SHOT_REBOOT_HARD: OneShot.ValueType  # 2
 """Cut the power, redefine, boot."""
+ONE_SHOT_REBUILD: OneShot.ValueType  # 3
+"""Make the root disk anew from the guest's image."""
+ONE_SHOT_SNAPSHOT: OneShot.ValueType  # 4
+"""Copy the root disk, as it is at one instant, and hand it in as an image."""
 Global___OneShot: _TypeAlias = OneShot  # noqa: Y015
 
 class _ImageFormat:
@@ -402,7 +426,7 @@ class Status(_message.Message):
     power: Global___Power.ValueType
     """What the hypervisor says."""
     fault_code: _builtins.str
-    """Why, for ERROR."""
+    """Why, for ERROR; with any other state, why the latest action failed although the guest is as `state` says."""
     fault_message: _builtins.str
     """Why, in words; at most 512 printable characters."""
     def __init__(
@@ -766,6 +790,7 @@ class Order(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     STOP_TIMEOUT_S_FIELD_NUMBER: _builtins.int
     GUEST_FIELD_NUMBER: _builtins.int
+    ACTION_IMAGE_ID_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The session's epoch."""
     placement_epoch: _builtins.int
@@ -780,6 +805,8 @@ class Order(_message.Message):
     """The latest one-shot action."""
     stop_timeout_s: _builtins.int
     """How long a guest may take to shut down before its power is cut."""
+    action_image_id: _builtins.str
+    """What the latest one-shot action hands in: the image's id."""
     @_builtins.property
     def guest(self) -> Global___Guest:
         """The guest."""
@@ -795,10 +822,11 @@ class Order(_message.Message):
         action: Global___OneShot.ValueType = ...,
         stop_timeout_s: _builtins.int = ...,
         guest: Global___Guest | None = ...,
+        action_image_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_seq", b"action_seq", "epoch", b"epoch", "generation", b"generation", "guest", b"guest", "placement_epoch", b"placement_epoch", "stop_timeout_s", b"stop_timeout_s", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "action_image_id", b"action_image_id", "action_seq", b"action_seq", "epoch", b"epoch", "generation", b"generation", "guest", b"guest", "placement_epoch", b"placement_epoch", "stop_timeout_s", b"stop_timeout_s", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

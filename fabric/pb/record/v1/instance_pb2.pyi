@@ -41,6 +41,20 @@ class _VmStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_VmState.Value
     """Error."""
     VM_STATE_DELETED: _VmState.ValueType  # 5
     """Deleted."""
+    VM_STATE_PAUSED: _VmState.ValueType  # 6
+    """Paused."""
+    VM_STATE_SUSPENDED: _VmState.ValueType  # 7
+    """Suspended."""
+    VM_STATE_RESCUED: _VmState.ValueType  # 8
+    """Rescued."""
+    VM_STATE_RESIZED: _VmState.ValueType  # 9
+    """Resized."""
+    VM_STATE_SOFT_DELETED: _VmState.ValueType  # 10
+    """Soft deleted."""
+    VM_STATE_SHELVED: _VmState.ValueType  # 11
+    """Shelved."""
+    VM_STATE_SHELVED_OFFLOADED: _VmState.ValueType  # 12
+    """Shelved offloaded."""
 
 class VmState(_VmState, metaclass=_VmStateEnumTypeWrapper):
     """The last stable state. Names as in Nova's vm_states."""
@@ -57,6 +71,20 @@ VM_STATE_ERROR: VmState.ValueType  # 4
 """Error."""
 VM_STATE_DELETED: VmState.ValueType  # 5
 """Deleted."""
+VM_STATE_PAUSED: VmState.ValueType  # 6
+"""Paused."""
+VM_STATE_SUSPENDED: VmState.ValueType  # 7
+"""Suspended."""
+VM_STATE_RESCUED: VmState.ValueType  # 8
+"""Rescued."""
+VM_STATE_RESIZED: VmState.ValueType  # 9
+"""Resized."""
+VM_STATE_SOFT_DELETED: VmState.ValueType  # 10
+"""Soft deleted."""
+VM_STATE_SHELVED: VmState.ValueType  # 11
+"""Shelved."""
+VM_STATE_SHELVED_OFFLOADED: VmState.ValueType  # 12
+"""Shelved offloaded."""
 Global___VmState: _TypeAlias = VmState  # noqa: Y015
 
 class _TaskState:
@@ -83,6 +111,60 @@ class _TaskStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskState.V
     """Rebooting hard."""
     TASK_STATE_DELETING: _TaskState.ValueType  # 8
     """Deleting."""
+    TASK_STATE_PAUSING: _TaskState.ValueType  # 9
+    """Pausing."""
+    TASK_STATE_UNPAUSING: _TaskState.ValueType  # 10
+    """Unpausing."""
+    TASK_STATE_SUSPENDING: _TaskState.ValueType  # 11
+    """Suspending."""
+    TASK_STATE_RESUMING: _TaskState.ValueType  # 12
+    """Resuming."""
+    TASK_STATE_RESCUING: _TaskState.ValueType  # 13
+    """Rescuing."""
+    TASK_STATE_UNRESCUING: _TaskState.ValueType  # 14
+    """Unrescuing."""
+    TASK_STATE_SHELVING: _TaskState.ValueType  # 15
+    """Shelving."""
+    TASK_STATE_SHELVING_IMAGE_PENDING_UPLOAD: _TaskState.ValueType  # 16
+    """Shelving image pending upload."""
+    TASK_STATE_SHELVING_IMAGE_UPLOADING: _TaskState.ValueType  # 17
+    """Shelving image uploading."""
+    TASK_STATE_SHELVING_OFFLOADING: _TaskState.ValueType  # 18
+    """Shelving offloading."""
+    TASK_STATE_UNSHELVING: _TaskState.ValueType  # 19
+    """Unshelving."""
+    TASK_STATE_RESIZE_PREP: _TaskState.ValueType  # 20
+    """Resize prep."""
+    TASK_STATE_RESIZE_MIGRATING: _TaskState.ValueType  # 21
+    """Resize migrating."""
+    TASK_STATE_RESIZE_MIGRATED: _TaskState.ValueType  # 22
+    """Resize migrated."""
+    TASK_STATE_RESIZE_FINISH: _TaskState.ValueType  # 23
+    """Resize finish."""
+    TASK_STATE_RESIZE_REVERTING: _TaskState.ValueType  # 24
+    """Resize reverting."""
+    TASK_STATE_REBUILDING: _TaskState.ValueType  # 25
+    """Rebuilding."""
+    TASK_STATE_REBUILD_BLOCK_DEVICE_MAPPING: _TaskState.ValueType  # 26
+    """Rebuild block device mapping."""
+    TASK_STATE_REBUILD_SPAWNING: _TaskState.ValueType  # 27
+    """Rebuild spawning."""
+    TASK_STATE_IMAGE_SNAPSHOT_PENDING: _TaskState.ValueType  # 28
+    """Image snapshot pending."""
+    TASK_STATE_IMAGE_SNAPSHOT: _TaskState.ValueType  # 29
+    """Image snapshot."""
+    TASK_STATE_IMAGE_PENDING_UPLOAD: _TaskState.ValueType  # 30
+    """Image pending upload."""
+    TASK_STATE_IMAGE_UPLOADING: _TaskState.ValueType  # 31
+    """Image uploading."""
+    TASK_STATE_IMAGE_BACKUP: _TaskState.ValueType  # 32
+    """Image backup."""
+    TASK_STATE_UPDATING_PASSWORD: _TaskState.ValueType  # 33
+    """Updating password."""
+    TASK_STATE_SOFT_DELETING: _TaskState.ValueType  # 34
+    """Soft deleting."""
+    TASK_STATE_RESTORING: _TaskState.ValueType  # 35
+    """Restoring."""
 
 class TaskState(_TaskState, metaclass=_TaskStateEnumTypeWrapper):
     """What is in flight; NONE is no task. Names as in Nova's task_states."""
@@ -105,6 +187,60 @@ TASK_STATE_REBOOTING_HARD: TaskState.ValueType  # 7
 """Rebooting hard."""
 TASK_STATE_DELETING: TaskState.ValueType  # 8
 """Deleting."""
+TASK_STATE_PAUSING: TaskState.ValueType  # 9
+"""Pausing."""
+TASK_STATE_UNPAUSING: TaskState.ValueType  # 10
+"""Unpausing."""
+TASK_STATE_SUSPENDING: TaskState.ValueType  # 11
+"""Suspending."""
+TASK_STATE_RESUMING: TaskState.ValueType  # 12
+"""Resuming."""
+TASK_STATE_RESCUING: TaskState.ValueType  # 13
+"""Rescuing."""
+TASK_STATE_UNRESCUING: TaskState.ValueType  # 14
+"""Unrescuing."""
+TASK_STATE_SHELVING: TaskState.ValueType  # 15
+"""Shelving."""
+TASK_STATE_SHELVING_IMAGE_PENDING_UPLOAD: TaskState.ValueType  # 16
+"""Shelving image pending upload."""
+TASK_STATE_SHELVING_IMAGE_UPLOADING: TaskState.ValueType  # 17
+"""Shelving image uploading."""
+TASK_STATE_SHELVING_OFFLOADING: TaskState.ValueType  # 18
+"""Shelving offloading."""
+TASK_STATE_UNSHELVING: TaskState.ValueType  # 19
+"""Unshelving."""
+TASK_STATE_RESIZE_PREP: TaskState.ValueType  # 20
+"""Resize prep."""
+TASK_STATE_RESIZE_MIGRATING: TaskState.ValueType  # 21
+"""Resize migrating."""
+TASK_STATE_RESIZE_MIGRATED: TaskState.ValueType  # 22
+"""Resize migrated."""
+TASK_STATE_RESIZE_FINISH: TaskState.ValueType  # 23
+"""Resize finish."""
+TASK_STATE_RESIZE_REVERTING: TaskState.ValueType  # 24
+"""Resize reverting."""
+TASK_STATE_REBUILDING: TaskState.ValueType  # 25
+"""Rebuilding."""
+TASK_STATE_REBUILD_BLOCK_DEVICE_MAPPING: TaskState.ValueType  # 26
+"""Rebuild block device mapping."""
+TASK_STATE_REBUILD_SPAWNING: TaskState.ValueType  # 27
+"""Rebuild spawning."""
+TASK_STATE_IMAGE_SNAPSHOT_PENDING: TaskState.ValueType  # 28
+"""Image snapshot pending."""
+TASK_STATE_IMAGE_SNAPSHOT: TaskState.ValueType  # 29
+"""Image snapshot."""
+TASK_STATE_IMAGE_PENDING_UPLOAD: TaskState.ValueType  # 30
+"""Image pending upload."""
+TASK_STATE_IMAGE_UPLOADING: TaskState.ValueType  # 31
+"""Image uploading."""
+TASK_STATE_IMAGE_BACKUP: TaskState.ValueType  # 32
+"""Image backup."""
+TASK_STATE_UPDATING_PASSWORD: TaskState.ValueType  # 33
+"""Updating password."""
+TASK_STATE_SOFT_DELETING: TaskState.ValueType  # 34
+"""Soft deleting."""
+TASK_STATE_RESTORING: TaskState.ValueType  # 35
+"""Restoring."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
 class _PowerState:
@@ -157,6 +293,10 @@ class _WantEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Want.ValueType],
     """Stop."""
     WANT_ABSENT: _Want.ValueType  # 3
     """Absent."""
+    WANT_PAUSE: _Want.ValueType  # 4
+    """Pause."""
+    WANT_SUSPEND: _Want.ValueType  # 5
+    """Suspend."""
 
 class Want(_Want, metaclass=_WantEnumTypeWrapper):
     """What a host must make true of an assignment: desired state, not a command."""
@@ -169,6 +309,10 @@ WANT_STOP: Want.ValueType  # 2
 """Stop."""
 WANT_ABSENT: Want.ValueType  # 3
 """Absent."""
+WANT_PAUSE: Want.ValueType  # 4
+"""Pause."""
+WANT_SUSPEND: Want.ValueType  # 5
+"""Suspend."""
 Global___Want: _TypeAlias = Want  # noqa: Y015
 
 class _OneShot:
@@ -183,6 +327,10 @@ class _OneShotEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OneShot.Value
     """Reboot soft."""
     ONE_SHOT_REBOOT_HARD: _OneShot.ValueType  # 2
     """Reboot hard."""
+    ONE_SHOT_REBUILD: _OneShot.ValueType  # 3
+    """Rebuild."""
+    ONE_SHOT_SNAPSHOT: _OneShot.ValueType  # 4
+    """Snapshot."""
 
 class OneShot(_OneShot, metaclass=_OneShotEnumTypeWrapper):
     """One-shot actions: not states to converge to but things to do once, counted by `ActionMark.seq` (R13)."""
@@ -193,6 +341,10 @@ ONE_SHOT_REBOOT_SOFT: OneShot.ValueType  # 1
 """Reboot soft."""
 ONE_SHOT_REBOOT_HARD: OneShot.ValueType  # 2
 """Reboot hard."""
+ONE_SHOT_REBUILD: OneShot.ValueType  # 3
+"""Rebuild."""
+ONE_SHOT_SNAPSHOT: OneShot.ValueType  # 4
+"""Snapshot."""
 Global___OneShot: _TypeAlias = OneShot  # noqa: Y015
 
 @_typing.final
@@ -249,17 +401,20 @@ class ActionMark(_message.Message):
 
     SEQ_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     kind: Global___OneShot.ValueType
+    image_id: _builtins.str
     def __init__(
         self,
         *,
         seq: _builtins.int = ...,
         kind: Global___OneShot.ValueType = ...,
+        image_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "seq", b"seq"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "kind", b"kind", "seq", b"seq"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -549,6 +704,9 @@ class Instance(_message.Message):
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    LOCKED_FIELD_NUMBER: _builtins.int
+    LOCKED_REASON_FIELD_NUMBER: _builtins.int
+    TASK_BY_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -571,6 +729,9 @@ class Instance(_message.Message):
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
     op_id: _builtins.str
+    locked: _builtins.bool
+    locked_reason: _builtins.str
+    task_by: _builtins.str
     @_builtins.property
     def request(self) -> Global___Request: ...
     @_builtins.property
@@ -613,10 +774,13 @@ class Instance(_message.Message):
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
+        locked: _builtins.bool = ...,
+        locked_reason: _builtins.str = ...,
+        task_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "fault", b"fault", "request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "create_time_ms", b"create_time_ms", "decision", b"decision", "fault", b"fault", "generation", b"generation", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "task", b"task", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "create_time_ms", b"create_time_ms", "decision", b"decision", "fault", b"fault", "generation", b"generation", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_reason", b"locked_reason", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

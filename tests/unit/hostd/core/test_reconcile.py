@@ -21,6 +21,8 @@ from hostd.core.steps import (
     EnsureFiles,
     EnsureImage,
     Forget,
+    GoOn,
+    Hold,
     LetGo,
     MarkDone,
     MarkMade,
@@ -42,6 +44,7 @@ from hostd.images.base import GuestDisks
 from tests.unit.hostd.orders import IMAGE, instance_id, order, release
 
 ON, OFF, PAUSED, CRASHED = PowerState.RUNNING, PowerState.SHUTDOWN, PowerState.PAUSED, PowerState.CRASHED
+SUSPENDED = PowerState.SUSPENDED
 FILES = GuestDisks(disks=())
 READY = Effort(began_s=0, images=frozenset({IMAGE.sha256}), files=FILES, interfaces=(), is_defined=True)
 FRESH = Effort(began_s=0)
@@ -133,9 +136,60 @@ def test_nothing_is_started_without_a_permit() -> None:
     assert step(order(), domain(OFF), READY, permitted=False) == Wait(None, "no permit to start guests")
 
 
-@pytest.mark.parametrize("power", [ON, PAUSED, PowerState.SUSPENDED])
-def test_a_guest_that_runs_is_left_alone_and_told(power: PowerState) -> None:
-    assert step(order(generation=3), domain(power)) == Settled(HostState.ACTIVE, power)
+def test_a_guest_that_runs_is_left_alone_and_told() -> None:
+    assert step(order(generation=3), domain(ON)) == Settled(HostState.ACTIVE, ON)
+
+
+# ------------------------------------------------------------ holding
+
+PAUSE_FAILED = FaultCode.DOMAIN_PAUSE_FAILED
+
+
+@pytest.mark.parametrize(
+    ("want", "power", "word"),
+    [(Want.PAUSE, PAUSED, HostState.PAUSED), (Want.SUSPEND, SUSPENDED, HostState.SUSPENDED)],
+)
+def test_a_running_guest_is_held_as_wanted_and_that_is_told(
+    want: Want, power: PowerState, word: HostState
+) -> None:
+    assert step(order(want), domain(ON)) == Hold(power)
+    assert step(order(want), domain(power)) == Settled(word, power)
+
+
+def test_who_is_off_cannot_be_held() -> None:
+    assert step(order(Want.PAUSE), domain(OFF)) == Settled(HostState.STOPPED, OFF, FaultCode.GUEST_OFF)
+    assert step(order(Want.SUSPEND), None) == Settled(
+        HostState.STOPPED, PowerState.NOSTATE, FaultCode.GUEST_OFF
+    )
+
+
+def test_a_hold_that_fails_is_told_with_what_the_guest_goes_on_as() -> None:
+    tried, told = fail(order(Want.PAUSE), FRESH, PAUSE_FAILED, now_s=1, at=Hold(PAUSED))
+
+    assert told is None
+    assert step(order(Want.PAUSE), domain(ON), tried) == Settled(HostState.ACTIVE, ON, PAUSE_FAILED)
+    held = reconcile.after(FRESH, Hold(PAUSED), now_s=1)
+    assert step(order(Want.PAUSE), domain(ON), held) == Settled(HostState.ACTIVE, ON, PAUSE_FAILED)
+
+
+def test_a_paused_guest_goes_on_under_a_permit_and_only_once() -> None:
+    resume_failed = FaultCode.DOMAIN_RESUME_FAILED
+
+    assert step(order(), domain(PAUSED)) == GoOn()
+    assert step(order(), domain(PAUSED), permitted=False) == Wait(None, "no permit to let guests run")
+    gone_on = reconcile.after(FRESH, GoOn(), now_s=1)
+    assert step(order(), domain(PAUSED), gone_on) == Settled(HostState.PAUSED, PAUSED, resume_failed)
+    tried, _ = fail(order(), FRESH, resume_failed, now_s=1, at=GoOn())
+    assert step(order(), domain(PAUSED), tried) == Settled(HostState.PAUSED, PAUSED, resume_failed)
+
+
+def test_a_suspended_guest_is_brought_back_by_a_start_of_all_its_parts() -> None:
+    assert step(order(), domain(SUSPENDED), READY) == Start()
+
+
+@pytest.mark.parametrize("power", [PAUSED, SUSPENDED])
+def test_who_is_held_cannot_press_a_button_and_is_cut_off(power: PowerState) -> None:
+    assert step(order(Want.STOP), domain(power)) == CutPower()
 
 
 @pytest.mark.parametrize(
@@ -372,7 +426,13 @@ NEVER_MADE = Settled(HostState.STOPPED, PowerState.NOSTATE)
         (Want.RUN, ACTIVE, domain(), None),
         (Want.RUN, ACTIVE, domain(OFF), STOPPED),
         (Want.RUN, ACTIVE, domain(CRASHED), CRASH),
-        (Want.RUN, ACTIVE, domain(PAUSED), Settled(HostState.ACTIVE, PAUSED)),
+        (Want.RUN, ACTIVE, domain(PAUSED), Settled(HostState.PAUSED, PAUSED)),
+        (Want.RUN, ACTIVE, domain(SUSPENDED), Settled(HostState.SUSPENDED, SUSPENDED)),
+        (Want.PAUSE, Settled(HostState.PAUSED, PAUSED), domain(PAUSED), None),
+        (Want.PAUSE, Settled(HostState.PAUSED, PAUSED), domain(), ACTIVE),
+        (Want.PAUSE, Settled(HostState.PAUSED, PAUSED), domain(OFF), STOPPED),
+        (Want.PAUSE, Settled(HostState.ACTIVE, ON, PAUSE_FAILED), domain(), None),
+        (Want.SUSPEND, Settled(HostState.SUSPENDED, SUSPENDED), domain(OFF), STOPPED),
         (Want.RUN, ACTIVE, None, MISSING),
         (Want.RUN, STOPPED, domain(OFF), None),
         (Want.RUN, STOPPED, domain(), ACTIVE),

@@ -1,0 +1,43 @@
+"""What an action needs beside its row of the lifecycle table: the things its request names, looked up, and what it changes of the record.
+
+Most need nothing. What is here is asked before the intent is written, and may be asked again for the same request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.api.catalogue import Catalogue
+from fabric.api.core.intent import Change
+from fabric.model.identity import Principal
+from fabric.model.states import Action
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What `fabric.api.core.intent.Intent` takes over."""
+
+    change: Change | None = None
+    image_id: str = ""
+    also: Mapping[str, object] = field(default_factory=dict)
+
+
+Prepare = Callable[[Any, Principal], Awaitable[Prepared]]
+"""From a request of the action's own type. Raises InvalidRequest, naming the field."""
+
+NOTHING = Prepared()
+
+
+class Preparing:
+    """The actions that need something, each with how it is got."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        self._by_action: dict[Action, Prepare] = {}
+
+    async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:
+        """Everything that the request names. A name that is not there is the request's fault, and names its field."""
+        prepare = self._by_action.get(action)
+        return NOTHING if prepare is None else await prepare(request, principal)
