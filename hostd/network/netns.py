@@ -47,7 +47,7 @@ class Namespace:
                 raise
             return made
 
-        return await self._inside(make)
+        return await self.inside(make)
 
     async def set_kernel(self, settings: dict[str, str]) -> None:
         """Write files below /proc/sys, which shows each reader the values of its own namespace. Raises OSError."""
@@ -56,10 +56,10 @@ class Namespace:
             for name, value in settings.items():
                 Path("/proc/sys", name).write_text(value, encoding="ascii")
 
-        await self._inside(write)
+        await self.inside(write)
 
-    async def _inside(self, work: Callable[[], _T]) -> _T:
-        """Do `work` in a thread that is in the namespace, and in nothing else afterwards: it ends with it."""
+    async def inside(self, work: Callable[[], _T]) -> _T:
+        """Do `work`, which may block, in a thread that is in the namespace, and in nothing else afterwards: it ends with it."""
 
         def enter_and_work() -> _T:
             if self._path:

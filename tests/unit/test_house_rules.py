@@ -72,6 +72,7 @@ ADAPTERS = {
     "hostd/main.py": "puts the process together",
     "hostd/network/dnsmasq.py": "keeps a DHCP server that outlives the daemon",
     "hostd/network/metadata.py": "serves guests over HTTP",
+    "hostd/network/nfnetlink.py": "asks the kernel over netlink, in a thread of netns.py's",
     "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
 }
