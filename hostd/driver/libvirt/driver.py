@@ -162,11 +162,11 @@ class LibvirtDriver:
 
     async def go_on(self, instance_id: str) -> None:
         def let_go(domain: libvirt.virDomain) -> None:
-            match domain.state()[0]:
-                case libvirt.VIR_DOMAIN_PAUSED:
-                    domain.resume()
-                case libvirt.VIR_DOMAIN_PMSUSPENDED:
-                    domain.pMWakeup()
+            state = domain.state()[0]
+            if state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+                domain.pMWakeup()
+            elif _power(domain) is not PowerState.RUNNING:
+                domain.resume()
 
         await self._on(instance_id, FaultCode.DOMAIN_RESUME_FAILED, let_go)
 

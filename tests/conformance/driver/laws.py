@@ -218,6 +218,80 @@ async def a_foreign_domain_is_listed_and_is_not_ours(rig: Rig) -> None:
     assert (domain.name, domain.ours, domain.instance_id) == (name, False, "")
 
 
+async def a_paused_domain_is_seen_so_and_goes_on(rig: Rig) -> None:
+    events = rig.driver.events()
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.hold(ID, PowerState.PAUSED)
+    await rig.driver.hold(ID, PowerState.PAUSED)
+
+    assert (await seen(rig.driver)).power is PowerState.PAUSED
+    assert (await news(events, PowerState.PAUSED)).instance_id == ID
+    await rig.driver.go_on(ID)
+    await rig.driver.go_on(ID)
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+
+async def a_suspended_domain_comes_back_by_a_start_as_what_it_was(rig: Rig) -> None:
+    await rig.driver.define(rig.spec(generation=1))
+    await rig.driver.start(ID)
+    await rig.driver.hold(ID, PowerState.SUSPENDED)
+    await rig.driver.hold(ID, PowerState.SUSPENDED)
+
+    assert (await seen(rig.driver)).power is PowerState.SUSPENDED
+    await rig.driver.define(rig.spec(generation=2))
+    await rig.driver.start(ID)
+    assert (await seen(rig.driver)).power is PowerState.RUNNING
+
+
+async def a_paused_domain_can_be_suspended(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.hold(ID, PowerState.PAUSED)
+    await rig.driver.hold(ID, PowerState.SUSPENDED)
+
+    assert (await seen(rig.driver)).power is PowerState.SUSPENDED
+
+
+async def cutting_the_power_of_who_is_held_drops_its_memory(rig: Rig) -> None:
+    for power in (PowerState.PAUSED, PowerState.SUSPENDED):
+        await rig.driver.define(rig.spec())
+        await rig.driver.start(ID)
+        await rig.driver.hold(ID, power)
+        await rig.driver.cut_power(ID)
+
+        assert (await seen(rig.driver)).power is PowerState.SHUTDOWN
+
+
+async def forgetting_who_is_suspended_leaves_nothing(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.hold(ID, PowerState.SUSPENDED)
+    await rig.driver.forget(ID)
+
+    assert await rig.driver.observe(ID) is None
+    assert await rig.driver.domains() == ()
+
+
+async def who_is_off_cannot_be_held_or_let_go_on(rig: Rig) -> None:
+    for power in (PowerState.PAUSED, PowerState.SUSPENDED):
+        with pytest.raises(DriverError):
+            await rig.driver.hold(ID, power)
+    with pytest.raises(DriverError) as missing:
+        await rig.driver.go_on(ID)
+    assert missing.value.code == FaultCode.DOMAIN_MISSING
+
+    await rig.driver.define(rig.spec())
+    for power in (PowerState.PAUSED, PowerState.SUSPENDED):
+        with pytest.raises(DriverError):
+            await rig.driver.hold(ID, power)
+    with pytest.raises(DriverError) as refused:
+        await rig.driver.go_on(ID)
+
+    assert refused.value.code == FaultCode.DOMAIN_RESUME_FAILED
+    assert (await seen(rig.driver)).power is PowerState.SHUTDOWN
+
+
 LAWS: tuple[Law, ...] = (
     opening_says_what_is_there,
     what_was_never_defined_is_not_there,
@@ -234,4 +308,10 @@ LAWS: tuple[Law, ...] = (
     guests_run_on_when_the_daemon_goes,
     opening_again_ends_the_old_connections_events,
     a_foreign_domain_is_listed_and_is_not_ours,
+    a_paused_domain_is_seen_so_and_goes_on,
+    a_suspended_domain_comes_back_by_a_start_as_what_it_was,
+    a_paused_domain_can_be_suspended,
+    cutting_the_power_of_who_is_held_drops_its_memory,
+    forgetting_who_is_suspended_leaves_nothing,
+    who_is_off_cannot_be_held_or_let_go_on,
 )

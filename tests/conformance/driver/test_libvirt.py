@@ -86,7 +86,7 @@ def undefine_all(machine: Machine) -> None:
         for domain in connect.listAllDomains():
             if domain.isActive():
                 domain.destroy()
-            domain.undefine()
+            domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
     finally:
         connect.close()
 

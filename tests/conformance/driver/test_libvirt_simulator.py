@@ -23,6 +23,7 @@ URI = "test:///default"
 
 NOT_KEPT: dict[Law, str] = {
     laws.forgetting_twice_is_success_and_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
+    laws.forgetting_who_is_suspended_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
     laws.guests_run_on_when_the_daemon_goes: "ends by forgetting, see above; and its guests live in this process",
     laws.buttons_of_a_running_domain_return_at_once: "has no ACPI button: refuses the flag that presses it",
     laws.a_crash_is_told_and_seen: "its guests have no process that could be killed",
@@ -80,7 +81,7 @@ class SimulatorRig:
             if domain.isActive():
                 domain.destroy()
             if domain.isPersistent():
-                domain.undefine()
+                domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)
 
 
 @pytest.fixture
