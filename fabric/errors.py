@@ -9,7 +9,7 @@
     ├─ WrongState         the lifecycle forbids it now
     ├─ Conflict           somebody changed it first; read again and retry
     ├─ QuotaExceeded      the project's limit; ask for less, or for more quota
-    ├─ NoCapacity         no host fits; ask for less, or later
+    ├─ NoCapacity         no host fits, no address is free; ask for less, or later
     ├─ TooMuch            too large or too often; slow down or split
     ├─ Unavailable        a dependency is away; retry as is
     │  └─ Ambiguous       a write whose fate is unknown; re-read before anything else (R12)
@@ -51,6 +51,7 @@ class Reason(enum.StrEnum):
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL = "INTERNAL"
+    ADDRESSES_EXHAUSTED = "ADDRESSES_EXHAUSTED"
 
 
 class FabricError(Exception):
@@ -119,7 +120,7 @@ class QuotaExceeded(FabricError):
 
 
 class NoCapacity(FabricError):
-    """No host passes every filter; the message is the tally of reasons."""
+    """No host passes every filter: the message is the tally of reasons. Or no address is free."""
 
     reason = Reason.NO_VALID_HOST
 

@@ -35,6 +35,7 @@ class Change:
     unchanged: Mapping[str, int]
     put: Mapping[str, bytes] = field(default_factory=dict)
     delete: Sequence[str] = ()
+    empty: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,14 @@ class Once:
         jitter: Callable[[], float],
         kind: Key[Answered] = ANSWERED,
         patience_s: float = PATIENCE_S,
+        attempts: int = ATTEMPTS,
     ) -> None:
         self._store = store
         self._clock = clock
         self._jitter = jitter
         self._kind = kind
         self._patience_s = patience_s
+        self._attempts = attempts
 
     async def make(
         self,
@@ -109,7 +112,7 @@ class Once:
             resource_id="",
             expire_time_ms=0,
         )
-        for attempt in range(ATTEMPTS):
+        for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
             seen = await self._store.get(key)
@@ -125,6 +128,7 @@ class Once:
             )
             txn = Txn(
                 unchanged={**change.unchanged, key: 0},
+                empty=change.empty,
                 put={**change.put, key: encode(answered)},
                 delete=change.delete,
             )

@@ -72,6 +72,7 @@ _ADVICE: Final[Mapping[Reason, str]] = MappingProxyType(
         Reason.PERMISSION_DENIED: "ask an administrator for the role, or name another project by --project",
         Reason.NAME_AMBIGUOUS: "use the id; `list` shows it",
         Reason.QUOTA_EXCEEDED: "delete something, or ask an administrator for more quota",
+        Reason.ADDRESSES_EXHAUSTED: "delete ports that nobody needs, or add a subnet or an allocation pool",
         Reason.CHANGED_MEANWHILE: "look again, and repeat the command if it still makes sense",
         Reason.RATE_LIMITED: "wait a moment",
         Reason.INTERNAL: "report it to whoever runs this fabric, with the id",

@@ -29,6 +29,18 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkLimits:
+    """How many of each a project may have of what its networks are made of; negative: any number. Defaults are the reference's."""
+
+    networks: int = 100
+    subnets: int = 100
+    ports: int = 500
+    routers: int = 10
+    floating_ips: int = 50
+    security_groups: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
     """A project's limits and what is charged now. `op_id` names the write that made this value (R12)."""
 

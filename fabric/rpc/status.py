@@ -66,6 +66,15 @@ _CODE_BY_REASON: Final[Mapping[Reason, grpc.StatusCode]] = MappingProxyType(
 )
 """Reasons that gRPC has a code of its own for."""
 
+_EXHAUSTED: Final[Mapping[Reason, type[FabricError]]] = MappingProxyType(
+    {
+        Reason.QUOTA_EXCEEDED: QuotaExceeded,
+        Reason.NO_VALID_HOST: NoCapacity,
+        Reason.ADDRESSES_EXHAUSTED: NoCapacity,
+    }
+)
+"""What has run out, by its reason; any other is too much at once."""
+
 _CODES: Final = MappingProxyType({code.value[0]: code for code in grpc.StatusCode})
 _BUILT_IN: Final[Mapping[grpc.StatusCode, tuple[type[FabricError], Reason]]] = MappingProxyType(
     {
@@ -161,7 +170,7 @@ def from_status(code: int, message: str, details: bytes = b"") -> FabricError:
 
 def _class_of(code: grpc.StatusCode, reason: Reason) -> type[FabricError]:
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return {Reason.QUOTA_EXCEEDED: QuotaExceeded, Reason.NO_VALID_HOST: NoCapacity}.get(reason, TooMuch)
+        return _EXHAUSTED.get(reason, TooMuch)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return Unavailable
     return next((kind for kind, its in CODE.items() if its is code), Bug)
