@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fabric.model.event import Event
 from fabric.model.host import Resources
 from fabric.model.image import ImageFormat
 from fabric.model.network import Port
@@ -53,7 +54,7 @@ class Guest:
     """What a host needs to make a server true, complete and immutable for one placement.
 
     `public_keys` maps keypair names to OpenSSH public keys. `user_data` is at most 65,535 bytes (as in the reference), and a
-    secret: never logged.
+    secret: never logged. The root disk of a `standalone` one is a whole copy of its image, which may be gone as soon as it is made.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Guest:
     availability_zone: str = ""
     config_drive: bool = True
     create_time_ms: int = 0
+    standalone: bool = False
 
     def resources(self) -> Resources:
         """What the guest takes of its host."""
@@ -116,14 +118,42 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One placement of a server: everything about it that is the host's, or goes with it."""
+
+    host: str
+    placement_epoch: int
+    slot: int
+    request: Request
+    ports: tuple[Port, ...] = ()
+    disk: ImageRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """A server between two hosts: of the one its record does not name, what is claimed there.
+
+    Before the switch `other` is where it goes, and nothing is there yet. `has_switched`: `other` is where it came from, with its disk as it
+    was; off, until the move is confirmed or reverted. `want` is what was wanted before, `vm_state` what it was.
+    """
+
+    other: Place
+    want: Want
+    vm_state: VmState
+    image_id: str
+    has_switched: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
     """The record of a server in its cell.
 
     `host` and `placement_epoch` say which copy is the one and only (I1); `generation` counts changes of intent,
     `observed_generation` the last one its host confirmed. `task` is what is in flight and the lock, `task_deadline_ms` when
     somebody must look, `task_request_id`, `task_by` (a user) and `task_start_ms` who asked and since when. A `locked` server refuses every
-    change by those who are not administrators; `locked_reason` says why. `attempt` counts placements tried. `op_id` names
-    the write that made this value (R12).
+    change by those who are not administrators; `locked_reason` says why, and one `locked_by_admin` only they unlock. `event` is what is
+    written down of the latest action. `tags` are for people, sorted. `attempt` counts placements tried. `uploaded` is the
+    image that the latest snapshot has become, once its bytes are in. `op_id` names the write that made this value (R12).
     """
 
     id: str
@@ -155,6 +185,14 @@ class Instance:
     locked: bool = False
     locked_reason: str = ""
     task_by: str = ""
+    uploaded: ImageRef | None = None
+    vm_state_time_ms: int = 0
+    highest_epoch: int = 0
+    move: Move | None = None
+    disk: ImageRef | None = None
+    event: Event | None = None
+    locked_by_admin: bool = False
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +217,38 @@ class Tombstone:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MoveWanted:
+    """Work for the scheduler: the server wants another host, or one at all.
+
+    `request` is what it is to be there; `host` the only one that will do, empty for any. `image_id` is the image that its disk travels in,
+    empty where it has been put into one already.
+    """
+
+    instance_id: str
+    request: Request
+    host: str = ""
+    image_id: str = ""
+    create_time_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discard:
+    """Work for the reconciler: an image that only carried one server's disk, and is needed no more."""
+
+    image_id: str
+    instance_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recharge:
+    """Work for the reconciler: what the server costs may have changed, and its project's charge is to follow."""
+
+    instance_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Over:
     """The instance's life is over: no claim may raise it again, however late (hole 3 of the protocol draft)."""
 
@@ -192,6 +262,13 @@ class Refund:
 
     instance_id: str
     project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    """Work for the reconciler: the server has another name now, and its index row is to follow."""
+
+    instance_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +287,9 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
-    """An accepted create on its way to a host. `cancelled` is set by a delete that came before the claim."""
+    """An accepted create on its way to a host. `cancelled` is set by a delete that came before the claim, by whom and under which
+    request id beside it.
+    """
 
     instance_id: str
     cell: str
@@ -220,6 +299,9 @@ class Build:
     tried_cells: tuple[str, ...] = ()
     create_time_ms: int = 0
     op_id: str = ""
+    request_id: str = ""
+    cancelled_by: str = ""
+    cancel_request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

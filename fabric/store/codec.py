@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from fabric.errors import Bug
 from fabric.mapping import Mapping
 from fabric.model import (
+    event,
     flavor,
     host,
     identity,
@@ -26,6 +27,7 @@ from fabric.model import (
 )
 from fabric.pb.record.v1 import (
     catalogue_pb2,
+    event_pb2,
     host_pb2,
     identity_pb2,
     instance_pb2,
@@ -71,16 +73,24 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     host.HostReport: host_pb2.HostReport,
     host.Cell: host_pb2.Cell,
     host.CellCapacity: host_pb2.CellCapacity,
+    event.EventStep: event_pb2.EventStep,
+    event.Event: event_pb2.Event,
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,
     instance.Guest: instance_pb2.Guest,
     instance.Fault: instance_pb2.Fault,
     instance.Request: instance_pb2.Request,
+    instance.Place: instance_pb2.Place,
+    instance.Move: instance_pb2.Move,
     instance.Instance: instance_pb2.Instance,
     instance.Assignment: instance_pb2.Assignment,
     instance.Tombstone: instance_pb2.Tombstone,
+    instance.MoveWanted: instance_pb2.MoveWanted,
+    instance.Discard: instance_pb2.Discard,
+    instance.Recharge: instance_pb2.Recharge,
     instance.Over: instance_pb2.Over,
     instance.Refund: instance_pb2.Refund,
+    instance.Renamed: instance_pb2.Renamed,
     instance.Location: instance_pb2.Location,
     instance.Build: instance_pb2.Build,
     instance.Answered: instance_pb2.Answered,

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from fabric.model import (
+    event,
     flavor,
     host,
     identity,
@@ -246,6 +247,36 @@ REFUND = _cell(
     instance.Refund,
     "api, scheduler, conductor",
     "The cell has let go: the reconciler gives the charge back, once.",
+)
+MOVE = _cell(
+    "move/{instance}",
+    instance.MoveWanted,
+    "api, scheduler, conductor",
+    "A server that wants another host, or one at all: what the scheduler has to do. Its claim takes the key away.",
+)
+DISCARD = _cell(
+    "discard/{image}",
+    instance.Discard,
+    "api, scheduler, conductor",
+    "An image that only carried one server's disk: the reconciler takes it away.",
+)
+RECHARGE = _cell(
+    "recharge/{instance}",
+    instance.Recharge,
+    "api, scheduler, conductor",
+    "A move has ended: the reconciler charges the project for what the server is now.",
+)
+RENAMED = _cell(
+    "renamed/{instance}",
+    instance.Renamed,
+    "api, scheduler",
+    "The server has another name: the reconciler brings it to the index.",
+)
+EVENT = _cell(
+    "event/{instance}/{slot}",
+    event.Event,
+    "scheduler, api, conductor",
+    "An earlier action of a server, of the last 32; kept for 24 hours after its end.",
 )
 ACTED = _cell(
     "acted/{project}/{request}",

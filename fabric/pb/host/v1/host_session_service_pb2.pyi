@@ -1082,6 +1082,7 @@ class Guest(_message.Message):
     AVAILABILITY_ZONE_FIELD_NUMBER: _builtins.int
     CONFIG_DRIVE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    STANDALONE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The instance's id."""
     name: _builtins.str
@@ -1110,6 +1111,8 @@ class Guest(_message.Message):
     """Whether it has a config drive."""
     create_time_ms: _builtins.int
     """When it was asked for, milliseconds since 1970."""
+    standalone: _builtins.bool
+    """Whether the root disk is a whole copy of the image, which may be gone as soon as it is made."""
     @_builtins.property
     def image(self) -> Global___ImageRef:
         """What the root disk starts as."""
@@ -1157,10 +1160,11 @@ class Guest(_message.Message):
         availability_zone: _builtins.str = ...,
         config_drive: _builtins.bool = ...,
         create_time_ms: _builtins.int = ...,
+        standalone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

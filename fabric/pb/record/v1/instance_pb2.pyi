@@ -6,6 +6,7 @@ Records as they are stored. Kept apart from the API, so that either can move; nu
 
 from collections import abc as _abc
 from fabric.pb.record.v1 import catalogue_pb2 as _catalogue_pb2
+from fabric.pb.record.v1 import event_pb2 as _event_pb2
 from fabric.pb.record.v1 import placement_pb2 as _placement_pb2
 from fabric.pb.record.v1 import quota_pb2 as _quota_pb2
 from google.protobuf import descriptor as _descriptor
@@ -522,6 +523,7 @@ class Guest(_message.Message):
     AVAILABILITY_ZONE_FIELD_NUMBER: _builtins.int
     CONFIG_DRIVE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    STANDALONE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     hostname: _builtins.str
@@ -536,6 +538,7 @@ class Guest(_message.Message):
     availability_zone: _builtins.str
     config_drive: _builtins.bool
     create_time_ms: _builtins.int
+    standalone: _builtins.bool
     @_builtins.property
     def image(self) -> Global___ImageRef: ...
     @_builtins.property
@@ -571,10 +574,11 @@ class Guest(_message.Message):
         availability_zone: _builtins.str = ...,
         config_drive: _builtins.bool = ...,
         create_time_ms: _builtins.int = ...,
+        standalone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -707,6 +711,14 @@ class Instance(_message.Message):
     LOCKED_FIELD_NUMBER: _builtins.int
     LOCKED_REASON_FIELD_NUMBER: _builtins.int
     TASK_BY_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    LOCKED_BY_ADMIN_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    UPLOADED_FIELD_NUMBER: _builtins.int
+    VM_STATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
+    MOVE_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -732,6 +744,9 @@ class Instance(_message.Message):
     locked: _builtins.bool
     locked_reason: _builtins.str
     task_by: _builtins.str
+    locked_by_admin: _builtins.bool
+    vm_state_time_ms: _builtins.int
+    highest_epoch: _builtins.int
     @_builtins.property
     def request(self) -> Global___Request: ...
     @_builtins.property
@@ -744,6 +759,16 @@ class Instance(_message.Message):
     def decision(self) -> _placement_pb2.Decision: ...
     @_builtins.property
     def fault(self) -> Global___Fault: ...
+    @_builtins.property
+    def event(self) -> _event_pb2.Event: ...
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def uploaded(self) -> Global___ImageRef: ...
+    @_builtins.property
+    def move(self) -> Global___Move: ...
+    @_builtins.property
+    def disk(self) -> Global___ImageRef: ...
     def __init__(
         self,
         *,
@@ -777,14 +802,192 @@ class Instance(_message.Message):
         locked: _builtins.bool = ...,
         locked_reason: _builtins.str = ...,
         task_by: _builtins.str = ...,
+        event: _event_pb2.Event | None = ...,
+        locked_by_admin: _builtins.bool = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        uploaded: Global___ImageRef | None = ...,
+        vm_state_time_ms: _builtins.int = ...,
+        highest_epoch: _builtins.int = ...,
+        move: Global___Move | None = ...,
+        disk: Global___ImageRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "fault", b"fault", "request", b"request"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "move", b"move", "request", b"request", "uploaded", b"uploaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "create_time_ms", b"create_time_ms", "decision", b"decision", "fault", b"fault", "generation", b"generation", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_reason", b"locked_reason", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Instance: _TypeAlias = Instance  # noqa: Y015
+
+@_typing.final
+class Place(_message.Message):
+    """One placement of a server: everything about it that is the host's, or goes with it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    SLOT_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    placement_epoch: _builtins.int
+    slot: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___Request: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___Port]: ...
+    @_builtins.property
+    def disk(self) -> Global___ImageRef: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        slot: _builtins.int = ...,
+        request: Global___Request | None = ...,
+        ports: _abc.Iterable[Global___Port] | None = ...,
+        disk: Global___ImageRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk", b"disk", "host", b"host", "placement_epoch", b"placement_epoch", "ports", b"ports", "request", b"request", "slot", b"slot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Place: _TypeAlias = Place  # noqa: Y015
+
+@_typing.final
+class Move(_message.Message):
+    """A server between two hosts: of the one its record does not name, what is claimed there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OTHER_FIELD_NUMBER: _builtins.int
+    WANT_FIELD_NUMBER: _builtins.int
+    VM_STATE_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    HAS_SWITCHED_FIELD_NUMBER: _builtins.int
+    want: Global___Want.ValueType
+    vm_state: Global___VmState.ValueType
+    image_id: _builtins.str
+    has_switched: _builtins.bool
+    @_builtins.property
+    def other(self) -> Global___Place: ...
+    def __init__(
+        self,
+        *,
+        other: Global___Place | None = ...,
+        want: Global___Want.ValueType = ...,
+        vm_state: Global___VmState.ValueType = ...,
+        image_id: _builtins.str = ...,
+        has_switched: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["other", b"other"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_switched", b"has_switched", "image_id", b"image_id", "other", b"other", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Move: _TypeAlias = Move  # noqa: Y015
+
+@_typing.final
+class MoveWanted(_message.Message):
+    """Work for the scheduler: the server wants another host, or one at all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    instance_id: _builtins.str
+    host: _builtins.str
+    image_id: _builtins.str
+    create_time_ms: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___Request: ...
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        request: Global___Request | None = ...,
+        host: _builtins.str = ...,
+        image_id: _builtins.str = ...,
+        create_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "host", b"host", "image_id", b"image_id", "instance_id", b"instance_id", "request", b"request", "schema_version", b"schema_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveWanted: _TypeAlias = MoveWanted  # noqa: Y015
+
+@_typing.final
+class Discard(_message.Message):
+    """Work for the reconciler: an image that only carried one server's disk, and is needed no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    image_id: _builtins.str
+    instance_id: _builtins.str
+    project_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        image_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "instance_id", b"instance_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Discard: _TypeAlias = Discard  # noqa: Y015
+
+@_typing.final
+class Recharge(_message.Message):
+    """Work for the reconciler: what the server costs may have changed, and its project's charge is to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    instance_id: _builtins.str
+    project_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recharge: _TypeAlias = Recharge  # noqa: Y015
 
 @_typing.final
 class Assignment(_message.Message):
@@ -916,6 +1119,31 @@ class Refund(_message.Message):
 Global___Refund: _TypeAlias = Refund  # noqa: Y015
 
 @_typing.final
+class Renamed(_message.Message):
+    """Work for the reconciler: the server has another name now, and its index row is to follow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    instance_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "schema_version", b"schema_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Renamed: _TypeAlias = Renamed  # noqa: Y015
+
+@_typing.final
 class Location(_message.Message):
     """The global index row of a server: where it lives, whose it is, what it is charged."""
 
@@ -977,6 +1205,9 @@ class Build(_message.Message):
     TRIED_CELLS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CANCELLED_BY_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUEST_ID_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
@@ -985,6 +1216,9 @@ class Build(_message.Message):
     cancelled: _builtins.bool
     create_time_ms: _builtins.int
     op_id: _builtins.str
+    request_id: _builtins.str
+    cancelled_by: _builtins.str
+    cancel_request_id: _builtins.str
     @_builtins.property
     def request(self) -> Global___Request: ...
     @_builtins.property
@@ -1001,10 +1235,13 @@ class Build(_message.Message):
         tried_cells: _abc.Iterable[_builtins.str] | None = ...,
         create_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        cancelled_by: _builtins.str = ...,
+        cancel_request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "cell", b"cell", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "op_id", b"op_id", "project_id", b"project_id", "request", b"request", "schema_version", b"schema_version", "tried_cells", b"tried_cells"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_request_id", b"cancel_request_id", "cancelled", b"cancelled", "cancelled_by", b"cancelled_by", "cell", b"cell", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "op_id", b"op_id", "project_id", b"project_id", "request", b"request", "request_id", b"request_id", "schema_version", b"schema_version", "tried_cells", b"tried_cells"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
