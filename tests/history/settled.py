@@ -61,7 +61,7 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
             return f"I9 {instance_id} has a record and no owner"
         runs_on = [name for name, each in hosts.items() if instance_id in each.running]
         if record.vm_state is not VmState.ERROR:
-            wanted = [record.host] if record.want is Want.RUN else []
+            wanted = [record.host] if record.want in {Want.RUN, Want.PAUSE} else []
             if runs_on != wanted:
                 return f"I7 {instance_id} runs on {runs_on}, and should on {wanted}"
     for instance_id in sorted(checker.locations):

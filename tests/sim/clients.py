@@ -13,14 +13,57 @@ from typing import Any
 
 from fabric.deadlines import within
 from fabric.errors import FabricError, NotFound, Unavailable
+from fabric.lifecycle.core import allowed_actions
 from fabric.model.identity import Principal
+from fabric.model.states import Action, TaskState, VmState
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.rpc.method import Method, methods
 from tests.history.events import Called, Event, Returned
 
 PATIENCE_S = 20.0
 """How long a client waits for one answer."""
 
 ATTEMPTS = 8
+
+CARELESS = 0.15
+"""How often a client asks for anything at all, whatever state its server is in."""
+
+FIELDS: dict[str, dict[str, list[Any]]] = {
+    "stop": {"timeout_s": [1, 5]},
+    "reboot": {"kind": [pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]},
+}
+"""What the requests of some actions need besides, and what it may be."""
+
+
+def _methods() -> dict[str, tuple[Method, dict[str, list[Any]]]]:
+    found = {
+        method.action or "reboot": method
+        for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"])
+        if method.action or method.name == "RebootInstance"
+    }
+    plain = {"request_id", "instance"}
+    return {
+        action: (method, FIELDS.get(action, {}))
+        for action, method in found.items()
+        if {each.name for each in method.request.DESCRIPTOR.fields} - plain <= FIELDS.get(action, {}).keys()
+    }
+
+
+METHODS = _methods()
+"""Every action that a client knows how to ask for: those that need nothing but the server, and those of FIELDS."""
+
+_REBOOTS = frozenset({Action.REBOOT_SOFT, Action.REBOOT_HARD})
+
+
+def _allowed(seen: pb.GetInstanceResponse) -> tuple[str, ...]:
+    status = seen.instance.status
+    if not status.vm_state:
+        return ()
+    task = TaskState[status.task_state.upper()] if status.task_state else TaskState.NONE
+    may = allowed_actions(VmState[status.vm_state.upper()], task)
+    words = dict.fromkeys("reboot" if each in _REBOOTS else str(each) for each in may)
+    return tuple(word for word in words if word in METHODS)
+
 
 Call = Callable[[str, str, Any, Principal], Awaitable[Any]]
 """(api server, handler, request, principal) -> response; raises what the handler raises, or Unavailable when it is down."""
@@ -87,23 +130,18 @@ class Client:
 
     async def _act(self) -> None:
         instance_id, principal = self.random.choice(self.mine)
+        asked = pb.GetInstanceRequest(instance=instance_id)
+        seen = await self._ask(self.random.choice(self.apis), "get", "get_instance", asked, principal)
         self._asked += 1
         rid = f"{self.name}-{self._asked}"
-        handler, request = self.random.choice(
-            [
-                ("stop_instance", pb.StopInstanceRequest(request_id=rid, instance=instance_id, timeout_s=5)),
-                ("start_instance", pb.StartInstanceRequest(request_id=rid, instance=instance_id)),
-                (
-                    "reboot_instance",
-                    pb.RebootInstanceRequest(
-                        request_id=rid,
-                        instance=instance_id,
-                        kind=self.random.choice([pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]),
-                    ),
-                ),
-            ]
-        )
-        await self._retry(handler.partition("_")[0], handler, request, principal)
+        may = _allowed(seen) if isinstance(seen, pb.GetInstanceResponse) else ()
+        if not may or self.random.random() < CARELESS:
+            may = tuple(METHODS)
+        action = self.random.choice(may)
+        method, fields = METHODS[action]
+        fields = {name: self.random.choice(values) for name, values in fields.items()}
+        request = method.request(request_id=rid, instance=instance_id, **fields)
+        await self._retry(action, method.attribute, request, principal)
 
     async def _get(self) -> None:
         instance_id, principal = self.random.choice(self.mine)
