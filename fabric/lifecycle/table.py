@@ -406,6 +406,30 @@ if len(BY_ACTION) != len(RULES) or any(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timer:
+    """One row: what is begun by itself when a server has been in `state` for as long as the setting says, with nothing in flight.
+
+    `never` is what the setting is set to for not at all: where 0 s is of use, it is -1.
+    """
+
+    state: VmState
+    action: Action
+    setting: str
+    never: float = 0.0
+
+
+TIMERS: tuple[Timer, ...] = (
+    # The reference's shelved_offload_time, resize_confirm_window and reclaim_instance_interval, with its defaults.
+    Timer(state=VmState.SHELVED, action=Action.SHELVE_OFFLOAD, setting="shelve_offload_s", never=-1.0),
+    Timer(state=VmState.RESIZED, action=Action.CONFIRM_RESIZE, setting="resize_confirm_s"),
+    Timer(state=VmState.SOFT_DELETED, action=Action.DELETE, setting="reclaim_s"),
+)
+
+TIMED_STATES = frozenset(timer.state for timer in TIMERS)
+"""States in which somebody must look now and then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostWord:
     """What a host may say of an instance placed on it, and when: everything else it says is refused (R9).
 

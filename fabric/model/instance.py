@@ -140,7 +140,6 @@ class Move:
     other: Place
     want: Want
     vm_state: VmState
-    image_id: str
     has_switched: bool = False
 
 
@@ -154,6 +153,11 @@ class Instance:
     change by those who are not administrators; `locked_reason` says why, and one `locked_by_admin` only they unlock. `event` is what is
     written down of the latest action. `tags` are for people, sorted. `attempt` counts placements tried. `uploaded` is the
     image that the latest snapshot has become, once its bytes are in. `op_id` names the write that made this value (R12).
+
+    `vm_state_time_ms` is since when the server has been in its state. `highest_epoch` is the highest placement epoch ever claimed: a server
+    that went back to where it came from has a lower one. `move` is there while the server has a claim on a second host. `disk` is what the
+    root disk of this placement is a copy of, where that is not the guest's image, and `carrier_id` the image that is kept only because it
+    carries the server's disk: from one host to another, or while the server is shelved.
     """
 
     id: str
@@ -190,6 +194,7 @@ class Instance:
     highest_epoch: int = 0
     move: Move | None = None
     disk: ImageRef | None = None
+    carrier_id: str = ""
     event: Event | None = None
     locked_by_admin: bool = False
     tags: tuple[str, ...] = ()
@@ -220,13 +225,14 @@ class Tombstone:
 class MoveWanted:
     """Work for the scheduler: the server wants another host, or one at all.
 
-    `request` is what it is to be there; `host` the only one that will do, empty for any. `image_id` is the image that its disk travels in,
-    empty where it has been put into one already.
+    `request` is what it is to be there; `host` the only one that will do, empty for any, `excluded` one that has just failed. `image_id` is
+    the image that its disk travels in, empty where it has been put into one already.
     """
 
     instance_id: str
     request: Request
     host: str = ""
+    excluded: str = ""
     image_id: str = ""
     create_time_ms: int = 0
 

@@ -719,6 +719,7 @@ class Instance(_message.Message):
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
     MOVE_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
+    CARRIER_ID_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -747,6 +748,7 @@ class Instance(_message.Message):
     locked_by_admin: _builtins.bool
     vm_state_time_ms: _builtins.int
     highest_epoch: _builtins.int
+    carrier_id: _builtins.str
     @_builtins.property
     def request(self) -> Global___Request: ...
     @_builtins.property
@@ -810,10 +812,11 @@ class Instance(_message.Message):
         highest_epoch: _builtins.int = ...,
         move: Global___Move | None = ...,
         disk: Global___ImageRef | None = ...,
+        carrier_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "move", b"move", "request", b"request", "uploaded", b"uploaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "carrier_id", b"carrier_id", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -867,11 +870,9 @@ class Move(_message.Message):
     OTHER_FIELD_NUMBER: _builtins.int
     WANT_FIELD_NUMBER: _builtins.int
     VM_STATE_FIELD_NUMBER: _builtins.int
-    IMAGE_ID_FIELD_NUMBER: _builtins.int
     HAS_SWITCHED_FIELD_NUMBER: _builtins.int
     want: Global___Want.ValueType
     vm_state: Global___VmState.ValueType
-    image_id: _builtins.str
     has_switched: _builtins.bool
     @_builtins.property
     def other(self) -> Global___Place: ...
@@ -881,12 +882,11 @@ class Move(_message.Message):
         other: Global___Place | None = ...,
         want: Global___Want.ValueType = ...,
         vm_state: Global___VmState.ValueType = ...,
-        image_id: _builtins.str = ...,
         has_switched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["other", b"other"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_switched", b"has_switched", "image_id", b"image_id", "other", b"other", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_switched", b"has_switched", "other", b"other", "vm_state", b"vm_state", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -904,12 +904,14 @@ class MoveWanted(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    EXCLUDED_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
     host: _builtins.str
     image_id: _builtins.str
     create_time_ms: _builtins.int
+    excluded: _builtins.str
     @_builtins.property
     def request(self) -> Global___Request: ...
     def __init__(
@@ -921,10 +923,11 @@ class MoveWanted(_message.Message):
         host: _builtins.str = ...,
         image_id: _builtins.str = ...,
         create_time_ms: _builtins.int = ...,
+        excluded: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "host", b"host", "image_id", b"image_id", "instance_id", b"instance_id", "request", b"request", "schema_version", b"schema_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "excluded", b"excluded", "host", b"host", "image_id", b"image_id", "instance_id", b"instance_id", "request", b"request", "schema_version", b"schema_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
