@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -39,14 +40,25 @@ class End:
     def read_until(self, last: bytes) -> list[bytes]:
         """What arrives before the frame `last`, which must come."""
         frames: list[bytes] = []
-        while True:
-            if not select.select([self.wire], [], [], _PATIENCE_S)[0]:
+        while (frame := self._next(_PATIENCE_S)) != last:
+            if frame is None:
                 raise AssertionError(f"{self.tap} was not given the marker")
+            frames.append(frame)
+        return frames
+
+    def read(self) -> list[bytes]:
+        """What has arrived, for an end that no marker reaches."""
+        frames: list[bytes] = []
+        while (frame := self._next(0)) is not None:
+            frames.append(frame)
+        return frames
+
+    def _next(self, patience_s: float) -> bytes | None:
+        while select.select([self.wire], [], [], patience_s)[0]:
             frame, where = self.wire.recvfrom(65536)
-            if frame == last:
-                return frames
             if where[2] != socket.PACKET_OUTGOING:
-                frames.append(frame)
+                return frame
+        return None
 
 
 @dataclass
@@ -100,22 +112,32 @@ class Lan:
         return End(tap, inside(self.ends_in, listen))
 
     def up(self, *taps: str) -> None:
+        """Up, and forwarding: the bridge hears of it from the kernel a moment later."""
         for tap in taps:
             ip("link", "set", tap, "up", netns=self.host)
+        waiting = time.monotonic() + _PATIENCE_S
+        for tap in taps:
+            while "state forwarding" not in ip("-d", "link", "show", "dev", tap, netns=self.host):
+                assert time.monotonic() < waiting, f"{tap} does not forward"
+                time.sleep(0.01)
 
     def close(self) -> None:
         for marker, ends in self._bridges.values():
             for end in (marker, *ends):
                 end.wire.close()
 
-    def settle(self) -> dict[str, list[bytes]]:
-        """What each end was given since the last time: all that was sent before is through, or dropped."""
+    def settle(self, *, deaf: tuple[str, ...] = ()) -> dict[str, list[bytes]]:
+        """What each end was given since the last time: all that was sent before is through, or dropped.
+
+        `deaf` are given no markers; the others' go the same way, so what came is there with them.
+        """
         given: dict[str, list[bytes]] = {}
         for marker, ends in self._bridges.values():
             number = str(IPv4Address(next(self._markers)))
             last = arp(_MARKER_MAC, _MARKER_MAC, number, number)
             marker.send(last)
-            given |= {end.tap: end.read_until(last) for end in ends}
+            given |= {end.tap: end.read_until(last) for end in ends if end.tap not in deaf}
+            given |= {end.tap: end.read() for end in ends if end.tap in deaf}
         return given
 
 
