@@ -17,7 +17,7 @@ from fabric.model.identity import Principal, Project, User
 from fabric.model.image import Image, Visibility
 from fabric.model.instance import Build, Location
 from fabric.model.keypair import Keypair
-from fabric.model.network import Network
+from fabric.model.network import Network, NetworkKind
 from fabric.model.quota import Quota
 from fabric.store.base import Store
 from fabric.store.keys import (
@@ -101,8 +101,10 @@ class Catalogue:
         return one(own or found, "image", word, field=field, id_of=lambda each: each.id)
 
     async def network(self, word: str, *, field: str = "network") -> Network:
-        """By id or name; the only one there is, for no word. Raises NotFound."""
-        found = await self.networks.matching(lambda each: not word or word in {each.id, each.name})
+        """By id or name, of those that hosts serve themselves; the only one there is, for no word. Raises NotFound."""
+        found = await self.networks.matching(
+            lambda each: each.kind is NetworkKind.HOST_LOCAL and (not word or word in {each.id, each.name})
+        )
         if not word and len(found) > 1:
             names = ", ".join(sorted(each.name for each in found))
             raise InvalidRequest(f"there are several networks; say which: {names}", field=field)

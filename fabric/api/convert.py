@@ -1,4 +1,5 @@
-"""Values of the fabric as messages of the public API, for everything but servers (`instance_view`).
+"""Values of the fabric as messages of the public API, for everything but servers (`instance_view`) and networks
+(`network_messages`).
 
 What a message shows is decided here alone; a test goes through every field of every message, so that one that is added and forgotten
 fails.
@@ -12,15 +13,10 @@ from fabric.model.host import Host, HostReport, Session, SessionState, Use
 from fabric.model.identity import Project, User
 from fabric.model.image import Image
 from fabric.model.keypair import Keypair
-from fabric.model.network import Network
 from fabric.model.quota import Charge, Quota
 from fabric.pb.compute.v1 import flavor_service_pb2, host_service_pb2, keypair_service_pb2
 from fabric.pb.identity.v1 import project_service_pb2, user_service_pb2
 from fabric.pb.image.v1 import image_service_pb2
-from fabric.pb.network.v1 import network_service_pb2
-
-HOST_LOCAL = "host-local"
-"""The kind of network that there is: every host serves a subnet of its own."""
 
 
 def flavor_message(flavor: Flavor, mod_revision: int) -> flavor_service_pb2.Flavor:
@@ -45,17 +41,6 @@ def keypair_message(keypair: Keypair) -> keypair_service_pb2.Keypair:
         fingerprint=keypair.fingerprint,
         user_id=keypair.user_id,
         create_time=timestamp(keypair.create_time_ms),
-    )
-
-
-def network_message(network: Network) -> network_service_pb2.Network:
-    return network_service_pb2.Network(
-        id=network.id,
-        name=network.name,
-        mtu=network.mtu,
-        dns_servers=network.dns_servers,
-        kind=HOST_LOCAL,
-        create_time=timestamp(network.create_time_ms),
     )
 
 

@@ -12,15 +12,21 @@ from fabric.api.blobs import BlobHandlers
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.flavors import FlavorHandlers
+from fabric.api.floating_ips import FloatingIpHandlers
 from fabric.api.hosts import HostHandlers
 from fabric.api.images import ImageHandlers
 from fabric.api.instance_reads import Conductors
 from fabric.api.instances import InstanceHandlers
 from fabric.api.keypairs import KeypairHandlers
+from fabric.api.network_desk import Desk
 from fabric.api.networks import NetworkHandlers
 from fabric.api.once import forget_answers
 from fabric.api.pages import Pages
+from fabric.api.ports import PortHandlers
 from fabric.api.projects import ProjectHandlers
+from fabric.api.routers import RouterHandlers
+from fabric.api.security_groups import SecurityGroupHandlers
+from fabric.api.subnets import SubnetHandlers
 from fabric.api.tokens import TokenHandlers
 from fabric.api.users import UserHandlers
 from fabric.clock import Clock
@@ -35,7 +41,7 @@ from fabric.images.base import Blobs
 from fabric.images.core.inspect import ImageLimits
 from fabric.images.service import keep_swept
 from fabric.model.network import Network
-from fabric.model.quota import Charge
+from fabric.model.quota import Charge, NetworkLimits
 from fabric.network.service import ensure_network
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.compute.v1 import (
@@ -46,7 +52,14 @@ from fabric.pb.compute.v1 import (
 )
 from fabric.pb.identity.v1 import project_service_pb2, token_service_pb2, user_service_pb2
 from fabric.pb.image.v1 import blob_service_pb2, image_service_pb2
-from fabric.pb.network.v1 import network_service_pb2
+from fabric.pb.network.v1 import (
+    floating_ip_service_pb2,
+    network_service_pb2,
+    port_service_pb2,
+    router_service_pb2,
+    security_group_service_pb2,
+    subnet_service_pb2,
+)
 from fabric.quota.ledger import Ledger
 from fabric.rpc.call import Bound, bind
 from fabric.store.base import Store
@@ -75,6 +88,8 @@ class ApiOptions:
     network: Network
     """Made when there is no network."""
     image_limits: ImageLimits = field(default_factory=ImageLimits)
+    network_limits: NetworkLimits = field(default_factory=NetworkLimits)
+    """What every project may have of networks and what belongs to them."""
     administrator: Administrator | None = None
     """Made when there is no user of that name."""
     sweep_s: float = 600.0
@@ -123,6 +138,7 @@ class ApiService:
         self._images = ImageHandlers(
             global_store, blobs, limits=options.image_limits, clock=clock, ids=ids, jitter=jitter
         )
+        desk = Desk(global_store, limits=options.network_limits, clock=clock, ids=ids, jitter=jitter)
         login = Login(Directory(global_store), passwords, self.tokens, clock)
         self._public: tuple[tuple[object, str, object], ...] = (
             (instance_service_pb2, "InstanceService", self.instances),
@@ -137,7 +153,12 @@ class ApiService:
                 KeypairHandlers(global_store, clock=clock, ids=ids, jitter=jitter),
             ),
             (host_service_pb2, "HostService", HostHandlers(self._cells, clock=clock, jitter=jitter)),
-            (network_service_pb2, "NetworkService", NetworkHandlers(global_store)),
+            (network_service_pb2, "NetworkService", NetworkHandlers(desk)),
+            (subnet_service_pb2, "SubnetService", SubnetHandlers(desk)),
+            (port_service_pb2, "PortService", PortHandlers(desk)),
+            (router_service_pb2, "RouterService", RouterHandlers(desk)),
+            (floating_ip_service_pb2, "FloatingIpService", FloatingIpHandlers(desk)),
+            (security_group_service_pb2, "SecurityGroupService", SecurityGroupHandlers(desk)),
             (image_service_pb2, "ImageService", self._images),
             (
                 project_service_pb2,

@@ -78,31 +78,31 @@ def check_no_interfaces(router: Router) -> None:
         )
 
 
-def target(port: NetworkPort, asked: str, subnets: Sequence[Subnet], *, field: str) -> FixedAddress:
+def target(port: NetworkPort, asked: str, subnets: Sequence[Subnet], *, path: str) -> FixedAddress:
     """Which of a port's addresses a floating IP leads to: an IPv4 one, its only one where nothing is asked.
 
     Raises:
-        InvalidRequest: naming the field below `field`: the port has no such address, none at all, or several.
+        InvalidRequest: naming the field, below `path`: the port has no such address, none at all, or several.
     """
     four = {each.id for each in subnets if version_of(each) == 4}
     mine = [each for each in port.fixed_addresses if each.subnet_id in four]
     if asked:
-        wanted = str(ranges.address(asked, field=f"{field}.fixed_ip"))
+        wanted = str(ranges.address(asked, field=f"{path}fixed_ip"))
         mine = [each for each in mine if each.address == wanted]
         if not mine:
             raise InvalidRequest(
-                f"{field}.fixed_ip: {wanted} is no IPv4 address of port {port.name or port.id}",
-                field=f"{field}.fixed_ip",
+                f"{path}fixed_ip: {wanted} is no IPv4 address of port {port.name or port.id}",
+                field=f"{path}fixed_ip",
             )
     if not mine:
         raise InvalidRequest(
-            f"{field}.port: port {port.name or port.id} has no IPv4 address", field=f"{field}.port"
+            f"{path}port: port {port.name or port.id} has no IPv4 address", field=f"{path}port"
         )
     if len(mine) > 1:
         several = ", ".join(each.address for each in mine)
         raise InvalidRequest(
-            f"{field}.fixed_ip: port {port.name or port.id} has several addresses, say which: {several}",
-            field=f"{field}.fixed_ip",
+            f"{path}fixed_ip: port {port.name or port.id} has several addresses, say which: {several}",
+            field=f"{path}fixed_ip",
         )
     return mine[0]
 

@@ -47,6 +47,9 @@ PROTOCOLS: Final = MappingProxyType(
 _ALIASES: Final = MappingProxyType({"icmpv6": "ipv6-icmp", "any": ""})
 _NAMES: Final = MappingProxyType({number: name for name, number in PROTOCOLS.items()})
 
+REMOTE_RULES_LIMIT: Final = 64
+"""Of those, rules that name other groups: what they hold of them is given back in one transaction with the group."""
+
 RULES_LIMIT: Final = 1000
 """Rules in one group: its record is one value in the store, and one thing that a host is told."""
 
@@ -120,15 +123,22 @@ def with_rule(group: SecurityGroup, rule: SecurityRule, *, limit: int = RULES_LI
             raise AlreadyExists(
                 f"security group {group.name} has that rule already: {each.id}", name=group.name, rule=each.id
             )
-    if len(group.rules) >= limit:
+    _check_room(len(group.rules), limit, "rules")
+    if rule.remote_group_id not in {"", group.id}:
+        naming = sum(each.remote_group_id not in {"", group.id} for each in group.rules)
+        _check_room(naming, REMOTE_RULES_LIMIT, "rules that name other groups")
+    return replace(group, rules=(*group.rules, rule), update_time_ms=rule.create_time_ms)
+
+
+def _check_room(used: int, limit: int, words: str) -> None:
+    if used >= limit:
         raise QuotaExceeded(
-            f"a security group may have {limit} rules: {len(group.rules)} are there, 1 more was asked for",
+            f"a security group may have {limit} {words}: {used} are there, 1 more was asked for",
             resource="security_group_rules",
             limit=limit,
-            used=len(group.rules),
+            used=used,
             asked=1,
         )
-    return replace(group, rules=(*group.rules, rule), update_time_ms=rule.create_time_ms)
 
 
 def without_rule(group: SecurityGroup, rule_id: str, *, now_ms: int) -> SecurityGroup:

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from google.protobuf.message import Message
 
-from fabric.api import convert
+from fabric.api import convert, network_messages
 from fabric.model import image as image_model
 from fabric.model.flavor import Flavor
 from fabric.model.host import Host, HostReport, Resources, Session, SessionState, Use
 from fabric.model.identity import Project, User
 from fabric.model.image import Image
 from fabric.model.keypair import Keypair
-from fabric.model.network import Network
+from fabric.model.network import FloatingIp, Network, NetworkKind, NetworkPort, Router, Subnet
 from fabric.model.quota import Charge, Quota
+from fabric.model.security_group import Direction, EtherType, SecurityGroup, SecurityRule
 from fabric.pb.image.v1 import image_service_pb2
+from fabric.pb.network.v1 import security_group_service_pb2
 
 
 def filled(kind: type[Any], salt: int = 3) -> Any:
@@ -32,7 +34,10 @@ def filled(kind: type[Any], salt: int = 3) -> Any:
         origin = typing.get_origin(hint)
         if origin is tuple:
             (item, _) = typing.get_args(hint)
-            fields[field.name] = (number,) if item is int else (f"{field.name}-{number}",)
+            if isinstance(item, type) and dataclasses.is_dataclass(item):
+                fields[field.name] = (filled(item, number * 10),)
+            else:
+                fields[field.name] = (number,) if item is int else (f"{field.name}-{number}",)
         elif origin is not None:
             fields[field.name] = {f"{field.name}-{number}": "v"}
         elif issubclass(hint, enum.Enum):
@@ -60,10 +65,56 @@ def flavor(value: Flavor) -> Message:
     return convert.flavor_message(value, 7)
 
 
+def network(value: Network) -> Message:
+    return network_messages.network_message(value, 7, is_admin=True)
+
+
+def subnet(value: Subnet) -> Message:
+    return network_messages.subnet_message(value, 7)
+
+
+def port(value: NetworkPort) -> Message:
+    return network_messages.port_message(value, 7)
+
+
+def router(value: Router) -> Message:
+    return network_messages.router_message(value, 7)
+
+
+def floating_ip(value: FloatingIp) -> Message:
+    return network_messages.floating_ip_message(value, 7)
+
+
+def group(value: SecurityGroup) -> Message:
+    return network_messages.group_message(value, 7)
+
+
+def rule(value: SecurityRule) -> Message:
+    return network_messages.rule_message(value, filled(SecurityGroup))
+
+
 CASES: list[tuple[type[Any], Callable[[Any], Message], set[str]]] = [
     (Flavor, flavor, {"update_time_ms"}),  # flavors never change
     (Keypair, convert.keypair_message, {"key_type"}),  # there is one kind
-    (Network, convert.network_message, {"update_time_ms"}),
+    (Network, network, {"quota_slot"}),
+    (Subnet, subnet, {"quota_slot"}),
+    (
+        NetworkPort,
+        port,
+        {"quota_slot", "floating_ips"},  # they are shown by themselves
+    ),
+    (
+        Router,
+        router,
+        {"quota_slot", "external_mac"},  # what is outside is the operator's
+    ),
+    (
+        FloatingIp,
+        floating_ip,
+        {"quota_slot", "subnet_id", "fixed_subnet_id"},  # the addresses say it
+    ),
+    (SecurityGroup, group, {"quota_slot"}),
+    (SecurityRule, rule, set()),
     (
         Image,
         convert.image_message,
@@ -102,7 +153,15 @@ def _unset(message: Message, path: str = "") -> list[str]:
 def test_no_field_of_a_message_is_forgotten(kind: type[Any], message_of: Callable[[Any], Message]) -> None:
     unset = set(_unset(message_of(filled(kind))))
 
-    assert unset <= {"spec.disabled"}  # of a host that is enabled
+    assert unset <= {
+        "spec.disabled",  # of a host that is enabled
+        "no_gateway",  # of what has one
+        "no_dhcp",
+        "no_fixed_ip",
+        "no_security_group",
+        "port_security_disabled",
+        "snat_disabled",
+    }
 
 
 @pytest.mark.parametrize(
@@ -130,8 +189,10 @@ def test_no_field_of_a_value_is_forgotten(
     [
         (image_model.ImageFormat, image_service_pb2.ImageFormat),
         (image_model.Visibility, image_service_pb2.Visibility),
+        (Direction, security_group_service_pb2.Direction),
+        (EtherType, security_group_service_pb2.EtherType),
     ],
-    ids=["ImageFormat", "Visibility"],
+    ids=["ImageFormat", "Visibility", "Direction", "EtherType"],
 )
 def test_enums_have_the_same_numbers_on_both_sides(ours: type[enum.IntEnum], theirs: Any) -> None:
     mine = {each.name: each.value for each in ours}
@@ -152,3 +213,11 @@ def test_limits_come_back_as_they_were_asked_for() -> None:
     assert convert.charge_value(message.quota_used) == filled(Quota).used
     assert isinstance(filled(Host).capacity, Resources)
     assert isinstance(filled(Quota).limit, Charge)
+
+
+def test_every_kind_of_network_has_a_word() -> None:
+    assert set(network_messages.KIND_WORDS) == set(NetworkKind)
+
+
+def test_a_vni_is_the_operators_business() -> None:
+    assert network_messages.network_message(filled(Network), 7).vni == 0

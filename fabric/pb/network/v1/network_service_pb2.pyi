@@ -6,6 +6,7 @@ Networks that servers can be attached to."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -32,21 +33,49 @@ class Network(_message.Message):
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
+    SUBNET_IDS_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the server."""
     name: _builtins.str
-    """Unique."""
+    """Unique in its project; of a shared or an external network, among all of those."""
     mtu: _builtins.int
-    """The MTU of its interfaces."""
+    """The MTU of its interfaces. 0 in a request: what the way between hosts can carry."""
     kind: _builtins.str
-    """`host-local`: every host serves a subnet of its own."""
+    """`host-local`: every host serves a subnet of its own. `tenant`: one network over all hosts. `external`: the world outside."""
+    project_id: _builtins.str
+    """Whose it is; empty for the system's own."""
+    description: _builtins.str
+    """For people."""
+    shared: _builtins.bool
+    """Whether every project may use it."""
+    external: _builtins.bool
+    """Whether it is the world outside, for routers' gateways and floating IPs."""
+    vni: _builtins.int
+    """The VXLAN network identifier of a tenant network; shown to system administrators."""
+    etag: _builtins.str
+    """Changes with every write."""
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What guests are told to resolve names with."""
+        """What guests of a host-local network are told to resolve names with; other networks' subnets say it."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
+
+    @_builtins.property
+    def subnet_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its subnets."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was last changed."""
 
     def __init__(
         self,
@@ -57,10 +86,18 @@ class Network(_message.Message):
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
         kind: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        project_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        external: _builtins.bool = ...,
+        subnet_ids: _abc.Iterable[_builtins.str] | None = ...,
+        vni: _builtins.int = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dns_servers", b"dns_servers", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "dns_servers", b"dns_servers", "etag", b"etag", "external", b"external", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "project_id", b"project_id", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time", b"update_time", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,3 +210,183 @@ class ListNetworksResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListNetworksResponse: _TypeAlias = ListNetworksResponse  # noqa: Y015
+
+@_typing.final
+class CreateNetworkRequest(_message.Message):
+    """A network to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client: the same id with the same body gives the same answer."""
+    @_builtins.property
+    def network(self) -> Global___Network:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        network: Global___Network | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateNetworkRequest: _TypeAlias = CreateNetworkRequest  # noqa: Y015
+
+@_typing.final
+class CreateNetworkResponse(_message.Message):
+    """The network, made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The global store's revision."""
+    @_builtins.property
+    def network(self) -> Global___Network:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        network: Global___Network | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateNetworkResponse: _TypeAlias = CreateNetworkResponse  # noqa: Y015
+
+@_typing.final
+class UpdateNetworkRequest(_message.Message):
+    """What to change of a network: of the fields below, those that `update_mask` names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client: the same id with the same body gives the same answer."""
+    network: _builtins.str
+    """Its id or its name."""
+    name: _builtins.str
+    """Unique in its project."""
+    description: _builtins.str
+    """For people."""
+    shared: _builtins.bool
+    """Whether every project may use it. Ended only while nothing is on it."""
+    mtu: _builtins.int
+    """The MTU of its interfaces."""
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """The names of the fields to change; what is named and not set is emptied."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        network: _builtins.str = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        shared: _builtins.bool = ...,
+        mtu: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "mtu", b"mtu", "name", b"name", "network", b"network", "request_id", b"request_id", "shared", b"shared", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateNetworkRequest: _TypeAlias = UpdateNetworkRequest  # noqa: Y015
+
+@_typing.final
+class UpdateNetworkResponse(_message.Message):
+    """The network, changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The global store's revision."""
+    @_builtins.property
+    def network(self) -> Global___Network:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        network: Global___Network | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateNetworkResponse: _TypeAlias = UpdateNetworkResponse  # noqa: Y015
+
+@_typing.final
+class DeleteNetworkRequest(_message.Message):
+    """Names the network to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client: the same id with the same body gives the same answer."""
+    network: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        network: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNetworkRequest: _TypeAlias = DeleteNetworkRequest  # noqa: Y015
+
+@_typing.final
+class DeleteNetworkResponse(_message.Message):
+    """It is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """The global store's revision."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNetworkResponse: _TypeAlias = DeleteNetworkResponse  # noqa: Y015

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class NetworkServiceStub:
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host.
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside.
     """
 
     def __init__(self, channel):
@@ -46,10 +46,25 @@ class NetworkServiceStub:
                 request_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksRequest.SerializeToString,
                 response_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksResponse.FromString,
                 _registered_method=True)
+        self.CreateNetwork = channel.unary_unary(
+                '/fabric.network.v1.NetworkService/CreateNetwork',
+                request_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkRequest.SerializeToString,
+                response_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkResponse.FromString,
+                _registered_method=True)
+        self.UpdateNetwork = channel.unary_unary(
+                '/fabric.network.v1.NetworkService/UpdateNetwork',
+                request_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkRequest.SerializeToString,
+                response_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkResponse.FromString,
+                _registered_method=True)
+        self.DeleteNetwork = channel.unary_unary(
+                '/fabric.network.v1.NetworkService/DeleteNetwork',
+                request_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkRequest.SerializeToString,
+                response_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer:
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host.
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside.
     """
 
     def GetNetwork(self, request, context):
@@ -60,7 +75,28 @@ class NetworkServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNetworks(self, request, context):
-        """Read all, by name.
+        """Read all that one may see, by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateNetwork(self, request, context):
+        """Make one. Only system administrators make external or shared ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateNetwork(self, request, context):
+        """Change its name, its MTU or who may use it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNetwork(self, request, context):
+        """Remove one with its subnets; refused while anything is on it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +115,21 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     request_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksRequest.FromString,
                     response_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksResponse.SerializeToString,
             ),
+            'CreateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNetwork,
+                    request_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkRequest.FromString,
+                    response_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkResponse.SerializeToString,
+            ),
+            'UpdateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateNetwork,
+                    request_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkRequest.FromString,
+                    response_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkResponse.SerializeToString,
+            ),
+            'DeleteNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNetwork,
+                    request_deserializer=fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkRequest.FromString,
+                    response_serializer=fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fabric.network.v1.NetworkService', rpc_method_handlers)
@@ -88,7 +139,7 @@ def add_NetworkServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NetworkService:
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host.
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside.
     """
 
     @staticmethod
@@ -135,6 +186,87 @@ class NetworkService:
             '/fabric.network.v1.NetworkService/ListNetworks',
             fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksRequest.SerializeToString,
             fabric_dot_network_dot_v1_dot_network__service__pb2.ListNetworksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.network.v1.NetworkService/CreateNetwork',
+            fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkRequest.SerializeToString,
+            fabric_dot_network_dot_v1_dot_network__service__pb2.CreateNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.network.v1.NetworkService/UpdateNetwork',
+            fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkRequest.SerializeToString,
+            fabric_dot_network_dot_v1_dot_network__service__pb2.UpdateNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.network.v1.NetworkService/DeleteNetwork',
+            fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkRequest.SerializeToString,
+            fabric_dot_network_dot_v1_dot_network__service__pb2.DeleteNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class NetworkServiceStub:
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host."""
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,20 +37,32 @@ class NetworkServiceStub:
     GetNetwork: _grpc.UnaryUnaryMultiCallable[_network_service_pb2.GetNetworkRequest, _network_service_pb2.GetNetworkResponse]
     """Read one, by id or by name."""
     ListNetworks: _grpc.UnaryUnaryMultiCallable[_network_service_pb2.ListNetworksRequest, _network_service_pb2.ListNetworksResponse]
-    """Read all, by name."""
+    """Read all that one may see, by name."""
+    CreateNetwork: _grpc.UnaryUnaryMultiCallable[_network_service_pb2.CreateNetworkRequest, _network_service_pb2.CreateNetworkResponse]
+    """Make one. Only system administrators make external or shared ones."""
+    UpdateNetwork: _grpc.UnaryUnaryMultiCallable[_network_service_pb2.UpdateNetworkRequest, _network_service_pb2.UpdateNetworkResponse]
+    """Change its name, its MTU or who may use it."""
+    DeleteNetwork: _grpc.UnaryUnaryMultiCallable[_network_service_pb2.DeleteNetworkRequest, _network_service_pb2.DeleteNetworkResponse]
+    """Remove one with its subnets; refused while anything is on it."""
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host."""
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetNetwork: _aio.UnaryUnaryMultiCallable[_network_service_pb2.GetNetworkRequest, _network_service_pb2.GetNetworkResponse]  # type: ignore[assignment]
     """Read one, by id or by name."""
     ListNetworks: _aio.UnaryUnaryMultiCallable[_network_service_pb2.ListNetworksRequest, _network_service_pb2.ListNetworksResponse]  # type: ignore[assignment]
-    """Read all, by name."""
+    """Read all that one may see, by name."""
+    CreateNetwork: _aio.UnaryUnaryMultiCallable[_network_service_pb2.CreateNetworkRequest, _network_service_pb2.CreateNetworkResponse]  # type: ignore[assignment]
+    """Make one. Only system administrators make external or shared ones."""
+    UpdateNetwork: _aio.UnaryUnaryMultiCallable[_network_service_pb2.UpdateNetworkRequest, _network_service_pb2.UpdateNetworkResponse]  # type: ignore[assignment]
+    """Change its name, its MTU or who may use it."""
+    DeleteNetwork: _aio.UnaryUnaryMultiCallable[_network_service_pb2.DeleteNetworkRequest, _network_service_pb2.DeleteNetworkResponse]  # type: ignore[assignment]
+    """Remove one with its subnets; refused while anything is on it."""
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Networks. The first form is host-local: a bridge with NAT and DHCP on each host."""
+    """Networks. Everybody sees their own project's, and those that are shared or lead outside."""
 
     @_abc_1.abstractmethod
     def GetNetwork(
@@ -66,6 +78,30 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _network_service_pb2.ListNetworksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_network_service_pb2.ListNetworksResponse, _abc.Awaitable[_network_service_pb2.ListNetworksResponse]]:
-        """Read all, by name."""
+        """Read all that one may see, by name."""
+
+    @_abc_1.abstractmethod
+    def CreateNetwork(
+        self,
+        request: _network_service_pb2.CreateNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_service_pb2.CreateNetworkResponse, _abc.Awaitable[_network_service_pb2.CreateNetworkResponse]]:
+        """Make one. Only system administrators make external or shared ones."""
+
+    @_abc_1.abstractmethod
+    def UpdateNetwork(
+        self,
+        request: _network_service_pb2.UpdateNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_service_pb2.UpdateNetworkResponse, _abc.Awaitable[_network_service_pb2.UpdateNetworkResponse]]:
+        """Change its name, its MTU or who may use it."""
+
+    @_abc_1.abstractmethod
+    def DeleteNetwork(
+        self,
+        request: _network_service_pb2.DeleteNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_service_pb2.DeleteNetworkResponse, _abc.Awaitable[_network_service_pb2.DeleteNetworkResponse]]:
+        """Remove one with its subnets; refused while anything is on it."""
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
