@@ -325,7 +325,7 @@ class InstanceHandlers:
                 task_state="scheduling",
                 instance=location.instance_id,
             )
-        write = cancelled(seen, build, intent.answered, op_id=self._ids.new_id())
+        write = cancelled(seen, build, intent.answered, user_id=intent.user_id, op_id=self._ids.new_id())
         outcome = await commit_settled(self._global, txn_of(write), mark=write.mark, patience_s=1.5)
         if isinstance(outcome, Refused):
             return None

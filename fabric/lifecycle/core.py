@@ -13,6 +13,8 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.errors import WrongState
+from fabric.lifecycle.events import closed, noted, opened
+from fabric.lifecycle.moves import heard, returned
 from fabric.lifecycle.table import (
     BY_ACTION,
     BY_TASK,
@@ -22,7 +24,8 @@ from fabric.lifecycle.table import (
     HostWord,
     shown,
 )
-from fabric.model.instance import ActionMark, Assignment, Fault, Instance, OneShot
+from fabric.model.event import EventStep
+from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, OneShot
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
 
@@ -66,13 +69,15 @@ def begin(
     """The record with the action under way: its intent, its task, and, where its host has something to do, a new generation.
 
     `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline; `image_id` the image that a snapshot
-    hands in. Deleting what is being deleted changes nothing and is fine; where deleting has failed it is begun anew, and nothing else may
-    be asked for: a deletion that was accepted is never taken back. The same goes for the other ways to leave a host. A server without a
-    host can be asked only what needs none. A locked one refuses everybody but administrators.
+    hands in. Deleting what is being deleted changes nothing and is fine, softly too; where deleting has failed it is begun anew, and
+    nothing else may be asked for: a deletion that was accepted is never taken back. The same goes for the other ways to leave a host. A
+    server without a host can be asked only what needs none. A locked one refuses everybody but administrators.
     Raises WrongState, naming the action, the state and what would be allowed.
     """
     rule = BY_ACTION[action]
     if action is Action.DELETE and now.task is TaskState.DELETING:
+        return now
+    if action is Action.SOFT_DELETE and _is_soft_deleted(now):
         return now
     leaving = ending(now)
     if leaving is not None and action not in {leaving, Action.DELETE}:
@@ -96,16 +101,24 @@ def begin(
             task_state=now.task.name.lower(),
             instance=now.id,
         )
+    _refuse_between_hosts(now, action)
     asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE
     mark = now.action
     if rule.one_shot is not OneShot.NONE:
         mark = ActionMark(seq=now.action.seq + 1, kind=rule.one_shot, image_id=image_id)
     is_under_way = rule.task is not TaskState.NONE
+    event = opened(now, action, request_id=request_id, user_id=user_id, now_ms=now_ms, op_id=op_id)
     return replace(
         now,
+        request=_unrescued(now.request) if action in _ENDS_RESCUE else now.request,
+        event=event if is_under_way else closed(event, now_ms=now_ms),
         task=rule.task,
         want=now.want if rule.want is None else rule.want,
         action=mark,
+        uploaded=None if rule.one_shot is OneShot.SNAPSHOT else now.uploaded,
+        carrier_id=image_id if action is Action.SHELVE else now.carrier_id,
+        disk=None if action is Action.REBUILD else now.disk,
+        attempt=1 if action is Action.UNSHELVE else now.attempt,
         generation=now.generation + 1 if asks_host else now.generation,
         task_request_id=request_id,
         task_by=user_id,
@@ -116,6 +129,20 @@ def begin(
     )
 
 
+_ENDS_RESCUE: Final = frozenset({Action.UNRESCUE, Action.REBUILD})
+"""Actions after which a server boots from its own disk again."""
+
+
+def _unrescued(request: Request) -> Request:
+    return replace(request, guest=replace(request.guest, rescue=None))
+
+
+def _is_soft_deleted(now: Instance) -> bool:
+    return now.task is TaskState.SOFT_DELETING or (
+        now.task is TaskState.NONE and now.vm_state is VmState.SOFT_DELETED
+    )
+
+
 _DOING: Final[Mapping[Action, str]] = MappingProxyType(
     {
         Action.DELETE: "deleted",
@@ -123,6 +150,25 @@ _DOING: Final[Mapping[Action, str]] = MappingProxyType(
         Action.REVERT_RESIZE: "taken back to where it came from",
     }
 )
+
+
+_BETWEEN_HOSTS: Final = frozenset(
+    {Action.CONFIRM_RESIZE, Action.REVERT_RESIZE, Action.DELETE, Action.REBOOT_HARD, Action.RESET_STATE}
+)
+"""What may be asked of a server with a copy on a second host, besides what touches no host."""
+
+
+def _refuse_between_hosts(now: Instance, action: Action) -> None:
+    """Raise WrongState for what needs a copy to go back to and finds none, or would leave one behind."""
+    if action in {Action.CONFIRM_RESIZE, Action.REVERT_RESIZE} and now.move is None:
+        raise _refused(now, action, "the server was not resized", ())
+    if now.move is not None and BY_ACTION[action].task is not TaskState.NONE and action not in _BETWEEN_HOSTS:
+        raise _refused(
+            now,
+            action,
+            "the server is on its way to another host",
+            (Action.REVERT_RESIZE, Action.DELETE),
+        )
 
 
 def _refused(now: Instance, action: Action, why: str, may: Iterable[Action]) -> WrongState:
@@ -159,6 +205,7 @@ class Said:
     power: int
     fault_code: str = ""
     fault_message: str = ""
+    steps: tuple[EventStep, ...] = ()
 
 
 class Gone(enum.Enum):
@@ -177,10 +224,19 @@ class Freed:
 
 def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | Gone | Freed | Refused:
     """What the record becomes when the instance's own host says this. Only status fields ever change (I6), and where the guest went its
-    own way or could not be made to go the way that was wanted, the intent follows it.
+    own way or could not be made to go the way that was wanted, the intent follows it. What it means for the action is written down.
 
     Generations are compared, not only states: the same state under a newer generation is news (hole 1 of the protocol draft).
     """
+    after = _settled(now, said, now_ms=now_ms, op_id=op_id)
+    if isinstance(after, Instance):
+        return noted(now, after, said.steps, now_ms=now_ms, op_id=op_id)
+    if isinstance(after, Freed):
+        return Freed(after.why, noted(now, after.after, said.steps, now_ms=now_ms, op_id=op_id))
+    return after
+
+
+def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | Gone | Freed | Refused:
     refusal = _refusal(now, said)
     if refusal is not None:
         return refusal
@@ -195,7 +251,11 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         op_id=op_id,
     )
     if said.state is HostState.ABSENT:
-        return _let_go(now, seen)
+        return _let_go(now, seen, now_ms=now_ms, op_id=op_id)
+    fault = _fault(said, now_ms=now_ms) if said.fault_code or said.state is HostState.ERROR else None
+    moved = heard(now, seen, said.state, fault, now_ms=now_ms, op_id=op_id)
+    if moved is not None:
+        return moved
     if said.state is HostState.ERROR:
         return _given_up(now, seen, said, now_ms=now_ms, op_id=op_id)
     if said.fault_code:
@@ -207,6 +267,11 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         # What failed and was told to stay off has not thereby been stopped: its fault is what people must see (I7).
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     final = (rule and rule.final) or _stable(now, word)
+    if _has_switched(now):
+        final = VmState.RESIZED
+    if final is VmState.ACTIVE and now.request.guest.rescue is not None:
+        # A failed rescue is rebooted into what it was to boot from: there is a way out of that.
+        final = VmState.RESCUED
     after = replace(
         seen,
         vm_state=final,
@@ -215,21 +280,34 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         # A fault of an action that failed stays until the server has done, or become, something else.
         fault=now.fault if rule is None and now.vm_state is final else None,
         launch_time_ms=seen.launch_time_ms or (now_ms if said.state is HostState.ACTIVE else 0),
+        carrier_id=now.carrier_id if final in _IN_AN_IMAGE else "",
     )
     return Refused.KNOWN if _same_but_for_times(now, after) else after
 
 
 def _stable(now: Instance, word: HostWord) -> VmState:
     """The state that a server is in when its host says this, with nothing in flight."""
-    if now.vm_state is VmState.RESIZED or word.vm_state is None:
+    if _has_switched(now):
+        return VmState.RESIZED
+    if word.vm_state is None:
         return now.vm_state
-    if now.vm_state is VmState.RESCUED and word.vm_state is VmState.ACTIVE:
-        return now.vm_state
+    if word.vm_state is VmState.ACTIVE and now.request.guest.rescue is not None:
+        return VmState.RESCUED
     return word.vm_state
 
 
-def _let_go(now: Instance, seen: Instance) -> Gone | Freed:
+def _has_switched(now: Instance) -> bool:
+    return now.move is not None and now.move.has_switched
+
+
+_IN_AN_IMAGE: Final = frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED})
+"""States of a server whose disk is, or is also, in an image of its own."""
+
+
+def _let_go(now: Instance, seen: Instance, *, now_ms: int, op_id: str) -> Gone | Freed:
     leaving = ending(now)
+    if leaving is Action.REVERT_RESIZE and _has_switched(now):
+        return Freed(leaving, returned(seen, now.fault, now_ms=now_ms, op_id=op_id))
     if leaving is not Action.SHELVE_OFFLOAD:
         return Gone.GONE
     rule = BY_ACTION[leaving]
@@ -240,6 +318,10 @@ def _let_go(now: Instance, seen: Instance) -> Gone | Freed:
         task_deadline_ms=0,
         want=Want.STOP,
         host="",
+        slot=0,
+        ports=(),
+        disk=None,
+        highest_epoch=max(now.highest_epoch, now.placement_epoch),
         fault=None,
     )
     return Freed(leaving, after)
@@ -291,12 +373,16 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
     """
     rule = BY_TASK.get(now.task)
     onto = VmState.ERROR if rule is None else rule.on_failure or now.vm_state
+    if now.task is TaskState.SHELVING:
+        # What was to carry its disk never will.
+        now = replace(now, carrier_id="")
     return replace(
         now,
         vm_state=onto,
         task=TaskState.NONE,
         task_deadline_ms=0,
         fault=fault,
+        event=None if now.event is None else closed(now.event, now_ms=now_ms, fault=fault),
         update_time_ms=now_ms,
         op_id=op_id,
     )
@@ -305,8 +391,14 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
 def ordered(before: Assignment, now: Instance) -> Assignment:
     """The assignment that carries the record's intent to its host. What the claim gave the guest, its place, is kept."""
     placed = before.guest
-    guest = replace(now.request.guest, ports=placed.ports, availability_zone=placed.availability_zone)
+    guest = guest_at(now.request.guest, now.disk, ports=placed.ports, zone=placed.availability_zone)
     return replace(before, generation=now.generation, want=now.want, action=now.action, guest=guest)
+
+
+def guest_at(guest: Guest, disk: ImageRef | None, *, ports: tuple[Port, ...], zone: str) -> Guest:
+    """The guest as the host of one placement is told of it: with its addresses there, and with what its disk is made from there."""
+    placed = replace(guest, ports=ports, availability_zone=zone)
+    return placed if disk is None else replace(placed, image=disk, standalone=True)
 
 
 def expired(now: Instance, *, now_ms: int) -> bool:

@@ -73,6 +73,21 @@ def created(build: Build, *, now_ms: int, host: str = "", fault: Fault | None = 
     return event if fault is None else closed(event, fault=fault, now_ms=now_ms)
 
 
+def cancelled(build: Build, create: Event, *, now_ms: int) -> Event:
+    """The delete that ended a create before any host had it, begun and done at once."""
+    return Event(
+        seq=create.seq + 1,
+        instance_id=build.instance_id,
+        project_id=build.project_id,
+        action=Action.DELETE,
+        request_id=build.cancel_request_id,
+        user_id=build.cancelled_by,
+        start_ms=now_ms,
+        finish_ms=now_ms,
+        outcome=Outcome.DONE,
+    )
+
+
 def closed(event: Event, *, now_ms: int, fault: Fault | None = None, outcome: Outcome | None = None) -> Event:
     """The event as it ended. One that has ended already ended then."""
     if event.outcome is not Outcome.RUNNING:

@@ -52,6 +52,18 @@ _SHELVED = frozenset({VmState.SHELVED, VmState.SHELVED_OFFLOADED})
 _EVERY_STATE = frozenset(VmState) - {VmState.UNSPECIFIED, VmState.DELETED}
 _EVERY_OTHER_TASK = frozenset(TaskState) - {TaskState.NONE, TaskState.DELETING}
 
+_POWER_TASKS = frozenset(
+    {
+        TaskState.POWERING_ON,
+        TaskState.POWERING_OFF,
+        TaskState.REBOOTING,
+        TaskState.REBOOTING_HARD,
+        TaskState.PAUSING,
+        TaskState.UNPAUSING,
+        TaskState.SUSPENDING,
+        TaskState.RESUMING,
+    }
+)
 _SNAPSHOT_TASKS = (TaskState.IMAGE_SNAPSHOT, TaskState.IMAGE_PENDING_UPLOAD, TaskState.IMAGE_UPLOADING)
 _RESIZE_TASKS = (TaskState.RESIZE_MIGRATING, TaskState.RESIZE_MIGRATED, TaskState.RESIZE_FINISH)
 
@@ -181,6 +193,7 @@ RULES: tuple[Rule, ...] = (
         deadline_s=300,
         on_failure=VmState.ERROR,
         one_shot=OneShot.REBOOT_HARD,
+        verb="unrescue",
     ),
     Rule(
         action=Action.SHELVE,
@@ -221,7 +234,6 @@ RULES: tuple[Rule, ...] = (
         passes=_RESIZE_TASKS,
         final=VmState.RESIZED,
         deadline_s=3600,
-        on_failure=VmState.ERROR,
     ),
     Rule(
         action=Action.MIGRATE,
@@ -231,7 +243,6 @@ RULES: tuple[Rule, ...] = (
         passes=_RESIZE_TASKS,
         final=VmState.RESIZED,
         deadline_s=3600,
-        on_failure=VmState.ERROR,
     ),
     Rule(
         action=Action.CONFIRM_RESIZE,
@@ -242,7 +253,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.REVERT_RESIZE,
         summary="Take a resized server back to where it came from, as it was.",
-        allowed=frozenset({VmState.RESIZED}),
+        # One that failed on its new host may be taken back too.
+        allowed=frozenset({VmState.RESIZED, VmState.ERROR}),
         task=TaskState.RESIZE_REVERTING,
         want=Want.ABSENT,
         deadline_s=600,
@@ -283,6 +295,8 @@ RULES: tuple[Rule, ...] = (
         final=VmState.SOFT_DELETED,
         deadline_s=150,
         on_failure=VmState.ERROR,
+        # What is between two hosts, or making an image, is to come to rest first; a delete by force does not wait.
+        preempts=_POWER_TASKS,
     ),
     Rule(
         action=Action.RESTORE,
@@ -369,9 +383,20 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.RESET_STATE,
         summary="Say that a server is active, or in error, and that nothing is in flight.",
-        allowed=_EVERY_STATE,
+        # The reference allows it everywhere. What is between two hosts, or on none, holds claims that only its own end gives back; and
+        # every task ends by its deadline, so there nothing has to be reset.
+        allowed=_ON | _OFF | _HELD | {VmState.BUILDING, VmState.RESCUED, VmState.ERROR},
         task=TaskState.NONE,
-        preempts=_EVERY_OTHER_TASK,
+        preempts=_POWER_TASKS
+        | {
+            TaskState.SPAWNING,
+            TaskState.RESCUING,
+            TaskState.UNRESCUING,
+            TaskState.REBUILDING,
+            TaskState.UPDATING_PASSWORD,
+            TaskState.SOFT_DELETING,
+            TaskState.RESTORING,
+        },
     ),
 )
 
@@ -445,8 +470,11 @@ class HostWord:
     vm_state: VmState | None = None
 
 
-_PLACED = _EVERY_STATE - {VmState.SHELVED_OFFLOADED}
+_PLACED = _EVERY_STATE
 _OFF_POWERS = frozenset({PowerState.SHUTDOWN, PowerState.CRASHED, PowerState.NOSTATE})
+POWERS_WITH_MEMORY = frozenset({PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED})
+"""A guest seen like this is somewhere: it must be off before it may be elsewhere."""
+
 _STAYING = frozenset({Want.RUN, Want.STOP, Want.PAUSE, Want.SUSPEND})
 
 HOST_WORDS: Mapping[HostState, HostWord] = MappingProxyType(
@@ -523,7 +551,7 @@ _TASK_WORDS: Mapping[VmState, Mapping[TaskState, str]] = MappingProxyType(
             **_MIGRATING,
             **_REBUILDING,
         },
-        VmState.STOPPED: {**_MIGRATING, **_REBUILDING},
+        VmState.STOPPED: {**_MIGRATING, **_REBUILDING, TaskState.RESIZE_REVERTING: "REVERT_RESIZE"},
         VmState.RESIZED: {TaskState.RESIZE_REVERTING: "REVERT_RESIZE"},
         VmState.ERROR: _REBUILDING,
     }

@@ -7,8 +7,9 @@ certificate. Every message of a session carries its epoch; one with another epoc
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from fabric.model.console import ConsoleKind
 from fabric.model.host import Resources
 from fabric.model.instance import Guest, OneShot
 from fabric.model.states import PowerState, Want
@@ -47,10 +48,24 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """A step that a host has taken: a number of `fabric.model.event.StepName`, and when, counted back from when it is told.
+
+    A plain number, because a host may be newer than its conductor.
+    """
+
+    name: int
+    began_ago_ms: int
+    took_ms: int
+    fault_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """An instance's state on this host, for (placement_epoch, generation) and the last one-shot action done.
 
-    A fault with a state other than ERROR is the latest action's: it failed, and the guest is as `state` says.
+    A fault with a state other than ERROR is the latest action's: it failed, and the guest is as `state` says. `steps` are the last that
+    were taken towards it, for people.
     """
 
     epoch: int
@@ -62,6 +77,7 @@ class Status:
     power: PowerState
     fault_code: str = ""
     fault_message: str = ""
+    steps: tuple[StepDone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +139,64 @@ class Inventory:
     epoch: int
     held: tuple[Held, ...] = ()
     strays: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCounters:
+    """What went through a disk; `device` is the hypervisor's name for it."""
+
+    device: str
+    read_bytes: int = 0
+    read_requests: int = 0
+    write_bytes: int = 0
+    write_requests: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceCounters:
+    """What went through an interface, as the guest sees it."""
+
+    mac: str
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_drops: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_drops: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnostics:
+    """The answer to a DiagnosticsWanted: counters since the guest's virtual machine began. 0 also stands for "not known"."""
+
+    question: int = 0
+    fault_code: str = ""
+    power: PowerState = PowerState.NOSTATE
+    uptime_s: int = 0
+    vcpu_time_ms: tuple[int, ...] = ()
+    memory_kib: int = 0
+    memory_resident_kib: int = 0
+    memory_unused_kib: int = 0
+    disks: tuple[DiskCounters, ...] = ()
+    interfaces: tuple[InterfaceCounters, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordSet:
+    """The answer to a PasswordWanted."""
+
+    question: int
+    fault_code: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelRefused:
+    """The console of a TunnelWanted cannot be opened."""
+
+    question: int
+    fault_code: str
 
 
 # -- from the conductor ---------------------------------------------------------------------------
@@ -213,6 +287,40 @@ class ConsoleLogWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DiagnosticsWanted:
+    """A guest's counters are wanted."""
+
+    question: int
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PasswordWanted:
+    """A password is to be set inside a guest, through its agent. It is kept nowhere on the way."""
+
+    question: int
+    instance_id: str
+    placement_epoch: int
+    user: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelWanted:
+    """A console is wanted: the host dials a tunnel that names the question, or answers with a refusal.
+
+    With `take_over` whoever has the console loses it.
+    """
+
+    question: int
+    instance_id: str
+    placement_epoch: int
+    kind: ConsoleKind
+    take_over: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Goodbye:
     """The session is over. Wait this long before dialling this conductor again."""
 
@@ -220,10 +328,39 @@ class Goodbye:
     retry_after_ms: int = 0
 
 
-FromHost = Hello | Beat | Status | Released | Report | ConsoleLog | Progress | Inventory
+Answer = ConsoleLog | Diagnostics | PasswordSet | TunnelRefused
+"""What a host says because it was asked: it names the question."""
+
+Question = ConsoleLogWanted | DiagnosticsWanted | PasswordWanted | TunnelWanted
+"""What a conductor asks of a host. Nothing of it is stored anywhere."""
+
+FromHost = (
+    Hello
+    | Beat
+    | Status
+    | Released
+    | Report
+    | ConsoleLog
+    | Progress
+    | Inventory
+    | Diagnostics
+    | PasswordSet
+    | TunnelRefused
+)
 """What a host may say."""
 
 FromConductor = (
-    Granted | Snapshot | Order | Release | BeatAck | StatusAck | ReleaseAck | ConsoleLogWanted | Goodbye
+    Granted
+    | Snapshot
+    | Order
+    | Release
+    | BeatAck
+    | StatusAck
+    | ReleaseAck
+    | ConsoleLogWanted
+    | Goodbye
+    | DiagnosticsWanted
+    | PasswordWanted
+    | TunnelWanted
 )
 """What a conductor may say."""

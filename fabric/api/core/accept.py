@@ -57,9 +57,9 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         vcpus=asked.flavor.vcpus,
         ram_mib=asked.flavor.ram_mib,
         disk_gib=asked.flavor.disk_gib or _gib_of(asked.image),
-        image=_ref(asked.image),
-        kernel=_ref(asked.kernel) if asked.kernel is not None else None,
-        ramdisk=_ref(asked.ramdisk) if asked.ramdisk is not None else None,
+        image=ref_of(asked.image),
+        kernel=ref_of(asked.kernel) if asked.kernel is not None else None,
+        ramdisk=ref_of(asked.ramdisk) if asked.ramdisk is not None else None,
         kernel_args=asked.image.properties.get("os_command_line", ""),
         firmware=asked.image.properties.get("hw_firmware_type", "bios"),
         public_keys={asked.keypair.name: asked.keypair.public_key} if asked.keypair is not None else {},
@@ -140,6 +140,7 @@ def admission(request: Request, *, cell: str, answered: Answered, now_ms: int, o
         project_id=guest.project_id,
         create_time_ms=now_ms,
         op_id=op_id,
+        request_id=answered.request_id,
     )
     answer_key = ANSWERED.at(answered.project_id, answered.request_id)
     location_key, build_key = LOCATION.at(guest.id), BUILD.at(cell, guest.id)
@@ -186,7 +187,8 @@ def _gib_of(image: Image) -> int:
     return -(-image.virtual_size_bytes // GIB)
 
 
-def _ref(image: Image) -> ImageRef:
+def ref_of(image: Image) -> ImageRef:
+    """What a host needs of an image, fixed: images do not change once they are active."""
     return ImageRef(
         id=image.id,
         name=image.name,

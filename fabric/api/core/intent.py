@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 
 from fabric.errors import Conflict, Reason
 from fabric.lifecycle.core import begin, ordered
+from fabric.lifecycle.events import closed, left_behind, slot
 from fabric.lifecycle.table import BY_ACTION
+from fabric.model.event import Event
 from fabric.model.instance import Answered, Assignment, Build, Instance, Over, Refund
 from fabric.model.states import Action, Want
 from fabric.store.base import Snapshot
-from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, OVER, REFUND
+from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, EVENT, INSTANCE, LOCATION, OVER, REFUND
 
 REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
 """How long a request_id is remembered (host protocol, section 6)."""
@@ -114,12 +116,14 @@ def written(
         after = _changed(intent.change, after, before=instance)
     unchanged = {instance_key: seen.seen(instance_key), answer_key: seen.seen(answer_key)}
     put: dict[str, object] = {answer_key: intent.answered}
+    put |= _kept(left_behind(instance, after, now_ms=now_ms))
     if intent.action is Action.DELETE and not instance.host:
         ended = _ended(instance, now_ms=now_ms)
+        done = None if after.event is None else closed(after.event, now_ms=now_ms)
         write = Write(
             mark=answer_key,
             unchanged={**unchanged, **dict.fromkeys(ended, 0)},
-            put={**put, **ended},
+            put={**put, **ended, **_kept(done)},
             delete=(instance_key,),
         )
         return Written(write, None)
@@ -141,18 +145,26 @@ def _changed(change: Change, after: Instance, *, before: Instance) -> Instance:
     return replace(changed, generation=changed.generation + 1) if is_news else changed
 
 
-def cancelled(seen: Snapshot, build: Build, answered: Answered, *, op_id: str) -> Write:
+def cancelled(seen: Snapshot, build: Build, answered: Answered, *, user_id: str, op_id: str) -> Write:
     """The transaction that ends a create before it was claimed. It compares the index row too, so that nobody moves it meanwhile.
 
     `answered` is kept under the project's global request_ids, the mark of this write.
     """
     build_key, location_key = BUILD.at(build.cell, build.instance_id), LOCATION.at(build.instance_id)
     answer_key = ANSWERED.at(answered.project_id, answered.request_id)
+    ended = replace(
+        build, cancelled=True, cancelled_by=user_id, cancel_request_id=answered.request_id, op_id=op_id
+    )
     return Write(
         mark=answer_key,
         unchanged={key: seen.seen(key) for key in (build_key, location_key, answer_key)},
-        put={build_key: replace(build, cancelled=True, op_id=op_id), answer_key: answered},
+        put={build_key: ended, answer_key: answered},
     )
+
+
+def _kept(event: Event | None) -> dict[str, object]:
+    """An earlier action's key. Who writes the record compares it, so nobody else writes this one."""
+    return {} if event is None else {EVENT.at(event.instance_id, slot(event)): event}
 
 
 def _ended(instance: Instance, *, now_ms: int) -> dict[str, object]:

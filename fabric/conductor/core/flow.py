@@ -9,19 +9,22 @@ where a placement moves, the next host's claim (I6).
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import holds
 from fabric.lifecycle.core import Freed, Gone, Refused, Said, ordered, settle
+from fabric.lifecycle.events import closed, left_behind, reopened, slot, stepped
+from fabric.model.event import Event, EventStep, StepName
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import SessionState, Use
 from fabric.model.instance import Assignment, Instance, Over, Refund, Tombstone
 from fabric.model.session import HostState, Order, Release, Released, Status
 from fabric.model.states import PowerState, TaskState, VmState, Want
 from fabric.network.addresses import port_at, slot_limit
-from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, OVER, REFUND, SESSION, TOMBSTONE, USE
+from fabric.store.keys import ASSIGNMENT, EVENT, HOST, INSTANCE, OVER, REFUND, SESSION, TOMBSTONE, USE
 
 ATTEMPTS_LIMIT: Final = 3
 """Placements tried in all before a create ends in ERROR."""
@@ -104,12 +107,12 @@ def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: 
         if status.state is HostState.ABSENT and draft.get(ASSIGNMENT, host, status.instance_id) is None:
             return ACCEPTED
         return Outcome(Verdict.REFUSED, "there is no such instance")
-    after = settle(now, _said(host, status), now_ms=now_ms, op_id=op_id)
+    after = settle(now, _said(host, status, now_ms=now_ms), now_ms=now_ms, op_id=op_id)
     if isinstance(after, Refused):
         return ACCEPTED if after is Refused.KNOWN else Outcome(Verdict.REFUSED, after.value)
     draft.rely_on(SESSION, host)
     if isinstance(after, Gone):
-        let_go(draft, now, now_ms=now_ms, op_id=op_id)
+        let_go(draft, now, now_ms=now_ms, op_id=op_id, steps=_steps(host, status, now_ms=now_ms))
     elif isinstance(after, Freed):
         free(draft, now, after, op_id=op_id)
     elif status.state is HostState.ERROR and _is_being_placed(now):
@@ -122,6 +125,7 @@ def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: 
 def write(draft: Draft, now: Instance, after: Instance) -> None:
     """Put the record, and its assignment where the intent has changed: a host follows its assignment, never the record."""
     draft.put(INSTANCE, after.id, value=after)
+    keep(draft, left_behind(now, after, now_ms=after.update_time_ms))
     if (now.generation, now.want, now.action) == (after.generation, after.want, after.action):
         return
     assignment = draft.get(ASSIGNMENT, after.host, after.id)
@@ -129,8 +133,19 @@ def write(draft: Draft, now: Instance, after: Instance) -> None:
         draft.put(ASSIGNMENT, after.host, after.id, value=ordered(assignment, after))
 
 
-def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str) -> None:
-    """End an instance: its record, its assignment and its claim go; what stops late claims and starts the refund comes."""
+def keep(draft: Draft, event: Event | None) -> None:
+    """Keep an action that its record does not carry any more. Who writes the record compares it, so nobody else writes this key."""
+    if event is not None:
+        draft.create(EVENT, event.instance_id, slot(event), value=event)
+
+
+def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str, steps: Sequence[EventStep] = ()) -> None:
+    """End an instance: its record, its assignment and its claim go; what stops late claims and starts the refund comes.
+
+    `steps` are its host's last.
+    """
+    if now.event is not None:
+        keep(draft, closed(stepped(now.event, steps), now_ms=now_ms))
     draft.delete(INSTANCE, now.id)
     draft.delete(ASSIGNMENT, now.host, now.id)
     unclaim(draft, now, op_id=op_id)
@@ -213,6 +228,7 @@ def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, 
         vm_state=VmState.BUILDING,
         task=TaskState.SPAWNING,
         power=PowerState.NOSTATE,
+        event=None if failed.event is None else reopened(failed.event),
         update_time_ms=now_ms,
         op_id=op_id,
     )
@@ -267,7 +283,24 @@ def take_released(draft: Draft, host: str, epoch: int, released: Released) -> Ou
     return ACCEPTED
 
 
-def _said(host: str, status: Status) -> Said:
+def _steps(host: str, status: Status, *, now_ms: int) -> tuple[EventStep, ...]:
+    """What the host has done, on our clock: it says how long ago, because its own may be wrong."""
+    return tuple(
+        EventStep(
+            name=StepName(step.name) if step.name in _STEP_NUMBERS else StepName.OTHER,
+            host=host,
+            start_ms=now_ms - step.began_ago_ms,
+            finish_ms=now_ms - step.began_ago_ms + step.took_ms,
+            fault_code=step.fault_code,
+        )
+        for step in status.steps
+    )
+
+
+_STEP_NUMBERS: Final = frozenset(name.value for name in StepName)
+
+
+def _said(host: str, status: Status, *, now_ms: int) -> Said:
     code = status.fault_code
     return Said(
         host=host,
@@ -279,4 +312,5 @@ def _said(host: str, status: Status) -> Said:
         fault_code=code,
         # The words are ours: a host's own go into the log, where no tenant reads them.
         fault_message=FAULT_TEXT[FaultCode(code)] if code else "",
+        steps=_steps(host, status, now_ms=now_ms),
     )

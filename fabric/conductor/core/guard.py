@@ -26,6 +26,7 @@ from fabric.model.session import (
     Released,
     Report,
     Status,
+    StepDone,
 )
 
 COUNTER_LIMIT: Final = 2**53
@@ -40,6 +41,10 @@ STRAY_NAME_LIMIT: Final = 128
 
 STRIKES_LIMIT: Final = 3
 STRIKES_WINDOW_S: Final = 60.0
+
+STEPS_LIMIT: Final = 16
+STEP_NUMBERS_LIMIT: Final = 1000
+STEP_AGE_LIMIT_MS: Final = 31 * 24 * 3600 * 1000
 
 _CODES: Final = frozenset(FaultCode)
 _STEP = re.compile(r"[a-z][a-z _-]{0,31}")
@@ -161,7 +166,27 @@ def _status(status: Status) -> list[Breach | None]:
             holds=bool(status.fault_code) or not status.fault_message,
         ),
         _text("fault_message", status.fault_message, FAULT_TEXT_LIMIT),
+        _rule("steps", f"must have at most {STEPS_LIMIT} elements", holds=len(status.steps) <= STEPS_LIMIT),
+        *(
+            found
+            for place, step in enumerate(status.steps[:STEPS_LIMIT])
+            for found in _step_done(f"steps[{place}]", step)
+        ),
     ]
+
+
+def _step_done(field: str, step: StepDone) -> Iterable[Breach | None]:
+    yield _rule(f"{field}.name", "must be the number of a step", holds=0 <= step.name <= STEP_NUMBERS_LIMIT)
+    yield _rule(
+        f"{field}.took_ms",
+        "must be no more than began_ago_ms, and that at most 31 days",
+        holds=0 <= step.took_ms <= step.began_ago_ms <= STEP_AGE_LIMIT_MS,
+    )
+    yield _rule(
+        f"{field}.fault_code",
+        "must be empty or a known code",
+        holds=not step.fault_code or step.fault_code in _CODES,
+    )
 
 
 def _report(report: Report) -> list[Breach | None]:

@@ -74,7 +74,15 @@ def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id
         )
         after = failed(now, fault, now_ms=now_ms, op_id=op_id)
     if now.want is Want.ABSENT:
-        after = begin(after, Action.DELETE, now_ms=now_ms, op_id=op_id, request_id=now.task_request_id)
+        after = begin(
+            after,
+            Action.DELETE,
+            now_ms=now_ms,
+            op_id=op_id,
+            request_id=now.task_request_id,
+            user_id=now.task_by,
+            is_admin=True,
+        )
     write(draft, now, after)
     return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fabric.lifecycle.events import created
 from fabric.lifecycle.table import BY_ACTION
 from fabric.model.host import Host, SessionState, Use
 from fabric.model.instance import ActionMark, Assignment, Build, Fault, Instance
@@ -106,6 +107,7 @@ def never_placed(
     build: Build, *, fault_code: str, message: str, decision: Decision | None, now_ms: int, op_id: str
 ) -> Change:
     """The server's record when it ends in ERROR without ever having had a host: exactly once, like a claim."""
+    fault = Fault(code=fault_code, message=message, time_ms=now_ms)
     instance = Instance(
         id=build.instance_id,
         request=build.request,
@@ -114,7 +116,8 @@ def never_placed(
         # Nothing is to run: there is no host that could.
         want=Want.STOP,
         decision=decision,
-        fault=Fault(code=fault_code, message=message, time_ms=now_ms),
+        fault=fault,
+        event=created(build, now_ms=now_ms, fault=fault),
         create_time_ms=build.create_time_ms,
         update_time_ms=now_ms,
         op_id=op_id,
@@ -148,6 +151,9 @@ def _placed(
         decision=each.decision,
         task_start_ms=now_ms,
         task_deadline_ms=now_ms + round(deadline_s * 1000),
+        task_request_id=build.request_id,
+        task_by=build.request.guest.user_id,
+        event=created(build, now_ms=now_ms, host=host.name),
         create_time_ms=build.create_time_ms,
         update_time_ms=now_ms,
         op_id=op_id,

@@ -17,6 +17,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fabric.lifecycle.core import begin
+from fabric.lifecycle.events import cancelled, closed, created, left_behind, slot
+from fabric.model.event import Event, Outcome
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
@@ -194,9 +196,20 @@ def cancel(
         return None
     if not instance.host:
         return _end(build, traces, now_ms=now_ms)
-    after = begin(instance, Action.DELETE, now_ms=now_ms, op_id=op_id)
+    after = begin(
+        instance,
+        Action.DELETE,
+        now_ms=now_ms,
+        op_id=op_id,
+        request_id=build.cancel_request_id,
+        user_id=build.cancelled_by,
+        is_admin=True,
+    )
     order_key = keys.ASSIGNMENT.at(instance.host, key)
-    put: dict[str, object] = {keys.INSTANCE.at(key): after}
+    put: dict[str, object] = {
+        keys.INSTANCE.at(key): after,
+        **_kept(left_behind(instance, after, now_ms=now_ms)),
+    }
     if assignment.value is not None:
         put[order_key] = replace(
             assignment.value, want=after.want, generation=after.generation, action=after.action
@@ -206,11 +219,19 @@ def cancel(
     )
 
 
+def _kept(event: Event | None) -> dict[str, object]:
+    return {} if event is None else {keys.EVENT.at(event.instance_id, slot(event)): event}
+
+
 def _end(build: Build, traces: Traces, *, now_ms: int) -> Change:
     """The server has no host, so its end is a matter of records: it is over, and its charge is owed."""
     key = build.instance_id
+    instance = traces.instance.value
+    create = created(build, now_ms=now_ms) if instance is None or instance.event is None else instance.event
     put: dict[str, object] = {
         keys.REFUND.at(key): Refund(instance_id=key, project_id=build.project_id),
+        **_kept(closed(create, now_ms=now_ms, outcome=Outcome.SUPERSEDED)),
+        **_kept(cancelled(build, create, now_ms=now_ms)),
     }
     if traces.over.value is None:
         put[keys.OVER.at(key)] = Over(instance_id=key, over_time_ms=now_ms)

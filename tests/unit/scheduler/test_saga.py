@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.model.event import Event, Outcome
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
-from fabric.model.states import TaskState, VmState, Want
+from fabric.model.states import Action, TaskState, VmState, Want
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.claim import Chosen, claim
 from fabric.scheduler.core.picture import HostPicture, Seen
@@ -204,9 +205,22 @@ def cancelled(known: Traces, assignment: Seen[Assignment] | None = None) -> Chan
 
 
 def test_cancelling_what_nobody_claimed_ends_it() -> None:
-    assert cancelled(traces()) == Change(
-        unchanged={"instance/i-1": 0, "over/i-1": 0, "refund/i-1": 0}, put=ENDS
-    )
+    change = cancelled(traces())
+
+    assert change is not None
+    assert change.unchanged == {"instance/i-1": 0, "over/i-1": 0, "refund/i-1": 0}
+    assert _without_events(change) == ENDS
+
+
+def test_both_actions_of_a_cancelled_create_are_written_down() -> None:
+    change = cancelled(traces())
+
+    assert change is not None
+    create, delete = change.put["event/i-1/1"], change.put["event/i-1/2"]
+    assert isinstance(create, Event)
+    assert isinstance(delete, Event)
+    assert (create.action, create.outcome) == (Action.CREATE, Outcome.SUPERSEDED)
+    assert (delete.action, delete.outcome) == (Action.DELETE, Outcome.DONE)
 
 
 def test_cancelling_what_has_left_still_owes_its_charge() -> None:
@@ -214,7 +228,7 @@ def test_cancelling_what_has_left_still_owes_its_charge() -> None:
 
     assert change is not None
     assert change.unchanged == {"instance/i-1": 0, "over/i-1": 5, "refund/i-1": 0}
-    assert set(change.put) == {"refund/i-1"}
+    assert set(_without_events(change)) == {"refund/i-1"}
 
 
 def test_cancelling_what_never_had_a_host_takes_its_record_away() -> None:
@@ -225,7 +239,11 @@ def test_cancelling_what_never_had_a_host_takes_its_record_away() -> None:
     assert change is not None
     assert change.unchanged["instance/i-1"] == 4
     assert change.delete == ("instance/i-1",)
-    assert change.put == ENDS
+    assert _without_events(change) == ENDS
+
+
+def _without_events(change: Change) -> dict[str, object]:
+    return {key: value for key, value in change.put.items() if not key.startswith("event/")}
 
 
 def test_cancelling_what_was_claimed_is_a_delete() -> None:

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 
 from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_options__pb2
+from fabric.pb.host.v1 import host_session_service_pb2 as fabric_dot_host_dot_v1_dot_host__session__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fabric/host/v1/conductor_service.proto\x12\x0e\x66\x61\x62ric.host.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\"\x8d\x01\n\x15ReadConsoleLogRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1e\n\ntail_bytes\x18\x04 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\xa0\x06\"&\n\x16ReadConsoleLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x13ReadProgressRequest\x12\x1d\n\x0cinstance_ids\x18\x01 \x03(\tB\x07\x92\xb5\x18\x03\x18\xe8\x07\"\x8d\x01\n\x14ReadProgressResponse\x12\x44\n\x08progress\x18\x01 \x03(\x0b\x32\x32.fabric.host.v1.ReadProgressResponse.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\xde\x01\n\x10\x43onductorService\x12g\n\x0eReadConsoleLog\x12%.fabric.host.v1.ReadConsoleLogRequest\x1a&.fabric.host.v1.ReadConsoleLogResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x61\n\x0cReadProgress\x12#.fabric.host.v1.ReadProgressRequest\x1a$.fabric.host.v1.ReadProgressResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fabric/host/v1/conductor_service.proto\x12\x0e\x66\x61\x62ric.host.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a)fabric/host/v1/host_session_service.proto\"\x8d\x01\n\x15ReadConsoleLogRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1e\n\ntail_bytes\x18\x04 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\xa0\x06\"&\n\x16ReadConsoleLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x13ReadProgressRequest\x12\x1d\n\x0cinstance_ids\x18\x01 \x03(\tB\x07\x92\xb5\x18\x03\x18\xe8\x07\"\x8d\x01\n\x14ReadProgressResponse\x12\x44\n\x08progress\x18\x01 \x03(\x0b\x32\x32.fabric.host.v1.ReadProgressResponse.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x16ReadDiagnosticsRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\"K\n\x17ReadDiagnosticsResponse\x12\x30\n\x0b\x64iagnostics\x18\x01 \x01(\x0b\x32\x1b.fabric.host.v1.Diagnostics\"\xbf\x01\n\x12SetPasswordRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04user\x18\x05 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x1d\n\x08password\x18\x06 \x01(\tB\x0b\x92\xb5\x18\x07\x08\x01\x18\xff\x01@\x01\"\x15\n\x13SetPasswordResponse\"\x89\x01\n\rConsoleWanted\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x17\n\x0fplacement_epoch\x18\x03 \x01(\x03\x12)\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.fabric.host.v1.ConsoleKind\x12\x11\n\ttake_over\x18\x05 \x01(\x08\"\x89\x01\n\x12OpenConsoleRequest\x12/\n\x06wanted\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleWantedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x8a\x01\n\x13OpenConsoleResponse\x12/\n\x06opened\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleOpenedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x0f\n\rConsoleOpened2\x8e\x04\n\x10\x43onductorService\x12g\n\x0eReadConsoleLog\x12%.fabric.host.v1.ReadConsoleLogRequest\x1a&.fabric.host.v1.ReadConsoleLogResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x61\n\x0cReadProgress\x12#.fabric.host.v1.ReadProgressRequest\x1a$.fabric.host.v1.ReadProgressResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12j\n\x0fReadDiagnostics\x12&.fabric.host.v1.ReadDiagnosticsRequest\x1a\'.fabric.host.v1.ReadDiagnosticsResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12^\n\x0bSetPassword\x12\".fabric.host.v1.SetPasswordRequest\x1a#.fabric.host.v1.SetPasswordResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x62\n\x0bOpenConsole\x12\".fabric.host.v1.OpenConsoleRequest\x1a#.fabric.host.v1.OpenConsoleResponse\"\x06\x8a\xb5\x18\x02\x08\x06(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,20 +46,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READPROGRESSREQUEST'].fields_by_name['instance_ids']._serialized_options = b'\222\265\030\003\030\350\007'
   _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._loaded_options = None
   _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._serialized_options = b'8\001'
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['host']._loaded_options = None
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['host']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['instance_id']._serialized_options = b'\222\265\030\004\010\001H\001'
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['placement_epoch']._loaded_options = None
+  _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['placement_epoch']._serialized_options = b'\222\265\030\002(\001'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['host']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['host']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['instance_id']._serialized_options = b'\222\265\030\004\010\001H\001'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['placement_epoch']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['placement_epoch']._serialized_options = b'\222\265\030\002(\001'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\004\010\001\030@'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['user']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['user']._serialized_options = b'\222\265\030\004\010\001\030@'
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['password']._loaded_options = None
+  _globals['_SETPASSWORDREQUEST'].fields_by_name['password']._serialized_options = b'\222\265\030\007\010\001\030\377\001@\001'
   _globals['_CONDUCTORSERVICE'].methods_by_name['ReadConsoleLog']._loaded_options = None
   _globals['_CONDUCTORSERVICE'].methods_by_name['ReadConsoleLog']._serialized_options = b'\212\265\030\002\010\006'
   _globals['_CONDUCTORSERVICE'].methods_by_name['ReadProgress']._loaded_options = None
   _globals['_CONDUCTORSERVICE'].methods_by_name['ReadProgress']._serialized_options = b'\212\265\030\002\010\006'
-  _globals['_READCONSOLELOGREQUEST']._serialized_start=91
-  _globals['_READCONSOLELOGREQUEST']._serialized_end=232
-  _globals['_READCONSOLELOGRESPONSE']._serialized_start=234
-  _globals['_READCONSOLELOGRESPONSE']._serialized_end=272
-  _globals['_READPROGRESSREQUEST']._serialized_start=274
-  _globals['_READPROGRESSREQUEST']._serialized_end=326
-  _globals['_READPROGRESSRESPONSE']._serialized_start=329
-  _globals['_READPROGRESSRESPONSE']._serialized_end=470
-  _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._serialized_start=423
-  _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._serialized_end=470
-  _globals['_CONDUCTORSERVICE']._serialized_start=473
-  _globals['_CONDUCTORSERVICE']._serialized_end=695
+  _globals['_CONDUCTORSERVICE'].methods_by_name['ReadDiagnostics']._loaded_options = None
+  _globals['_CONDUCTORSERVICE'].methods_by_name['ReadDiagnostics']._serialized_options = b'\212\265\030\002\010\006'
+  _globals['_CONDUCTORSERVICE'].methods_by_name['SetPassword']._loaded_options = None
+  _globals['_CONDUCTORSERVICE'].methods_by_name['SetPassword']._serialized_options = b'\212\265\030\002\010\006'
+  _globals['_CONDUCTORSERVICE'].methods_by_name['OpenConsole']._loaded_options = None
+  _globals['_CONDUCTORSERVICE'].methods_by_name['OpenConsole']._serialized_options = b'\212\265\030\002\010\006'
+  _globals['_READCONSOLELOGREQUEST']._serialized_start=134
+  _globals['_READCONSOLELOGREQUEST']._serialized_end=275
+  _globals['_READCONSOLELOGRESPONSE']._serialized_start=277
+  _globals['_READCONSOLELOGRESPONSE']._serialized_end=315
+  _globals['_READPROGRESSREQUEST']._serialized_start=317
+  _globals['_READPROGRESSREQUEST']._serialized_end=369
+  _globals['_READPROGRESSRESPONSE']._serialized_start=372
+  _globals['_READPROGRESSRESPONSE']._serialized_end=513
+  _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._serialized_start=466
+  _globals['_READPROGRESSRESPONSE_PROGRESSENTRY']._serialized_end=513
+  _globals['_READDIAGNOSTICSREQUEST']._serialized_start=515
+  _globals['_READDIAGNOSTICSREQUEST']._serialized_end=625
+  _globals['_READDIAGNOSTICSRESPONSE']._serialized_start=627
+  _globals['_READDIAGNOSTICSRESPONSE']._serialized_end=702
+  _globals['_SETPASSWORDREQUEST']._serialized_start=705
+  _globals['_SETPASSWORDREQUEST']._serialized_end=896
+  _globals['_SETPASSWORDRESPONSE']._serialized_start=898
+  _globals['_SETPASSWORDRESPONSE']._serialized_end=919
+  _globals['_CONSOLEWANTED']._serialized_start=922
+  _globals['_CONSOLEWANTED']._serialized_end=1059
+  _globals['_OPENCONSOLEREQUEST']._serialized_start=1062
+  _globals['_OPENCONSOLEREQUEST']._serialized_end=1199
+  _globals['_OPENCONSOLERESPONSE']._serialized_start=1202
+  _globals['_OPENCONSOLERESPONSE']._serialized_end=1340
+  _globals['_CONSOLEOPENED']._serialized_start=1342
+  _globals['_CONSOLEOPENED']._serialized_end=1357
+  _globals['_CONDUCTORSERVICE']._serialized_start=1360
+  _globals['_CONDUCTORSERVICE']._serialized_end=1886
 # @@protoc_insertion_point(module_scope)

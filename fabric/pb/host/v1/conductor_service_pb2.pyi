@@ -5,6 +5,7 @@ isort:skip_file
 What fabric-api asks of the conductor that holds a host's session."""
 
 from collections import abc as _abc
+from fabric.pb.host.v1 import host_session_service_pb2 as _host_session_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -142,3 +143,239 @@ class ReadProgressResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadProgressResponse: _TypeAlias = ReadProgressResponse  # noqa: Y015
+
+@_typing.final
+class ReadDiagnosticsRequest(_message.Message):
+    """Names the instance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host it is on."""
+    instance_id: _builtins.str
+    """The instance."""
+    placement_epoch: _builtins.int
+    """Which placement of it."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadDiagnosticsRequest: _TypeAlias = ReadDiagnosticsRequest  # noqa: Y015
+
+@_typing.final
+class ReadDiagnosticsResponse(_message.Message):
+    """The counters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIAGNOSTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def diagnostics(self) -> _host_session_service_pb2.Diagnostics:
+        """As the host has said, within bounds."""
+
+    def __init__(
+        self,
+        *,
+        diagnostics: _host_session_service_pb2.Diagnostics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diagnostics", b"diagnostics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diagnostics", b"diagnostics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadDiagnosticsResponse: _TypeAlias = ReadDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
+class SetPasswordRequest(_message.Message):
+    """Names the instance, the user, and the password."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host it is on."""
+    instance_id: _builtins.str
+    """The instance."""
+    placement_epoch: _builtins.int
+    """Which placement of it."""
+    request_id: _builtins.str
+    """The request that began the task which this ends."""
+    user: _builtins.str
+    """The user inside the guest."""
+    password: _builtins.str
+    """The new password."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "instance_id", b"instance_id", "password", b"password", "placement_epoch", b"placement_epoch", "request_id", b"request_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPasswordRequest: _TypeAlias = SetPasswordRequest  # noqa: Y015
+
+@_typing.final
+class SetPasswordResponse(_message.Message):
+    """It is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPasswordResponse: _TypeAlias = SetPasswordResponse  # noqa: Y015
+
+@_typing.final
+class ConsoleWanted(_message.Message):
+    """Names a console."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The host it is on."""
+    instance_id: _builtins.str
+    """The instance."""
+    placement_epoch: _builtins.int
+    """Which placement of it."""
+    kind: _host_session_service_pb2.ConsoleKind.ValueType
+    """Which console."""
+    take_over: _builtins.bool
+    """Whether whoever has it is to lose it."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        kind: _host_session_service_pb2.ConsoleKind.ValueType = ...,
+        take_over: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "instance_id", b"instance_id", "kind", b"kind", "placement_epoch", b"placement_epoch", "take_over", b"take_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsoleWanted: _TypeAlias = ConsoleWanted  # noqa: Y015
+
+@_typing.final
+class OpenConsoleRequest(_message.Message):
+    """From the API server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WANTED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """What the person says; at most 64 KiB."""
+    end: _host_session_service_pb2.ConsoleEnd.ValueType
+    """The console has ended."""
+    @_builtins.property
+    def wanted(self) -> Global___ConsoleWanted:
+        """Which console."""
+
+    def __init__(
+        self,
+        *,
+        wanted: Global___ConsoleWanted | None = ...,
+        data: _builtins.bytes = ...,
+        end: _host_session_service_pb2.ConsoleEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "wanted", b"wanted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["wanted", "data", "end"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___OpenConsoleRequest: _TypeAlias = OpenConsoleRequest  # noqa: Y015
+
+@_typing.final
+class OpenConsoleResponse(_message.Message):
+    """From the conductor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPENED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """What the guest says; at most 64 KiB."""
+    end: _host_session_service_pb2.ConsoleEnd.ValueType
+    """The console has ended."""
+    @_builtins.property
+    def opened(self) -> Global___ConsoleOpened:
+        """It is open."""
+
+    def __init__(
+        self,
+        *,
+        opened: Global___ConsoleOpened | None = ...,
+        data: _builtins.bytes = ...,
+        end: _host_session_service_pb2.ConsoleEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "opened", b"opened"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "opened", b"opened"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["opened", "data", "end"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___OpenConsoleResponse: _TypeAlias = OpenConsoleResponse  # noqa: Y015
+
+@_typing.final
+class ConsoleOpened(_message.Message):
+    """A console is open."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsoleOpened: _TypeAlias = ConsoleOpened  # noqa: Y015

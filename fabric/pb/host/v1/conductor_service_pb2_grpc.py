@@ -46,6 +46,21 @@ class ConductorServiceStub:
                 request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressRequest.SerializeToString,
                 response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressResponse.FromString,
                 _registered_method=True)
+        self.ReadDiagnostics = channel.unary_unary(
+                '/fabric.host.v1.ConductorService/ReadDiagnostics',
+                request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsResponse.FromString,
+                _registered_method=True)
+        self.SetPassword = channel.unary_unary(
+                '/fabric.host.v1.ConductorService/SetPassword',
+                request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.FromString,
+                _registered_method=True)
+        self.OpenConsole = channel.stream_stream(
+                '/fabric.host.v1.ConductorService/OpenConsole',
+                request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleResponse.FromString,
+                _registered_method=True)
 
 
 class ConductorServiceServicer:
@@ -66,6 +81,27 @@ class ConductorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadDiagnostics(self, request, context):
+        """An instance's counters, asked of its host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPassword(self, request, context):
+        """Set a password inside a guest, and end the instance's task with what became of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenConsole(self, request_iterator, context):
+        """One console of an instance, through a tunnel that its host dials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ConductorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +114,21 @@ def add_ConductorServiceServicer_to_server(servicer, server):
                     servicer.ReadProgress,
                     request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressRequest.FromString,
                     response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressResponse.SerializeToString,
+            ),
+            'ReadDiagnostics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadDiagnostics,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsResponse.SerializeToString,
+            ),
+            'SetPassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPassword,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.SerializeToString,
+            ),
+            'OpenConsole': grpc.stream_stream_rpc_method_handler(
+                    servicer.OpenConsole,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +186,87 @@ class ConductorService:
             '/fabric.host.v1.ConductorService/ReadProgress',
             fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressRequest.SerializeToString,
             fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadDiagnostics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.host.v1.ConductorService/ReadDiagnostics',
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadDiagnosticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.host.v1.ConductorService/SetPassword',
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenConsole(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fabric.host.v1.ConductorService/OpenConsole',
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

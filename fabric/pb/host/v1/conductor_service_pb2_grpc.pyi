@@ -38,6 +38,12 @@ class ConductorServiceStub:
     """The end of an instance's serial console, asked of its host."""
     ReadProgress: _grpc.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadProgressRequest, _conductor_service_pb2.ReadProgressResponse]
     """How far instances' steps are; those without a word are left out."""
+    ReadDiagnostics: _grpc.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadDiagnosticsRequest, _conductor_service_pb2.ReadDiagnosticsResponse]
+    """An instance's counters, asked of its host."""
+    SetPassword: _grpc.UnaryUnaryMultiCallable[_conductor_service_pb2.SetPasswordRequest, _conductor_service_pb2.SetPasswordResponse]
+    """Set a password inside a guest, and end the instance's task with what became of it."""
+    OpenConsole: _grpc.StreamStreamMultiCallable[_conductor_service_pb2.OpenConsoleRequest, _conductor_service_pb2.OpenConsoleResponse]
+    """One console of an instance, through a tunnel that its host dials."""
 
 @_typing.type_check_only
 class ConductorServiceAsyncStub(ConductorServiceStub):
@@ -48,6 +54,12 @@ class ConductorServiceAsyncStub(ConductorServiceStub):
     """The end of an instance's serial console, asked of its host."""
     ReadProgress: _aio.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadProgressRequest, _conductor_service_pb2.ReadProgressResponse]  # type: ignore[assignment]
     """How far instances' steps are; those without a word are left out."""
+    ReadDiagnostics: _aio.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadDiagnosticsRequest, _conductor_service_pb2.ReadDiagnosticsResponse]  # type: ignore[assignment]
+    """An instance's counters, asked of its host."""
+    SetPassword: _aio.UnaryUnaryMultiCallable[_conductor_service_pb2.SetPasswordRequest, _conductor_service_pb2.SetPasswordResponse]  # type: ignore[assignment]
+    """Set a password inside a guest, and end the instance's task with what became of it."""
+    OpenConsole: _aio.StreamStreamMultiCallable[_conductor_service_pb2.OpenConsoleRequest, _conductor_service_pb2.OpenConsoleResponse]  # type: ignore[assignment]
+    """One console of an instance, through a tunnel that its host dials."""
 
 class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by every conductor on its mTLS port, to the API servers of the fabric, by certificate."""
@@ -67,5 +79,29 @@ class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conductor_service_pb2.ReadProgressResponse, _abc.Awaitable[_conductor_service_pb2.ReadProgressResponse]]:
         """How far instances' steps are; those without a word are left out."""
+
+    @_abc_1.abstractmethod
+    def ReadDiagnostics(
+        self,
+        request: _conductor_service_pb2.ReadDiagnosticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conductor_service_pb2.ReadDiagnosticsResponse, _abc.Awaitable[_conductor_service_pb2.ReadDiagnosticsResponse]]:
+        """An instance's counters, asked of its host."""
+
+    @_abc_1.abstractmethod
+    def SetPassword(
+        self,
+        request: _conductor_service_pb2.SetPasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conductor_service_pb2.SetPasswordResponse, _abc.Awaitable[_conductor_service_pb2.SetPasswordResponse]]:
+        """Set a password inside a guest, and end the instance's task with what became of it."""
+
+    @_abc_1.abstractmethod
+    def OpenConsole(
+        self,
+        request_iterator: _MaybeAsyncIterator[_conductor_service_pb2.OpenConsoleRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_conductor_service_pb2.OpenConsoleResponse], _abc.AsyncIterator[_conductor_service_pb2.OpenConsoleResponse]]:
+        """One console of an instance, through a tunnel that its host dials."""
 
 def add_ConductorServiceServicer_to_server(servicer: ConductorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -198,6 +198,74 @@ IMAGE_FORMAT_RAMDISK: ImageFormat.ValueType  # 4
 """An initial ramdisk."""
 Global___ImageFormat: _TypeAlias = ImageFormat  # noqa: Y015
 
+class _ConsoleKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsoleKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConsoleKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSOLE_KIND_UNSPECIFIED: _ConsoleKind.ValueType  # 0
+    """Not set: refused."""
+    CONSOLE_KIND_SERIAL: _ConsoleKind.ValueType  # 1
+    """The serial port, as bytes."""
+    CONSOLE_KIND_VNC: _ConsoleKind.ValueType  # 2
+    """The screen, as the RFB protocol."""
+
+class ConsoleKind(_ConsoleKind, metaclass=_ConsoleKindEnumTypeWrapper):
+    """What a console shows."""
+
+CONSOLE_KIND_UNSPECIFIED: ConsoleKind.ValueType  # 0
+"""Not set: refused."""
+CONSOLE_KIND_SERIAL: ConsoleKind.ValueType  # 1
+"""The serial port, as bytes."""
+CONSOLE_KIND_VNC: ConsoleKind.ValueType  # 2
+"""The screen, as the RFB protocol."""
+Global___ConsoleKind: _TypeAlias = ConsoleKind  # noqa: Y015
+
+class _ConsoleEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsoleEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConsoleEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSOLE_END_UNSPECIFIED: _ConsoleEnd.ValueType  # 0
+    """Not said."""
+    CONSOLE_END_GUEST_OFF: _ConsoleEnd.ValueType  # 1
+    """The guest is off, or was moved or deleted."""
+    CONSOLE_END_TAKEN_OVER: _ConsoleEnd.ValueType  # 2
+    """Somebody else has taken it over."""
+    CONSOLE_END_HOST_LOST: _ConsoleEnd.ValueType  # 3
+    """Its host cannot be reached any more."""
+    CONSOLE_END_IDLE: _ConsoleEnd.ValueType  # 4
+    """Nothing was said for too long."""
+    CONSOLE_END_TOO_LONG: _ConsoleEnd.ValueType  # 5
+    """No console lasts longer."""
+    CONSOLE_END_REVOKED: _ConsoleEnd.ValueType  # 6
+    """Whoever opened it may not any more."""
+    CONSOLE_END_MOVED: _ConsoleEnd.ValueType  # 7
+    """The server is not where it was: moved, or deleted."""
+
+class ConsoleEnd(_ConsoleEnd, metaclass=_ConsoleEndEnumTypeWrapper):
+    """Why a console has ended."""
+
+CONSOLE_END_UNSPECIFIED: ConsoleEnd.ValueType  # 0
+"""Not said."""
+CONSOLE_END_GUEST_OFF: ConsoleEnd.ValueType  # 1
+"""The guest is off, or was moved or deleted."""
+CONSOLE_END_TAKEN_OVER: ConsoleEnd.ValueType  # 2
+"""Somebody else has taken it over."""
+CONSOLE_END_HOST_LOST: ConsoleEnd.ValueType  # 3
+"""Its host cannot be reached any more."""
+CONSOLE_END_IDLE: ConsoleEnd.ValueType  # 4
+"""Nothing was said for too long."""
+CONSOLE_END_TOO_LONG: ConsoleEnd.ValueType  # 5
+"""No console lasts longer."""
+CONSOLE_END_REVOKED: ConsoleEnd.ValueType  # 6
+"""Whoever opened it may not any more."""
+CONSOLE_END_MOVED: ConsoleEnd.ValueType  # 7
+"""The server is not where it was: moved, or deleted."""
+Global___ConsoleEnd: _TypeAlias = ConsoleEnd  # noqa: Y015
+
 @_typing.final
 class SessionRequest(_message.Message):
     """From the host."""
@@ -212,6 +280,9 @@ class SessionRequest(_message.Message):
     CONSOLE_LOG_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
+    DIAGNOSTICS_FIELD_NUMBER: _builtins.int
+    PASSWORD_SET_FIELD_NUMBER: _builtins.int
+    TUNNEL_REFUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First of all."""
@@ -244,6 +315,18 @@ class SessionRequest(_message.Message):
     def inventory(self) -> Global___Inventory:
         """Everything the host holds, once per session, before it may be UP (R8)."""
 
+    @_builtins.property
+    def diagnostics(self) -> Global___Diagnostics:
+        """The answer to a question about a guest's counters."""
+
+    @_builtins.property
+    def password_set(self) -> Global___PasswordSet:
+        """The answer to a request for a password."""
+
+    @_builtins.property
+    def tunnel_refused(self) -> Global___TunnelRefused:
+        """A console that cannot be opened."""
+
     def __init__(
         self,
         *,
@@ -255,12 +338,15 @@ class SessionRequest(_message.Message):
         console_log: Global___ConsoleLog | None = ...,
         progress: Global___Progress | None = ...,
         inventory: Global___Inventory | None = ...,
+        diagnostics: Global___Diagnostics | None = ...,
+        password_set: Global___PasswordSet | None = ...,
+        tunnel_refused: Global___TunnelRefused | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "hello", b"hello", "inventory", b"inventory", "message", b"message", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "hello", b"hello", "inventory", b"inventory", "message", b"message", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "beat", "status", "released", "report", "console_log", "progress", "inventory"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "beat", "status", "released", "report", "console_log", "progress", "inventory", "diagnostics", "password_set", "tunnel_refused"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -281,6 +367,9 @@ class SessionResponse(_message.Message):
     RELEASE_ACK_FIELD_NUMBER: _builtins.int
     CONSOLE_LOG_WANTED_FIELD_NUMBER: _builtins.int
     GOODBYE_FIELD_NUMBER: _builtins.int
+    DIAGNOSTICS_WANTED_FIELD_NUMBER: _builtins.int
+    PASSWORD_WANTED_FIELD_NUMBER: _builtins.int
+    TUNNEL_WANTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def granted(self) -> Global___Granted:
         """The session is granted."""
@@ -317,6 +406,18 @@ class SessionResponse(_message.Message):
     def goodbye(self) -> Global___Goodbye:
         """The session is over, with the reason; the host dials again, another conductor if it can."""
 
+    @_builtins.property
+    def diagnostics_wanted(self) -> Global___DiagnosticsWanted:
+        """A guest's counters are wanted."""
+
+    @_builtins.property
+    def password_wanted(self) -> Global___PasswordWanted:
+        """A password is to be set inside a guest."""
+
+    @_builtins.property
+    def tunnel_wanted(self) -> Global___TunnelWanted:
+        """A console is wanted: the host dials `Tunnel`."""
+
     def __init__(
         self,
         *,
@@ -329,12 +430,15 @@ class SessionResponse(_message.Message):
         release_ack: Global___ReleaseAck | None = ...,
         console_log_wanted: Global___ConsoleLogWanted | None = ...,
         goodbye: Global___Goodbye | None = ...,
+        diagnostics_wanted: Global___DiagnosticsWanted | None = ...,
+        password_wanted: Global___PasswordWanted | None = ...,
+        tunnel_wanted: Global___TunnelWanted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["granted", "snapshot", "order", "release", "beat_ack", "status_ack", "release_ack", "console_log_wanted", "goodbye"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["granted", "snapshot", "order", "release", "beat_ack", "status_ack", "release_ack", "console_log_wanted", "goodbye", "diagnostics_wanted", "password_wanted", "tunnel_wanted"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -411,6 +515,7 @@ class Status(_message.Message):
     POWER_FIELD_NUMBER: _builtins.int
     FAULT_CODE_FIELD_NUMBER: _builtins.int
     FAULT_MESSAGE_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The session's epoch."""
     instance_id: _builtins.str
@@ -429,6 +534,10 @@ class Status(_message.Message):
     """Why, for ERROR; with any other state, why the latest action failed although the guest is as `state` says."""
     fault_message: _builtins.str
     """Why, in words; at most 512 printable characters."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedCompositeFieldContainer[Global___StepDone]:
+        """The last steps towards it, at most 16."""
+
     def __init__(
         self,
         *,
@@ -441,14 +550,49 @@ class Status(_message.Message):
         power: Global___Power.ValueType = ...,
         fault_code: _builtins.str = ...,
         fault_message: _builtins.str = ...,
+        steps: _abc.Iterable[Global___StepDone] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_seq", b"action_seq", "epoch", b"epoch", "fault_code", b"fault_code", "fault_message", b"fault_message", "generation", b"generation", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "power", b"power", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_seq", b"action_seq", "epoch", b"epoch", "fault_code", b"fault_code", "fault_message", b"fault_message", "generation", b"generation", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "power", b"power", "state", b"state", "steps", b"steps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class StepDone(_message.Message):
+    """A step that was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BEGAN_AGO_MS_FIELD_NUMBER: _builtins.int
+    TOOK_MS_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    name: _builtins.int
+    """Which: a number of fabric.record.v1.StepName. One that the conductor does not know is shown as another step."""
+    began_ago_ms: _builtins.int
+    """When it began, counted back from when this is told."""
+    took_ms: _builtins.int
+    """How long it took."""
+    fault_code: _builtins.str
+    """How it failed, from the fault codes; empty where it did not."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.int = ...,
+        began_ago_ms: _builtins.int = ...,
+        took_ms: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_ago_ms", b"began_ago_ms", "fault_code", b"fault_code", "name", b"name", "took_ms", b"took_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepDone: _TypeAlias = StepDone  # noqa: Y015
 
 @_typing.final
 class Released(_message.Message):
@@ -1017,6 +1161,50 @@ class Goodbye(_message.Message):
 Global___Goodbye: _TypeAlias = Goodbye  # noqa: Y015
 
 @_typing.final
+class Rescue(_message.Message):
+    """What a rescued guest boots from; its own root disk is the second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    RAMDISK_FIELD_NUMBER: _builtins.int
+    KERNEL_ARGS_FIELD_NUMBER: _builtins.int
+    USER_DATA_FIELD_NUMBER: _builtins.int
+    kernel_args: _builtins.str
+    """The kernel's command line."""
+    user_data: _builtins.bytes
+    """What its first-boot agent is given: sets the one-time password by its hash."""
+    @_builtins.property
+    def image(self) -> Global___ImageRef:
+        """What its disk starts as."""
+
+    @_builtins.property
+    def kernel(self) -> Global___ImageRef:
+        """Boots by this kernel, where set."""
+
+    @_builtins.property
+    def ramdisk(self) -> Global___ImageRef:
+        """With this ramdisk, where set."""
+
+    def __init__(
+        self,
+        *,
+        image: Global___ImageRef | None = ...,
+        kernel: Global___ImageRef | None = ...,
+        ramdisk: Global___ImageRef | None = ...,
+        kernel_args: _builtins.str = ...,
+        user_data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "ramdisk", b"ramdisk", "user_data", b"user_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rescue: _TypeAlias = Rescue  # noqa: Y015
+
+@_typing.final
 class Guest(_message.Message):
     """A guest, complete."""
 
@@ -1083,6 +1271,7 @@ class Guest(_message.Message):
     CONFIG_DRIVE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     STANDALONE_FIELD_NUMBER: _builtins.int
+    RESCUE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The instance's id."""
     name: _builtins.str
@@ -1137,6 +1326,10 @@ class Guest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free metadata."""
 
+    @_builtins.property
+    def rescue(self) -> Global___Rescue:
+        """What it boots from while it is rescued."""
+
     def __init__(
         self,
         *,
@@ -1161,10 +1354,11 @@ class Guest(_message.Message):
         config_drive: _builtins.bool = ...,
         create_time_ms: _builtins.int = ...,
         standalone: _builtins.bool = ...,
+        rescue: Global___Rescue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1315,3 +1509,405 @@ class FetchImageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchImageResponse: _TypeAlias = FetchImageResponse  # noqa: Y015
+
+@_typing.final
+class DiagnosticsWanted(_message.Message):
+    """A guest's counters are wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Comes back in the answer."""
+    instance_id: _builtins.str
+    """Whose."""
+    placement_epoch: _builtins.int
+    """Which placement."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiagnosticsWanted: _TypeAlias = DiagnosticsWanted  # noqa: Y015
+
+@_typing.final
+class Diagnostics(_message.Message):
+    """A guest's counters, as the hypervisor has them. They begin anew with each boot of its virtual machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    POWER_FIELD_NUMBER: _builtins.int
+    UPTIME_S_FIELD_NUMBER: _builtins.int
+    VCPU_TIME_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_KIB_FIELD_NUMBER: _builtins.int
+    MEMORY_RESIDENT_KIB_FIELD_NUMBER: _builtins.int
+    MEMORY_UNUSED_KIB_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Whose question this answers."""
+    fault_code: _builtins.str
+    """Why there is none, from the fault codes; empty where there is."""
+    power: Global___Power.ValueType
+    """What the hypervisor says."""
+    uptime_s: _builtins.int
+    """How long its virtual machine has been there; 0 where it is not known."""
+    memory_kib: _builtins.int
+    """The memory that it has."""
+    memory_resident_kib: _builtins.int
+    """The host's memory that it takes."""
+    memory_unused_kib: _builtins.int
+    """What the guest says is unused; 0 where it says nothing."""
+    @_builtins.property
+    def vcpu_time_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What each virtual CPU has executed."""
+
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskCounters]:
+        """Its disks."""
+
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterfaceCounters]:
+        """Its interfaces."""
+
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+        power: Global___Power.ValueType = ...,
+        uptime_s: _builtins.int = ...,
+        vcpu_time_ms: _abc.Iterable[_builtins.int] | None = ...,
+        memory_kib: _builtins.int = ...,
+        memory_resident_kib: _builtins.int = ...,
+        memory_unused_kib: _builtins.int = ...,
+        disks: _abc.Iterable[Global___DiskCounters] | None = ...,
+        interfaces: _abc.Iterable[Global___InterfaceCounters] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "fault_code", b"fault_code", "interfaces", b"interfaces", "memory_kib", b"memory_kib", "memory_resident_kib", b"memory_resident_kib", "memory_unused_kib", b"memory_unused_kib", "power", b"power", "question", b"question", "uptime_s", b"uptime_s", "vcpu_time_ms", b"vcpu_time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Diagnostics: _TypeAlias = Diagnostics  # noqa: Y015
+
+@_typing.final
+class DiskCounters(_message.Message):
+    """What went through a disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    READ_REQUESTS_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_REQUESTS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """As the hypervisor calls it: `vda`."""
+    read_bytes: _builtins.int
+    """Bytes read."""
+    read_requests: _builtins.int
+    """Requests to read."""
+    write_bytes: _builtins.int
+    """Bytes written."""
+    write_requests: _builtins.int
+    """Requests to write."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        read_bytes: _builtins.int = ...,
+        read_requests: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        write_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "read_bytes", b"read_bytes", "read_requests", b"read_requests", "write_bytes", b"write_bytes", "write_requests", b"write_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskCounters: _TypeAlias = DiskCounters  # noqa: Y015
+
+@_typing.final
+class InterfaceCounters(_message.Message):
+    """What went through an interface, as the guest sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_ERRORS_FIELD_NUMBER: _builtins.int
+    RX_DROPS_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    TX_ERRORS_FIELD_NUMBER: _builtins.int
+    TX_DROPS_FIELD_NUMBER: _builtins.int
+    mac: _builtins.str
+    """Its MAC address."""
+    rx_bytes: _builtins.int
+    """Received."""
+    rx_packets: _builtins.int
+    """Received."""
+    rx_errors: _builtins.int
+    """Not received."""
+    rx_drops: _builtins.int
+    """Not received."""
+    tx_bytes: _builtins.int
+    """Sent."""
+    tx_packets: _builtins.int
+    """Sent."""
+    tx_errors: _builtins.int
+    """Not sent."""
+    tx_drops: _builtins.int
+    """Not sent."""
+    def __init__(
+        self,
+        *,
+        mac: _builtins.str = ...,
+        rx_bytes: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        rx_errors: _builtins.int = ...,
+        rx_drops: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        tx_errors: _builtins.int = ...,
+        tx_drops: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac", b"mac", "rx_bytes", b"rx_bytes", "rx_drops", b"rx_drops", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_drops", b"tx_drops", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterfaceCounters: _TypeAlias = InterfaceCounters  # noqa: Y015
+
+@_typing.final
+class PasswordWanted(_message.Message):
+    """A password is to be set inside a guest, through its agent. Kept nowhere on the way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Comes back in the answer."""
+    instance_id: _builtins.str
+    """Whose."""
+    placement_epoch: _builtins.int
+    """Which placement."""
+    user: _builtins.str
+    """The user inside the guest."""
+    password: _builtins.str
+    """The new password."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "password", b"password", "placement_epoch", b"placement_epoch", "question", b"question", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PasswordWanted: _TypeAlias = PasswordWanted  # noqa: Y015
+
+@_typing.final
+class PasswordSet(_message.Message):
+    """What became of a password."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Whose question this answers."""
+    fault_code: _builtins.str
+    """Why it is not set, from the fault codes; empty where it is."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_code", b"fault_code", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PasswordSet: _TypeAlias = PasswordSet  # noqa: Y015
+
+@_typing.final
+class TunnelWanted(_message.Message):
+    """A console is wanted: the host dials `Tunnel` with the question's number, or refuses."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Comes back in the tunnel's first frame."""
+    instance_id: _builtins.str
+    """Whose console."""
+    placement_epoch: _builtins.int
+    """Which placement."""
+    kind: Global___ConsoleKind.ValueType
+    """Which console."""
+    take_over: _builtins.bool
+    """Whether whoever has it is to lose it."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        kind: Global___ConsoleKind.ValueType = ...,
+        take_over: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "kind", b"kind", "placement_epoch", b"placement_epoch", "question", b"question", "take_over", b"take_over"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelWanted: _TypeAlias = TunnelWanted  # noqa: Y015
+
+@_typing.final
+class TunnelRefused(_message.Message):
+    """A console that cannot be opened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTION_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    question: _builtins.int
+    """Whose question this answers."""
+    fault_code: _builtins.str
+    """Why, from the fault codes."""
+    def __init__(
+        self,
+        *,
+        question: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_code", b"fault_code", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelRefused: _TypeAlias = TunnelRefused  # noqa: Y015
+
+@_typing.final
+class TunnelHello(_message.Message):
+    """Opens a tunnel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The session's epoch."""
+    question: _builtins.int
+    """Which request this answers."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        question: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "question", b"question"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelHello: _TypeAlias = TunnelHello  # noqa: Y015
+
+@_typing.final
+class TunnelRequest(_message.Message):
+    """From the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELLO_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """What the guest says; at most 64 KiB."""
+    end: Global___ConsoleEnd.ValueType
+    """The console has ended."""
+    @_builtins.property
+    def hello(self) -> Global___TunnelHello:
+        """Which console this is."""
+
+    def __init__(
+        self,
+        *,
+        hello: Global___TunnelHello | None = ...,
+        data: _builtins.bytes = ...,
+        end: Global___ConsoleEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame", "hello", b"hello"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "data", "end"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___TunnelRequest: _TypeAlias = TunnelRequest  # noqa: Y015
+
+@_typing.final
+class TunnelResponse(_message.Message):
+    """From the conductor."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """What the person says; at most 64 KiB."""
+    end: Global___ConsoleEnd.ValueType
+    """The console has ended."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        end: Global___ConsoleEnd.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "frame", b"frame"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["data", "end"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___TunnelResponse: _TypeAlias = TunnelResponse  # noqa: Y015

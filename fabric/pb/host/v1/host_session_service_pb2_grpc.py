@@ -46,6 +46,11 @@ class HostSessionServiceStub:
                 request_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.SerializeToString,
                 response_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.FromString,
                 _registered_method=True)
+        self.Tunnel = channel.stream_stream(
+                '/fabric.host.v1.HostSessionService/Tunnel',
+                request_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelResponse.FromString,
+                _registered_method=True)
 
 
 class HostSessionServiceServicer:
@@ -66,6 +71,13 @@ class HostSessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tunnel(self, request_iterator, context):
+        """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostSessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_HostSessionServiceServicer_to_server(servicer, server):
                     servicer.FetchImage,
                     request_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.FromString,
                     response_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.SerializeToString,
+            ),
+            'Tunnel': grpc.stream_stream_rpc_method_handler(
+                    servicer.Tunnel,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class HostSessionService:
             '/fabric.host.v1.HostSessionService/FetchImage',
             fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.SerializeToString,
             fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tunnel(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/fabric.host.v1.HostSessionService/Tunnel',
+            fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelResponse.FromString,
             options,
             channel_credentials,
             insecure,

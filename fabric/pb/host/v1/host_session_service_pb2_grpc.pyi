@@ -40,6 +40,8 @@ class HostSessionServiceStub:
     """The host's session: hello, then reports and results up, orders down. One at a time per host; a newer one ends the older (R1)."""
     FetchImage: _grpc.UnaryStreamMultiCallable[_host_session_service_pb2.FetchImageRequest, _host_session_service_pb2.FetchImageResponse]
     """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+    Tunnel: _grpc.StreamStreamMultiCallable[_host_session_service_pb2.TunnelRequest, _host_session_service_pb2.TunnelResponse]
+    """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled."""
 
 @_typing.type_check_only
 class HostSessionServiceAsyncStub(HostSessionServiceStub):
@@ -50,6 +52,8 @@ class HostSessionServiceAsyncStub(HostSessionServiceStub):
     """The host's session: hello, then reports and results up, orders down. One at a time per host; a newer one ends the older (R1)."""
     FetchImage: _aio.UnaryStreamMultiCallable[_host_session_service_pb2.FetchImageRequest, _host_session_service_pb2.FetchImageResponse]  # type: ignore[assignment]
     """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+    Tunnel: _aio.StreamStreamMultiCallable[_host_session_service_pb2.TunnelRequest, _host_session_service_pb2.TunnelResponse]  # type: ignore[assignment]
+    """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled."""
 
 class HostSessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """The conductor's side, dialled by hosts with their own certificates."""
@@ -69,5 +73,13 @@ class HostSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_host_session_service_pb2.FetchImageResponse], _abc.AsyncIterator[_host_session_service_pb2.FetchImageResponse]]:
         """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+
+    @_abc_1.abstractmethod
+    def Tunnel(
+        self,
+        request_iterator: _MaybeAsyncIterator[_host_session_service_pb2.TunnelRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_host_session_service_pb2.TunnelResponse], _abc.AsyncIterator[_host_session_service_pb2.TunnelResponse]]:
+        """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled."""
 
 def add_HostSessionServiceServicer_to_server(servicer: HostSessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
