@@ -12,6 +12,7 @@ import structlog
 
 from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
+from fabric.model.image import ImageOffer
 from fabric.model.instance import ImageRef
 from fabric.model.session import ConsoleLog, ConsoleLogWanted, Status
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
@@ -36,6 +37,7 @@ from hostd.settings import HostSettings, Timers
 _log = structlog.get_logger(__name__)
 
 _FETCH_TRIES = 5
+_COPIES_AT_ONCE = 2
 _LONGEST_TAIL_BYTES = 100 * 1024
 
 
@@ -129,6 +131,7 @@ class HostDaemon:
             journal=self._journal,
             clock=self._clock,
             fetch=self._fetch,
+            hand_over=self._hand_over,
             fence=lambda: self._gate.fence,
             mouth=Mouth(
                 say=self._say,
@@ -137,6 +140,7 @@ class HostDaemon:
                 show=self._post.show,
             ),
             slots=asyncio.Semaphore(self._settings.spawn_concurrency),
+            copies=asyncio.Semaphore(_COPIES_AT_ONCE),
             patience=patience_from(self._settings.timers),
             failpoints=self._failpoints,
         )
@@ -221,6 +225,24 @@ class HostDaemon:
                 if failures >= _FETCH_TRIES:
                     raise Unavailable(f"the image could not be fetched: {error.message}") from error
                 await asyncio.sleep(0.2 * 2.0**failures * (0.5 + self._jitter()))
+
+    async def _hand_over(
+        self, offer: ImageOffer, read: Callable[[], AsyncIterator[bytes]], progress: Callable[[int], None]
+    ) -> None:
+        """Hand an image in through whichever conductor has our session. From its first byte: what is half there is nowhere."""
+        await self._in_session.wait()
+        sent = 0
+
+        async def counted() -> AsyncIterator[bytes]:
+            nonlocal sent
+            progress(0)
+            async for chunk in read():
+                yield chunk
+                sent += len(chunk)
+                progress(99 * sent // max(offer.size_bytes, 1))
+
+        await self._dialer.upload_image(self._endpoint, offer, counted())
+        progress(100)
 
     async def _console(self, wanted: ConsoleLogWanted) -> ConsoleLog:
         tail_bytes = max(0, min(_LONGEST_TAIL_BYTES, wanted.tail_bytes))

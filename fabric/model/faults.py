@@ -36,6 +36,11 @@ class FaultCode(enum.StrEnum):
     DOMAIN_RESUME_FAILED = "DOMAIN_RESUME_FAILED"
     DOMAIN_SUSPEND_FAILED = "DOMAIN_SUSPEND_FAILED"
     GUEST_OFF = "GUEST_OFF"
+    AGENT_MISSING = "AGENT_MISSING"
+    AGENT_FAILED = "AGENT_FAILED"
+    CONSOLE_IN_USE = "CONSOLE_IN_USE"
+    SNAPSHOT_FAILED = "SNAPSHOT_FAILED"
+    IMAGE_UPLOAD_FAILED = "IMAGE_UPLOAD_FAILED"
 
 
 FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
@@ -62,6 +67,11 @@ FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
         FaultCode.DOMAIN_RESUME_FAILED: "the host's hypervisor could not let the server go on",
         FaultCode.DOMAIN_SUSPEND_FAILED: "the host's hypervisor could not save the server's memory",
         FaultCode.GUEST_OFF: "the guest had shut itself down",
+        FaultCode.AGENT_MISSING: "no agent answers in the guest: it needs qemu-guest-agent, installed and running",
+        FaultCode.AGENT_FAILED: "the guest's agent refused, or failed",
+        FaultCode.CONSOLE_IN_USE: "somebody else has the server's console",
+        FaultCode.SNAPSHOT_FAILED: "the host could not copy the server's disk",
+        FaultCode.IMAGE_UPLOAD_FAILED: "the image of the server's disk could not be handed in",
     }
 )
 

@@ -40,7 +40,8 @@ class Image:
     """An image's record. Bytes are in the blob store, under `sha256`.
 
     `properties` understands `hw_architecture`, `hw_firmware_type` (bios | uefi), `os_secure_boot` (required) and
-    `trait:NAME` = `required`, as the ImagePropertiesFilter of the reference does.
+    `trait:NAME` = `required`, as the ImagePropertiesFilter of the reference does. A `hidden` one serves a move of a server, and is in no
+    list.
     """
 
     id: str
@@ -60,3 +61,16 @@ class Image:
     fault: str = ""
     create_time_ms: int = 0
     update_time_ms: int = 0
+    hidden: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOffer:
+    """A disk that a host hands in as the image that it was told to make: a whole qcow2, and what its bytes must be."""
+
+    image_id: str
+    instance_id: str
+    placement_epoch: int
+    sha256: str
+    size_bytes: int
+    virtual_size_bytes: int

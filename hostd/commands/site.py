@@ -13,7 +13,7 @@ from hostd.commands.journal import Journal
 from hostd.core.fencing import Fence
 from hostd.core.reconcile import Patience
 from hostd.driver.base import Driver
-from hostd.images.base import Disks, Fetch
+from hostd.images.base import Disks, Fetch, HandOver
 from hostd.network.base import Wires
 
 
@@ -29,7 +29,9 @@ class Mouth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """The place of work. `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns."""
+    """The place of work. `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns, `copies`
+    disks that are copied or handed in.
+    """
 
     driver: Driver
     disks: Disks
@@ -37,8 +39,10 @@ class Site:
     journal: Journal
     clock: Clock
     fetch: Fetch
+    hand_over: HandOver
     fence: Callable[[], Fence]
     mouth: Mouth
     slots: asyncio.Semaphore
+    copies: asyncio.Semaphore
     patience: Patience
     failpoints: Failpoints

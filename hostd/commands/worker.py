@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -18,6 +18,7 @@ from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.session import HostState, Order, Progress, Release, Released, Status
 from fabric.model.states import Want
+from hostd.commands import snapshots
 from hostd.commands.journal import JournalRow
 from hostd.commands.site import Site
 from hostd.core import fencing, reconcile
@@ -25,13 +26,17 @@ from hostd.core.faults import FaultCode, as_fault_code, fault_text
 from hostd.core.reconcile import Resume, Seen
 from hostd.core.steps import (
     Act,
+    Capture,
+    ClearDisks,
     CutPower,
     Define,
+    DropCopies,
     Effort,
     EnsureFiles,
     EnsureImage,
     Forget,
     GoOn,
+    HandIn,
     Hold,
     LetGo,
     Mark,
@@ -53,6 +58,8 @@ from hostd.core.steps import (
 from hostd.driver.base import DomainSpec, DriverError
 from hostd.images.base import DiskError
 from hostd.network.base import NetworkError, Wiring
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -85,7 +92,7 @@ def _aims(goal: Order | Release) -> tuple[int, ...]:
 
 def _spec(order: Order, step: Define) -> DomainSpec:
     return DomainSpec(
-        guest=order.guest,
+        guest=order.guest.booted(),
         placement_epoch=order.placement_epoch,
         generation=order.generation,
         disks=step.files.disks,
@@ -124,6 +131,7 @@ class Worker:
         accepted = fencing.accept(self.row, order, presume_made=presume_made)
         if isinstance(accepted, fencing.Refusal):
             return accepted
+        row_before = self.row
         self._write(accepted)
         before, self.order = self.order, order
         if before is not None and _aims(before) == _aims(order):
@@ -133,7 +141,7 @@ class Worker:
             return None
         self.settled = None
         self._site.mouth.unsay(self.instance_id)
-        self._begin()
+        self._begin(row_before)
         return None
 
     def take_release(self, release: Release) -> None:
@@ -161,8 +169,11 @@ class Worker:
         """The fence moved, or the hypervisor is back: what waited may go on."""
         self._wake.set()
 
-    def _begin(self) -> None:
-        self._effort = Effort(began_s=self._site.clock.boot_s())
+    def _begin(self, row_before: JournalRow | None = None) -> None:
+        now_s = self._site.clock.boot_s()
+        self._effort = Effort(began_s=now_s)
+        if self.row is not None:
+            self._effort = reconcile.begun(row_before, self.row, now_s=now_s)
         self._changed.set()
         self._wake.set()
 
@@ -287,6 +298,10 @@ class Worker:
         if isinstance(step, _SPAWNING):
             async with self._site.slots:
                 await self._act(goal, step)
+        elif isinstance(step, Capture | HandIn):
+            # Of their own: who waits for a server to start does not wait for others' disks to be read.
+            async with self._site.copies:
+                await self._act(goal, step)
         else:
             await self._act(goal, step)
         await self._site.failpoints.reach(step.reached)
@@ -317,7 +332,7 @@ class Worker:
             case Plug():
                 order = self._order()
                 self._show(goal, "networking", 0)
-                wiring = Wiring(guest=order.guest, placement_epoch=order.placement_epoch)
+                wiring = Wiring(guest=order.guest.booted(), placement_epoch=order.placement_epoch)
                 found["interfaces"] = await self._site.wires.plug(wiring)
             case Define():
                 self._show(goal, "spawning", 0)
@@ -340,14 +355,27 @@ class Worker:
                 await driver.forget(self.instance_id)
             case Unplug(placement_epoch):
                 await self._site.wires.unplug(self.instance_id, placement_epoch)
-            case RemoveFiles(placement_epoch):
+            case RemoveFiles(placement_epoch) | ClearDisks(placement_epoch):
                 await self._site.disks.remove(self.instance_id, placement_epoch)
+            case Capture():
+                self._show(goal, "image_snapshot", 0)
+                found["copy"] = await self._unless_changed(snapshots.capture(self._site, self._order(), step))
+            case HandIn():
+                handing_in = snapshots.hand_in(
+                    self._site,
+                    self._order(),
+                    step,
+                    lambda percent: self._show(goal, "image_uploading", percent),
+                )
+                await self._unless_changed(handing_in)
+            case DropCopies():
+                await self._site.disks.drop_copies(self.instance_id, goal.placement_epoch)
         self._must_be_wanted(goal)
         if not isinstance(step, PressReset):
             effort = reconcile.after(self._effort, step, now_s=self._site.clock.boot_s())
             self._effort = replace(effort, **found)
 
-    async def _unless_changed(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _unless_changed(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what may be left undone: give it up when something else is wanted."""
         doing = asyncio.create_task(work)
         changing = asyncio.create_task(self._changed.wait())
@@ -360,13 +388,14 @@ class Worker:
         if superseded:
             await asyncio.wait({doing})
             raise Superseded
-        doing.result()
+        return doing.result()
 
     async def _mark(self, mark: Mark) -> None:
         assert self.row is not None
         match mark:
-            case MarkStarted(action_seq):
-                self._write(replace(self.row, action_started=action_seq))
+            case MarkStarted(action_seq, unmakes):
+                made = self.row.made and not unmakes
+                self._write(replace(self.row, action_started=action_seq, made=made))
             case MarkDone(action_seq):
                 self._write(replace(self.row, action_done=action_seq))
             case MarkMade():

@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass, replace
 
 from fabric.ids import is_id
+from fabric.model.instance import OneShot
 from fabric.model.session import Order, Release
 from fabric.model.states import Want
 from hostd.commands.journal import JournalRow
@@ -58,21 +59,26 @@ class Refusal(enum.StrEnum):
 def accept(row: JournalRow | None, order: Order, *, presume_made: bool = False) -> JournalRow | Refusal:
     """The row to journal before acting on an order, or why the order is too old (R2, R3).
 
-    A placement new to the journal owes no one-shot action: its first boot is newer than what was asked of the copy before. Neither
-    does a guest that is wanted off or gone. After the journal was lost this may skip one reboot that was under way; the other choice
-    would be to reboot every guest that was ever rebooted. `presume_made` is said then of what the first snapshot orders: nobody knows
-    whether its disks were made, and to fail a create that was under way is better than to give a server an empty disk for its own.
+    A placement new to the journal owes no one-shot action: its first boot is newer than what was asked of the copy before. Only a rebuild
+    is owed, which is to make its disk. A guest that is wanted off owes no reboot, and one that is wanted gone owes nothing. A rebuild or a
+    snapshot that was begun under an earlier generation is over: who asks for something else has given it up.
+
+    After the journal was lost this may skip one action that was under way; the other choice would be to reboot every guest that was ever
+    rebooted. `presume_made` is said then of what the first snapshot orders: nobody knows whether its disks were made, and to fail a create
+    that was under way is better than to give a server an empty disk for its own.
     """
     if not is_id(order.guest.id) or order.placement_epoch < 1 or order.want is Want.UNSPECIFIED:
         return Refusal.MALFORMED
     ends = order.want is Want.ABSENT
+    rebuilds = order.action is OneShot.REBUILD and not ends
     if row is None or order.placement_epoch > row.placement_epoch:
         return JournalRow(
             instance_id=order.guest.id,
             placement_epoch=order.placement_epoch,
             generation=order.generation,
-            action_started=order.action_seq,
-            action_done=order.action_seq,
+            # Where its disk is presumed, a rebuild is presumed to have begun: what is left of it is to see whether there is one.
+            action_started=order.action_seq - (rebuilds and not presume_made),
+            action_done=order.action_seq - rebuilds,
             released=ends,
             made=presume_made,
         )
@@ -82,7 +88,11 @@ def accept(row: JournalRow | None, order: Order, *, presume_made: bool = False) 
         return Refusal.RELEASED
     if order.generation < row.generation:
         return Refusal.OLD_GENERATION
-    moot = order.action_seq if order.want is not Want.RUN else 0
+    if order.action in {OneShot.REBUILD, OneShot.SNAPSHOT}:
+        is_given_up = order.generation > row.generation and order.action_seq == row.action_started
+        moot = order.action_seq if ends or is_given_up else 0
+    else:
+        moot = order.action_seq if order.want is not Want.RUN else 0
     return replace(
         row,
         generation=order.generation,

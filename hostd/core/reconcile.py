@@ -21,13 +21,17 @@ from hostd.core.faults import FaultCode
 from hostd.core.holds import HOLDS, Held, word_of
 from hostd.core.steps import (
     Act,
+    Capture,
+    ClearDisks,
     CutPower,
     Define,
+    DropCopies,
     Effort,
     EnsureFiles,
     EnsureImage,
     Forget,
     GoOn,
+    HandIn,
     Hold,
     LetGo,
     MarkDone,
@@ -50,8 +54,16 @@ from hostd.driver.base import Domain
 RUNNING = frozenset({PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED})
 """Powers that hold memory: such a domain must be stopped before it may be elsewhere."""
 
+_OPEN = frozenset({PowerState.RUNNING, PowerState.PAUSED})
+"""Powers in which a hypervisor has the guest's disks open."""
+
 _TRANSIENT = frozenset(
-    {FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.HYPERVISOR_TIMEOUT, FaultCode.IMAGE_UNAVAILABLE}
+    {
+        FaultCode.HYPERVISOR_UNAVAILABLE,
+        FaultCode.HYPERVISOR_TIMEOUT,
+        FaultCode.IMAGE_UNAVAILABLE,
+        FaultCode.IMAGE_UPLOAD_FAILED,
+    }
 )
 """Faults that trying again may cure without anybody doing anything."""
 
@@ -63,6 +75,7 @@ class Patience:
     press_again_s: float = 10.0
     soft_reboot_s: float = 90.0
     transient_s: float = 30.0
+    hand_in_s: float = 600.0
     longest_retry_s: float = 15.0
 
 
@@ -81,6 +94,15 @@ class Seen:
 def looks_everywhere(goal: Order | Release) -> bool:
     """Whether files and wires must be measured too: to let go of them, but not to make a guest run (there, having them is idempotent)."""
     return isinstance(goal, Release) or goal.want is Want.ABSENT
+
+
+def begun(before: JournalRow | None, row: JournalRow, *, now_s: float) -> Effort:
+    """The effort at the beginning of a pass. `before` is the journal's row before what is asked now was accepted.
+
+    An action that was under way then and is not any more was given up: what it may have left is to go.
+    """
+    is_given_up = before is not None and before.action_done < before.action_started <= row.action_done
+    return Effort(began_s=now_s, may_have_copies=is_given_up)
 
 
 def resting(effort: Effort, *, now_s: float) -> Wait | None:
@@ -110,11 +132,21 @@ def next_step(
         return Wait(None, "the domain is newer than the order")
     if domain is not None and domain.placement_epoch < goal.placement_epoch:
         return _once(Forget(), effort, FaultCode.DOMAIN_STOP_FAILED)
+    if _owes(goal, row, OneShot.REBUILD):
+        return _rebuild(goal, row, domain, effort)
     if goal.want is Want.STOP:
-        return _toward_stop(goal, domain, effort, now_s=now_s, patience=patience)
-    if goal.want in HOLDS:
-        return _toward_hold(HOLDS[goal.want], domain, effort)
-    return _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
+        step = _toward_stop(goal, domain, effort, now_s=now_s, patience=patience)
+    elif goal.want in HOLDS:
+        step = _toward_hold(HOLDS[goal.want], domain, effort)
+    else:
+        step = _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
+    if isinstance(step, Settled) and step.state is not HostState.ERROR:
+        return _snapshot(goal, row, domain, effort, step)
+    return step
+
+
+def _owes(order: Order, row: JournalRow, action: OneShot) -> bool:
+    return order.action is action and order.action_seq > row.action_done
 
 
 def _is_newer(domain: Domain, order: Order) -> bool:
@@ -178,7 +210,7 @@ def _toward_run(
     permitted: bool,
     patience: Patience,
 ) -> Step:
-    pending = order.action_seq > row.action_done
+    pending = order.action_seq > row.action_done and order.action is not OneShot.SNAPSHOT
     if pending and row.action_started < order.action_seq:
         return MarkStarted(order.action_seq)
     if domain is not None and domain.power in RUNNING:
@@ -188,11 +220,54 @@ def _toward_run(
             return Settled(HostState.ACTIVE, domain.power)
         if domain.power is PowerState.PAUSED:
             return _go_on(effort, permitted=permitted)
+    if effort.was_captured_on:
+        # It went off by itself while its disk was copied: to start it again is not what was asked for.
+        return Settled(HostState.STOPPED, domain.power if domain else PowerState.NOSTATE, FaultCode.GUEST_OFF)
     if effort.is_started:
         crashed = domain is not None and domain.power is PowerState.CRASHED
         fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
         return Settled(HostState.ERROR, domain.power if domain else PowerState.NOSTATE, fault)
     return _spawn(order, row, effort, permitted=permitted)
+
+
+def _rebuild(order: Order, row: JournalRow, domain: Domain | None, effort: Effort) -> Step:
+    """The next step of making the root disk anew. The image comes first: without it there would be no disk at all.
+
+    Journalled with its beginning, the disk that was there counts no more; one that was made since is the new one, and is only looked at.
+    """
+    if row.action_started < order.action_seq:
+        return MarkStarted(order.action_seq, unmakes=True)
+    if row.made:
+        return MarkDone(order.action_seq) if effort.files is not None else EnsureFiles(made=True)
+    for image in order.guest.images():
+        if image.sha256 not in effort.images:
+            return EnsureImage(image)
+    if domain is not None and domain.power in RUNNING:
+        if effort.is_cut:
+            return Settled(HostState.ERROR, domain.power, FaultCode.DOMAIN_STOP_FAILED)
+        return CutPower()
+    if not effort.is_cleared:
+        return ClearDisks(order.placement_epoch)
+    return EnsureFiles() if effort.files is None else MarkMade()
+
+
+def _snapshot(order: Order, row: JournalRow, domain: Domain | None, effort: Effort, reached: Settled) -> Step:
+    """The next step of handing the root disk in as an image, of a guest that is as it is wanted, or went its own way; else what it reached.
+
+    A snapshot that was not taken leaves the guest as it is. An upload is told of before the conductor is: it has the image, or a fault.
+    """
+    if not _owes(order, row, OneShot.SNAPSHOT):
+        if effort.may_have_copies and not effort.are_copies_dropped:
+            return DropCopies()
+        return replace(reached, fault=reached.fault or effort.missed)
+    if row.action_started < order.action_seq:
+        return MarkStarted(order.action_seq)
+    missed = effort.missed or reached.fault
+    if missed is None and effort.copy is None:
+        return Capture(order.action_seq, is_on=domain is not None and domain.power in _OPEN)
+    if missed is None and effort.copy is not None and not effort.is_handed_in:
+        return HandIn(order.action_seq, effort.copy)
+    return MarkDone(order.action_seq) if effort.are_copies_dropped else DropCopies()
 
 
 def _go_on(effort: Effort, *, permitted: bool) -> Step:
@@ -227,7 +302,8 @@ def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) ->
     look well.
     """
     for image in order.guest.images():
-        if image.sha256 not in effort.images:
+        is_needed = not (row.made and order.guest.standalone and image is order.guest.image)
+        if is_needed and image.sha256 not in effort.images:
             return EnsureImage(image)
     if effort.files is None:
         files = EnsureFiles(made=row.made)
@@ -242,7 +318,7 @@ def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) ->
 
 
 def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
-    """The effort once a step has succeeded. What `EnsureFiles` and `Plug` brought is the caller's to add."""
+    """The effort once a step has succeeded. What `EnsureFiles`, `Plug` and `Capture` brought is the caller's to add."""
     effort = replace(effort, failures=0, retry_s=0.0)
     match step:
         case EnsureImage(image):
@@ -264,6 +340,14 @@ def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
             return replace(effort, has_gone_on=True)
         case Forget() | Unplug() | RemoveFiles():
             return replace(effort, let_go=effort.let_go | {type(step)})
+        case ClearDisks():
+            return replace(effort, is_cleared=True)
+        case Capture(is_on=is_on):
+            return replace(effort, was_captured_on=is_on)
+        case HandIn():
+            return replace(effort, is_handed_in=True)
+        case DropCopies():
+            return replace(effort, are_copies_dropped=True)
         case EnsureFiles() | Plug():
             return effort
 
@@ -297,9 +381,16 @@ def after_failure(
         let_go=frozenset(),
         is_cut=False,
     )
-    patient = fault in _TRANSIENT and now_s - began_s < patience.transient_s
+    longest_s = patience.hand_in_s if isinstance(step, HandIn) else patience.transient_s
+    patient = fault in _TRANSIENT and now_s - began_s < longest_s
     if patient:
         return retrying, None
+    if isinstance(step, Capture | HandIn):
+        was_on = effort.was_captured_on or (isinstance(step, Capture) and step.is_on)
+        return replace(effort, missed=effort.missed or fault, was_captured_on=was_on), None
+    if isinstance(step, DropCopies):
+        # The next snapshot, or the end of the placement, removes them.
+        return after(effort, step, now_s=now_s), None
     if isinstance(step, Hold | GoOn):
         # The guest goes on as it is: to be measured, and told with the fault.
         return replace(effort, unable=fault), None

@@ -13,7 +13,7 @@ from fabric.model.session import HostState
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode
 from hostd.driver.base import Interface
-from hostd.images.base import GuestDisks
+from hostd.images.base import DiskCopy, GuestDisks
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +123,45 @@ class RemoveFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearDisks:
+    """Remove the files of this placement, for others to be made in their stead."""
+
+    reached: ClassVar[str] = "hostd.rebuild.cleared"
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Copy the root disk as it is at one instant: of a guest that holds memory through its hypervisor, else the file."""
+
+    reached: ClassVar[str] = "hostd.snapshot.captured"
+    action_seq: int
+    is_on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandIn:
+    """Hand a copy in as the image that the order names."""
+
+    reached: ClassVar[str] = "hostd.snapshot.handed_in"
+    action_seq: int
+    copy: DiskCopy
+
+
+@dataclass(frozen=True, slots=True)
+class DropCopies:
+    """Remove what copies of the placement's disk there are, whole or not."""
+
+    reached: ClassVar[str] = "hostd.snapshot.dropped"
+
+
+@dataclass(frozen=True, slots=True)
 class MarkStarted:
-    """Journal that a one-shot action begins (R13)."""
+    """Journal that a one-shot action begins (R13). `unmakes`: with it the disks that were made count no more."""
 
     reached: ClassVar[str] = "hostd.action.started"
     action_seq: int
+    unmakes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +224,10 @@ Act = (
     | Forget
     | Unplug
     | RemoveFiles
+    | ClearDisks
+    | Capture
+    | HandIn
+    | DropCopies
 )
 """What touches the host; before each, what permits it is checked once more (R2)."""
 
@@ -205,7 +243,8 @@ class Effort:
     """What one pass towards one order has done so far. Lost in a crash, on purpose: the next pass measures anew.
 
     Instants are of the boot clock. `failures` counts the failures in a row, `told` whether one was reported. `unable` is why the
-    guest cannot be brought to what is wanted, although it goes on as it is.
+    guest cannot be brought to what is wanted, although it goes on as it is, `missed` why a snapshot was not taken. `was_captured_on` tells
+    that the guest held memory when its disk was copied, or begun to be.
     """
 
     began_s: float
@@ -222,6 +261,13 @@ class Effort:
     is_held: bool = False
     has_gone_on: bool = False
     unable: FaultCode | None = None
+    is_cleared: bool = False
+    may_have_copies: bool = False
+    copy: DiskCopy | None = None
+    was_captured_on: bool = False
+    is_handed_in: bool = False
+    are_copies_dropped: bool = False
+    missed: FaultCode | None = None
     let_go: frozenset[type] = field(default_factory=frozenset)
     failures: int = 0
     retry_s: float = 0.0

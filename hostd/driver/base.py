@@ -136,6 +136,14 @@ class Driver(Protocol):
         """Let a paused domain go on; running already is success. Raises DriverError('DOMAIN_RESUME_FAILED')."""
         ...
 
+    async def copy_disk(self, instance_id: str, serial: str, target: DiskFile) -> None:
+        """Copy a disk of a running or paused domain, as it is at one instant, into a file that is there and empty.
+
+        The copy has no backing file; the guest goes on meanwhile. What is in flight of an earlier copy is ended first, and this one is when
+        the caller gives up. Raises DriverError: GUEST_OFF where no domain holds the disk open, DISK_FULL, SNAPSHOT_FAILED.
+        """
+        ...
+
     async def press_power_button(self, instance_id: str) -> None:
         """Ask the guest to shut down (ACPI). Returns at once; the guest may ignore it."""
         ...

@@ -18,7 +18,16 @@ from typing import Any, Final, TypeVar
 from fabric.model.host import Resources
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import REBOOTED, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor, Interface
+from hostd.driver.base import (
+    REBOOTED,
+    DiskFile,
+    Domain,
+    DomainEvent,
+    DomainSpec,
+    DriverError,
+    Hypervisor,
+    Interface,
+)
 from hostd.images.base import GuestDisks, Held
 
 _T = TypeVar("_T")
@@ -36,6 +45,7 @@ class Delays:
     guest_shutdown_s: float = 3.0
     wire_s: float = 0.03
     disk_s: float = 0.03
+    copy_s: float = 0.2
     image_chunk_s: float = 0.005
 
 
@@ -50,6 +60,7 @@ INSTANT: Final = Delays(
     guest_shutdown_s=0,
     wire_s=0,
     disk_s=0,
+    copy_s=0,
     image_chunk_s=0,
 )
 """No delays, for tests that are not about time: each operation still yields to the loop."""
@@ -88,12 +99,22 @@ class FakeDomain:
 
 
 @dataclass(slots=True)
+class FakeCopy:
+    """A copy of a root disk: the file's path while it is being made, what is in it, and whether it is sealed."""
+
+    path: str
+    data: bytes | None = None
+    is_sealed: bool = False
+
+
+@dataclass(slots=True)
 class FakeMachine:
     """The physical state of one host, and the switches of its faults.
 
     Attributes for tests: `fail_next` maps a step (`start`, `define`, `plug`, `ensure_image`, …) to the fault codes its next
     calls end with; `lost_events` is how many of the next events nobody hears; `deaf` are instances whose guest ignores the
-    power button; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail.
+    power button; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests have
+    written to their disks: in images that were made of such disks, and in each placement's root disk.
     """
 
     name: str
@@ -103,8 +124,12 @@ class FakeMachine:
     domains: dict[str, FakeDomain] = field(default_factory=dict)
     strays: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
+    image_data: dict[str, bytes] = field(default_factory=dict)
     folders: dict[Held, GuestDisks] = field(default_factory=dict)
     consoles: dict[Held, bytes] = field(default_factory=dict)
+    written: dict[Held, bytes] = field(default_factory=dict)
+    disk_bytes: dict[Held, int] = field(default_factory=dict)
+    copies: dict[tuple[Held, int], FakeCopy] = field(default_factory=dict)
     wires: dict[str, tuple[int, tuple[Interface, ...]]] = field(default_factory=dict)
     fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
     lost_events: int = 0
@@ -151,6 +176,13 @@ class FakeMachine:
         """Off and on again."""
         self.lose_power()
         self.restore_power()
+
+    def write_to_disk(self, instance_id: str, data: bytes) -> None:
+        """The guest writes this to its root disk, after what is there."""
+        domain = self.domains[instance_id]
+        assert domain.running is not None, "only a guest that runs writes"
+        held = Held(instance_id, domain.running.placement_epoch)
+        self.written[held] = self.written.get(held, b"") + data
 
     # ------------------------------------------------------------- observation
 
@@ -419,6 +451,19 @@ class FakeDriver:
             self._machine.go_on(instance_id)
 
         await self._do(instance_id, "go_on", self._machine.delays.hold_s, let_go)
+
+    async def copy_disk(self, instance_id: str, serial: str, target: DiskFile) -> None:
+        def copy() -> None:
+            domain = self._need(instance_id)
+            if domain.running is None:
+                raise _error(FaultCode.GUEST_OFF)
+            held = Held(instance_id, domain.running.placement_epoch)
+            made = next((each for each in self._machine.copies.values() if each.path == target.path), None)
+            if made is None or serial not in {disk.serial for disk in domain.running.disks}:
+                raise _error(FaultCode.SNAPSHOT_FAILED)
+            made.data = self._machine.written.get(held, b"")
+
+        await self._do(instance_id, "copy_disk", self._machine.delays.copy_s, copy)
 
     async def press_power_button(self, instance_id: str) -> None:
         def press() -> None:

@@ -6,10 +6,11 @@ one folder named by its id and placement epoch, so that an old copy and a new on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from fabric.model.image import ImageOffer
 from fabric.model.instance import Guest, ImageRef
 from hostd.driver.base import DiskFile
 
@@ -33,6 +34,15 @@ class GuestDisks:
     console_log_path: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiskCopy:
+    """A whole copy of a root disk: a qcow2 image that stands by itself."""
+
+    sha256: str
+    size_bytes: int
+    virtual_size_bytes: int
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Held:
     """A placement that has files here."""
@@ -43,6 +53,12 @@ class Held:
 
 Fetch = Callable[[ImageRef], AsyncIterator[bytes]]
 """Brings an image's bytes through the conductor, in chunks. Raises Unavailable."""
+
+HandOver = Callable[[ImageOffer, Callable[[], AsyncIterator[bytes]], Callable[[int], None]], Awaitable[None]]
+"""Hands an image in through the conductor: what it is, its bytes (from the beginning at each call), and who is told percent.
+
+Raises NotFound where nobody wants it (any more), another FabricError where it is refused, Unavailable.
+"""
 
 
 class Disks(Protocol):
@@ -58,8 +74,37 @@ class Disks(Protocol):
     async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
         """Have the overlay root disk (grown to the flavor), the config drive and the log file. Never replaces a root disk.
 
-        `made`: the root disk was made before. One that is gone then is DISK_LOST, and nothing is made.
+        `made`: the root disk was made before. One that is gone then is DISK_LOST, and nothing is made. The root disk of a standalone guest
+        is a whole copy of its image, which is needed only to make it. A root disk that is there stays what it is, whatever the guest's
+        image has become.
         """
+        ...
+
+    async def find_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskCopy | None:
+        """The copy that an action has made and sealed before; None where there is none."""
+        ...
+
+    async def begin_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskFile:
+        """Have an empty file for a copy of the root disk, which the guest's hypervisor may write. What was begun before is dropped.
+
+        Raises DiskError: DISK_LOST where there is no root disk, DISK_FULL where the copy might not fit.
+        """
+        ...
+
+    async def copy_root(self, instance_id: str, placement_epoch: int, action_seq: int) -> None:
+        """Copy the root disk of a guest that is off into the file that was begun. Raises DiskError (SNAPSHOT_FAILED, DISK_FULL)."""
+        ...
+
+    async def seal_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskCopy:
+        """Take the file that was begun, and is full, away from everybody else, look at it, and keep it. Raises DiskError."""
+        ...
+
+    def read_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> AsyncIterator[bytes]:
+        """A sealed copy's bytes, in chunks of at most 1 MiB. Raises DiskError."""
+        ...
+
+    async def drop_copies(self, instance_id: str, placement_epoch: int) -> None:
+        """Remove the copies of a placement's disk, whole or not."""
         ...
 
     async def remove(self, instance_id: str, placement_epoch: int) -> None:

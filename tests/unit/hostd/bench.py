@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, TypeVar
 
-from fabric.errors import NotFound, Unavailable
+from fabric.errors import FabricError, NotFound, Unavailable
+from fabric.model.image import ImageOffer
 from fabric.model.session import (
     Beat,
     BeatAck,
@@ -78,6 +80,11 @@ class Conductor:
     hellos: list[Hello] = field(default_factory=list)
     script: Callable[[Conductor, MemoryStream, Hello], Awaitable[None]] | None = None
     cut_image_after: int = 0
+    takes_images: bool = True
+    refuses_images: FabricError | None = None
+    cut_upload_after: int = 0
+    images: dict[str, bytes] = field(default_factory=dict)
+    offers: list[ImageOffer] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)
     renewed_s: float | None = None
     _streams: list[MemoryStream] = field(default_factory=list)
@@ -218,6 +225,23 @@ class Net:
             yield IMAGE_BYTES[offset : offset + CHUNK]
             offset += CHUNK
             sent += CHUNK
+
+    async def upload_image(self, endpoint: str, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> None:
+        conductor = self._conductors[endpoint]
+        conductor.offers.append(offer)
+        await asyncio.sleep(0.01)
+        if conductor.refuses_images is not None:
+            raise conductor.refuses_images
+        data = b""
+        async for chunk in chunks:
+            data += chunk
+            if conductor.cut_upload_after and len(data) >= conductor.cut_upload_after:
+                conductor.cut_upload_after = 0
+                raise Unavailable("the transfer was cut")
+        if not (conductor.is_up and conductor.takes_images):
+            raise Unavailable("the image cannot be relayed now")
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (offer.size_bytes, offer.sha256)
+        conductor.images[offer.image_id] = data
 
 
 class Killer:

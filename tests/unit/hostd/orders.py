@@ -21,6 +21,7 @@ IMAGE: Final = ImageRef(
     size_bytes=len(IMAGE_BYTES),
     virtual_size_bytes=1 << 20,
 )
+SNAPSHOT_ID: Final = str(uuid.UUID(int=9))
 
 
 def instance_id(number: int = 1) -> str:
@@ -62,6 +63,7 @@ def order(
     action: OneShot = OneShot.NONE,
     stop_timeout_s: int = 60,
     epoch: int = 1,
+    action_image_id: str = "",
 ) -> Order:
     return Order(
         epoch=epoch,
@@ -72,6 +74,18 @@ def order(
         action=action,
         stop_timeout_s=stop_timeout_s,
         guest=guest(number),
+        action_image_id=action_image_id,
+    )
+
+
+def snapshot(want: Want = Want.RUN, *, generation: int = 2, action_seq: int = 1) -> Order:
+    """An order to hand the first guest's disk in."""
+    return order(
+        want,
+        generation=generation,
+        action_seq=action_seq,
+        action=OneShot.SNAPSHOT,
+        action_image_id=SNAPSHOT_ID,
     )
 
 

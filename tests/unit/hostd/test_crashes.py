@@ -18,7 +18,7 @@ from fabric.model.session import HostState, Order
 from fabric.model.states import Want
 from hostd.driver.fake import MachineEvent
 from tests.unit.hostd.bench import Bench, on_a_bench
-from tests.unit.hostd.orders import instance_id, order, release
+from tests.unit.hostd.orders import SNAPSHOT_ID, instance_id, order, release, snapshot
 
 ONE = instance_id(1)
 
@@ -34,6 +34,8 @@ class Flow:
     boots: int
     """How often the guest is booted when nobody is killed; a reboot is done at least once (R13), so a kill may add one."""
     released: bool = False
+    has_image: bool = False
+    """Whether a snapshot is handed in."""
 
 
 RAISED = order()
@@ -60,6 +62,40 @@ FLOWS = (
         HostState.ACTIVE,
         runs=True,
         boots=2,
+    ),
+    Flow(
+        "rebuild",
+        (RAISED, order(generation=2, action_seq=1, action=OneShot.REBUILD)),
+        HostState.ACTIVE,
+        runs=True,
+        boots=2,
+    ),
+    Flow(
+        "rebuild of a stopped one",
+        (
+            RAISED,
+            order(Want.STOP, generation=2),
+            order(Want.STOP, generation=3, action_seq=1, action=OneShot.REBUILD),
+        ),
+        HostState.STOPPED,
+        runs=False,
+        boots=1,
+    ),
+    *(
+        Flow(
+            f"snapshot of one that is to {want.name.lower()}",
+            (RAISED, snapshot(want, generation=2)),
+            state,
+            runs=want is not Want.STOP and want is not Want.SUSPEND,
+            boots=1,
+            has_image=True,
+        )
+        for want, state in (
+            (Want.RUN, HostState.ACTIVE),
+            (Want.PAUSE, HostState.PAUSED),
+            (Want.SUSPEND, HostState.SUSPENDED),
+            (Want.STOP, HostState.STOPPED),
+        )
     ),
     Flow("delete", (RAISED, order(Want.ABSENT, generation=2)), HostState.ABSENT, runs=False, boots=1),
     Flow("release", (RAISED,), HostState.ACTIVE, runs=False, boots=1, released=True),
@@ -102,6 +138,9 @@ def check(bench: Bench, flow: Flow) -> None:
     if flow.released or flow.ends is HostState.ABSENT:
         assert (bench.machine.domains, bench.machine.folders, bench.machine.wires) == ({}, {}, {})
         assert bench.memory.rows[ONE].released
+    if flow.has_image:
+        assert bench.conductor.images.keys() == {SNAPSHOT_ID}
+    assert bench.machine.copies == {}
     boots = sum(event.kind in {"started", "reset"} for event in bench.events)
     reboots = any(each.action is not OneShot.NONE for each in flow.orders)
     assert flow.boots <= boots <= flow.boots + (bench.deaths if reboots else 0)
@@ -149,9 +188,14 @@ def test_every_step_has_its_failpoint() -> None:
         "hostd.delete.forgotten",
         "hostd.delete.removed",
         "hostd.delete.unplugged",
+        "hostd.hold.held",
         "hostd.reboot.pressed",
+        "hostd.rebuild.cleared",
         "hostd.report.sent",
         "hostd.session.granted",
+        "hostd.snapshot.captured",
+        "hostd.snapshot.dropped",
+        "hostd.snapshot.handed_in",
         "hostd.spawn.defined",
         "hostd.spawn.files",
         "hostd.spawn.image",
@@ -183,6 +227,8 @@ DEEDS = st.lists(
                 "stop",
                 "reboot-soft",
                 "reboot-hard",
+                "rebuild",
+                "snapshot",
                 "delete",
                 "move-away",
                 "kill",
@@ -243,6 +289,16 @@ async def do(bench: Bench, deed: Deed, now: Order | None) -> Order | None:
             await conductor.give(now := replace(reboot, action=OneShot.REBOOT_SOFT))
         case "reboot-hard" if now:
             await conductor.give(now := replace(reboot, action=OneShot.REBOOT_HARD))
+        case "rebuild" if now:
+            seq = latest.action_seq + 1
+            await conductor.give(now := replace(following, action_seq=seq, action=OneShot.REBUILD))
+        case "snapshot" if now:
+            seq = latest.action_seq + 1
+            await conductor.give(
+                now := replace(
+                    following, action_seq=seq, action=OneShot.SNAPSHOT, action_image_id=SNAPSHOT_ID
+                )
+            )
         case "delete" if now:
             await conductor.give(replace(following, want=Want.ABSENT))
             conductor.gone.append(latest.placement_epoch)

@@ -289,6 +289,7 @@ class Image(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    HIDDEN_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -307,6 +308,7 @@ class Image(_message.Message):
     fault: _builtins.str
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
+    hidden: _builtins.bool
     @_builtins.property
     def properties(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -330,10 +332,11 @@ class Image(_message.Message):
         fault: _builtins.str = ...,
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
+        hidden: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "fault", b"fault", "format", b"format", "id", b"id", "kernel_id", b"kernel_id", "min_disk_gib", b"min_disk_gib", "min_ram_mib", b"min_ram_mib", "name", b"name", "project_id", b"project_id", "properties", b"properties", "ramdisk_id", b"ramdisk_id", "schema_version", b"schema_version", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "update_time_ms", b"update_time_ms", "virtual_size_bytes", b"virtual_size_bytes", "visibility", b"visibility"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "fault", b"fault", "format", b"format", "hidden", b"hidden", "id", b"id", "kernel_id", b"kernel_id", "min_disk_gib", b"min_disk_gib", "min_ram_mib", b"min_ram_mib", "name", b"name", "project_id", b"project_id", "properties", b"properties", "ramdisk_id", b"ramdisk_id", "schema_version", b"schema_version", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "update_time_ms", b"update_time_ms", "virtual_size_bytes", b"virtual_size_bytes", "visibility", b"visibility"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
