@@ -25,7 +25,8 @@ from fabric.lifecycle.table import (
     shown,
 )
 from fabric.model.event import EventStep
-from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, OneShot
+from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, OneShot, Request
+from fabric.model.network import Port
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
 
@@ -86,8 +87,11 @@ def begin(
         may = [each for each in allowed_actions(now.vm_state, now.task) if BY_ACTION[each].is_unplaced]
         why = "was never placed on a host" if now.placement_epoch == 0 else "is on no host"
         raise _refused(now, action, f"the server {why}", may)
-    if action not in allowed_actions(now.vm_state, now.task) and not (
-        leaving is action and now.task is TaskState.NONE
+    is_begun_anew = leaving is action and now.task is TaskState.NONE
+    if (
+        action not in allowed_actions(now.vm_state, now.task)
+        and not is_begun_anew
+        and not _can_go_back(now, action)
     ):
         state = shown(now.vm_state, TaskState.NONE)
         busy = f" with {now.task.name.lower()} under way" if now.task is not TaskState.NONE else ""
@@ -156,6 +160,12 @@ _BETWEEN_HOSTS: Final = frozenset(
     {Action.CONFIRM_RESIZE, Action.REVERT_RESIZE, Action.DELETE, Action.REBOOT_HARD, Action.RESET_STATE}
 )
 """What may be asked of a server with a copy on a second host, besides what touches no host."""
+
+
+def _can_go_back(now: Instance, action: Action) -> bool:
+    """A server that failed where it was moved to may be taken back to where it came from, as one may that did not."""
+    is_failed = now.vm_state is VmState.ERROR and now.task is TaskState.NONE
+    return action is Action.REVERT_RESIZE and is_failed and _has_switched(now)
 
 
 def _refuse_between_hosts(now: Instance, action: Action) -> None:
@@ -255,7 +265,7 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
     fault = _fault(said, now_ms=now_ms) if said.fault_code or said.state is HostState.ERROR else None
     moved = heard(now, seen, said.state, fault, now_ms=now_ms, op_id=op_id)
     if moved is not None:
-        return moved
+        return Refused.KNOWN if _same_but_for_times(now, moved) else moved
     if said.state is HostState.ERROR:
         return _given_up(now, seen, said, now_ms=now_ms, op_id=op_id)
     if said.fault_code:

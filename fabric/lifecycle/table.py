@@ -253,8 +253,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.REVERT_RESIZE,
         summary="Take a resized server back to where it came from, as it was.",
-        # One that failed on its new host may be taken back too.
-        allowed=frozenset({VmState.RESIZED, VmState.ERROR}),
+        allowed=frozenset({VmState.RESIZED}),
         task=TaskState.RESIZE_REVERTING,
         want=Want.ABSENT,
         deadline_s=600,

@@ -7,7 +7,7 @@ from typing import Any
 
 from fabric.lifecycle.core import Said
 from fabric.model.image import ImageFormat
-from fabric.model.instance import Guest, ImageRef, Instance, Request
+from fabric.model.instance import Guest, ImageRef, Instance, Move, Place, Request
 from fabric.model.session import HostState
 from fabric.model.states import PowerState, TaskState, VmState, Want
 
@@ -32,6 +32,14 @@ GUEST = Guest(
     ),
 )
 
+MOVED = Move(
+    other=Place(host="h0", placement_epoch=0, slot=3, request=Request(guest=GUEST)),
+    want=Want.RUN,
+    vm_state=VmState.ACTIVE,
+    has_switched=True,
+)
+"""Of a server that has gone from h0 to where it is."""
+
 POWERS = {
     HostState.ACTIVE: PowerState.RUNNING,
     HostState.STOPPED: PowerState.SHUTDOWN,
@@ -53,7 +61,7 @@ DONE = {
 
 
 def instance(vm_state: VmState = VmState.ACTIVE, task: TaskState = TaskState.NONE, **facts: Any) -> Instance:
-    """A placed instance."""
+    """A placed instance; one that was resized has its old copy on another host."""
     made = Instance(
         id=GUEST.id,
         request=Request(guest=GUEST),
@@ -63,6 +71,7 @@ def instance(vm_state: VmState = VmState.ACTIVE, task: TaskState = TaskState.NON
         placement_epoch=1,
         generation=3,
         launch_time_ms=NOW_MS,
+        move=MOVED if vm_state is VmState.RESIZED else None,
     )
     return replace(made, **facts)
 

@@ -10,10 +10,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fabric.errors import WrongState
 from fabric.lifecycle.core import Freed, Gone, Said, begin, ending, expired, failed, settle
+from fabric.lifecycle.moves import is_waiting, overdue
 from fabric.model.instance import Fault, Instance
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
-from tests.unit.lifecycle.records import DONE, NOW_MS, POWERS, instance, said
+from tests.unit.lifecycle.records import DONE, GUEST, NOW_MS, POWERS, instance, said
 
 
 class OneServer(RuleBasedStateMachine):
@@ -40,7 +41,7 @@ class OneServer(RuleBasedStateMachine):
         if record is None:
             return
         try:
-            self.record = begin(record, action, now_ms=self.now_ms, op_id="op")
+            self.record = begin(record, action, now_ms=self.now_ms, op_id="op", image_id="image")
         except WrongState:
             return
         self.is_deleted |= action is Action.DELETE
@@ -69,6 +70,9 @@ class OneServer(RuleBasedStateMachine):
         if self.record is None:
             return
         before = self.record
+        if before.action.image_id and word.action_seq == before.action.seq:
+            # Its bytes were handed in before the host said so.
+            before = replace(before, uploaded=replace(GUEST.image, id=before.action.image_id))
         after = settle(before, word, now_ms=self.now_ms, op_id="op")
         if isinstance(after, Freed):
             assert ending(before) is Action.SHELVE_OFFLOAD
@@ -94,7 +98,9 @@ class OneServer(RuleBasedStateMachine):
         self.now_ms += seconds * 1000
         if self.record is not None and expired(self.record, now_ms=self.now_ms):
             fault = Fault(code="TASK_TIMEOUT", message="late")
-            self.record = failed(self.record, fault, now_ms=self.now_ms, op_id="op")
+            self.record = overdue(self.record, fault, now_ms=self.now_ms, op_id="op") or failed(
+                self.record, fault, now_ms=self.now_ms, op_id="op"
+            )
 
     @invariant()
     def generations_never_go_back(self) -> None:
@@ -119,8 +125,11 @@ class OneServer(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once the wire is well and the host obeys, one exchange brings the record to rest."""
-        if self.record is None:
+        if self.record is None or is_waiting(self.record):
             return
+        self.record = replace(
+            self.record, uploaded=replace(GUEST.image, id=self.record.action.image_id or "none")
+        )
         self.order = self.record
         after = settle(self.record, said(self.record, DONE[self.record.want]), now_ms=self.now_ms, op_id="op")
         if ending(self.record) is Action.SHELVE_OFFLOAD:
