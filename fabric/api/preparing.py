@@ -11,7 +11,10 @@ from typing import Any
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.core.intent import Change
+from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
+from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.model.identity import Principal
+from fabric.model.image import Image
 from fabric.model.states import Action
 
 
@@ -35,9 +38,23 @@ class Preparing:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._by_action: dict[Action, Prepare] = {}
+        self._by_action: dict[Action, Prepare] = {Action.RESCUE: self._rescue}
 
     async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:
         """Everything that the request names. A name that is not there is the request's fault, and names its field."""
         prepare = self._by_action.get(action)
         return NOTHING if prepare is None else await prepare(request, principal)
+
+    async def _rescue(self, request: Any, principal: Principal) -> Prepared:
+        if not request.image:
+            return Prepared(change=rescued_by_its_own(request.password))
+        image = await self._image(request.image, principal)
+        kernel = await self._image(image.kernel_id, principal) if image.kernel_id else None
+        ramdisk = await self._image(image.ramdisk_id, principal) if image.ramdisk_id else None
+        return Prepared(change=rescued(rescue_of(image, kernel, ramdisk, request.password)))
+
+    async def _image(self, word: str, principal: Principal) -> Image:
+        try:
+            return await self._catalogue.image(word, principal)
+        except NotFound as gone:
+            raise InvalidRequest(gone.message, field="image", reason=Reason.RESOURCE_NOT_FOUND) from None

@@ -28,7 +28,7 @@ NOUNS = MappingProxyType(
         "network": Entry("fabric.cli.networks:network", "What servers can be attached to."),
         "project": Entry("fabric.cli.projects:project", "What owns servers and quota, for administrators."),
         "role": Entry("fabric.cli.users:role", "What users may do in projects, for administrators."),
-        "server": Entry("fabric.cli.instances:server", "Servers: make them, look after them, end them."),
+        "server": Entry("fabric.cli.servers:server", "Servers: make them, look after them, end them."),
         "token": Entry("fabric.cli.tokens:token", "Tokens, which prove who is asking."),
         "user": Entry("fabric.cli.users:user", "People, for administrators."),
     }

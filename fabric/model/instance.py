@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fabric.model.event import Event
 from fabric.model.host import Resources
@@ -50,6 +50,20 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rescue:
+    """What a server boots from while it is rescued: another image, with the server's own root disk as its second.
+
+    `user_data` sets the one-time password, where one was asked for, and holds only its hash; a secret all the same.
+    """
+
+    image: ImageRef
+    kernel: ImageRef | None = None
+    ramdisk: ImageRef | None = None
+    kernel_args: str = ""
+    user_data: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Guest:
     """What a host needs to make a server true, complete and immutable for one placement.
 
@@ -78,14 +92,30 @@ class Guest:
     config_drive: bool = True
     create_time_ms: int = 0
     standalone: bool = False
+    rescue: Rescue | None = None
 
     def resources(self) -> Resources:
         """What the guest takes of its host."""
         return Resources(vcpus=self.vcpus, ram_mib=self.ram_mib, disk_gib=self.disk_gib)
 
     def images(self) -> tuple[ImageRef, ...]:
-        """Every image the guest is made from."""
-        return tuple(ref for ref in (self.image, self.kernel, self.ramdisk) if ref is not None)
+        """Every image the guest is made from, and what it is rescued with."""
+        rescue = self.rescue
+        others = () if rescue is None else (rescue.image, rescue.kernel, rescue.ramdisk)
+        return tuple(ref for ref in (self.image, self.kernel, self.ramdisk, *others) if ref is not None)
+
+    def booted(self) -> Guest:
+        """The guest as it boots now: a rescued one by what rescues it."""
+        rescue = self.rescue
+        if rescue is None:
+            return self
+        return replace(
+            self,
+            kernel=rescue.kernel,
+            ramdisk=rescue.ramdisk,
+            kernel_args=rescue.kernel_args,
+            user_data=rescue.user_data,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

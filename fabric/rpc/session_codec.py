@@ -97,6 +97,18 @@ def unpack_from_conductor(data: bytes) -> session.FromConductor:
     return cast("session.FromConductor", _unpack(pb.SessionResponse(), _FROM_CONDUCTOR, data))
 
 
+def pack_diagnostics(value: session.Diagnostics) -> pb.Diagnostics:
+    """A guest's counters as a message of its own, for whoever asked the conductor."""
+    message = pb.Diagnostics()
+    _MAPPING.fill(value, message)
+    return message
+
+
+def unpack_diagnostics(message: pb.Diagnostics) -> session.Diagnostics:
+    """A guest's counters, from the conductor. Raises ValueError for what this version does not know."""
+    return _MAPPING.take(session.Diagnostics, message)
+
+
 def _pack(envelope: Message, value: object) -> bytes:
     arm = getattr(envelope, _arm(type(value)))
     arm.SetInParent()

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from fabric.errors import Bug
 from fabric.mapping import Mapping
 from fabric.model import (
+    console,
     event,
     flavor,
     host,
@@ -46,6 +47,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     identity.User: identity_pb2.User,
     identity.RoleGrant: identity_pb2.RoleGrant,
     identity.Token: identity_pb2.Token,
+    console.ConsoleTicket: identity_pb2.ConsoleTicket,
     flavor.Flavor: catalogue_pb2.Flavor,
     keypair.Keypair: catalogue_pb2.Keypair,
     image.Image: catalogue_pb2.Image,
@@ -78,6 +80,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,
     instance.Guest: instance_pb2.Guest,
+    instance.Rescue: instance_pb2.Rescue,
     instance.Fault: instance_pb2.Fault,
     instance.Request: instance_pb2.Request,
     instance.Place: instance_pb2.Place,

@@ -1,7 +1,8 @@
 """`Disks` on a filesystem.
 
     STATE/images/                 the cache (cache.py)
-    STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them
+    STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them;
+                                  while it is rescued, rescue.qcow2 and rescue.iso too
 
 Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
 the owner of its root disk, and the files are readable to nobody else. So every folder above must be searchable by others; the
@@ -24,7 +25,7 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock
-from fabric.model.instance import Guest, ImageRef
+from fabric.model.instance import Guest, ImageRef, Rescue
 from hostd.core.faults import FaultCode
 from hostd.core.metadata import CONFIG_DRIVE_LABEL, documents
 from hostd.driver.base import DiskFile
@@ -40,6 +41,8 @@ _log = structlog.get_logger(__name__)
 _FOLDER: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(\d{1,18})")
 _ROOT: Final = "root.qcow2"
 _CONFIG: Final = "config.iso"
+_RESCUE: Final = "rescue.qcow2"
+_RESCUE_CONFIG: Final = "rescue.iso"
 _CONSOLE: Final = "console.log"
 _SEED_BYTES: Final = 512
 _MAX_TAIL_BYTES: Final = 1 << 20
@@ -117,16 +120,23 @@ class LocalDisks:
         self._make_folder(folder)
         for image in guest.images():
             self._cache.pin(image, folder)
+        booted = guest.booted()
         root = await self._ensure_root(guest, folder)
         disks = [root]
+        if guest.rescue is not None:
+            disks.insert(0, await self._ensure_rescue(guest.rescue, folder))
+        else:
+            for name in (_RESCUE, _RESCUE_CONFIG):
+                (folder / name).unlink(missing_ok=True)
         if guest.config_drive:
-            disks.append(await self._ensure_config_drive(guest, folder))
+            name = _CONFIG if guest.rescue is None else _RESCUE_CONFIG
+            disks.append(await self._ensure_config_drive(booted, folder, name))
         console = folder / _CONSOLE
         console.touch(mode=0o600, exist_ok=True)
         return GuestDisks(
             disks=tuple(disks),
-            kernel_path=str(self._cache.path(guest.kernel)) if guest.kernel else "",
-            ramdisk_path=str(self._cache.path(guest.ramdisk)) if guest.ramdisk else "",
+            kernel_path=str(self._cache.path(booted.kernel)) if booted.kernel else "",
+            ramdisk_path=str(self._cache.path(booted.ramdisk)) if booted.ramdisk else "",
             console_log_path=str(console),
         )
 
@@ -161,6 +171,27 @@ class LocalDisks:
             await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
         return DiskFile(path=str(path), format="qcow2", serial="root", backing=base)
 
+    async def _ensure_rescue(self, rescue: Rescue, folder: Path) -> DiskFile:
+        """The disk that a rescued guest boots from: as large as its image, and the same user's as the guest's own."""
+        path = folder / _RESCUE
+        base = self._cache.base(rescue.image)
+        if not path.exists():
+            part = folder / f"{_RESCUE}.part"
+            part.unlink(missing_ok=True)
+            part.touch(mode=0o600)
+            owner = self._owner(folder / _ROOT)
+            if owner is not None:
+                os.chown(part, owner, owner)
+            await self._qemu_img.create_overlay(
+                part,
+                base=Path(base.path),
+                base_format=base.format,
+                size_bytes=rescue.image.virtual_size_bytes,
+                owner=owner,
+            )
+            await asyncio.to_thread(publish, part, path)
+        return DiskFile(path=str(path), format="qcow2", serial="rescue", backing=base)
+
     async def _claim_user(self, part: Path) -> int | None:
         """Make `part` anew, empty, owned by a user id that no other placement has."""
         async with self._allocating:
@@ -188,11 +219,11 @@ class LocalDisks:
     def _owner(self, path: Path) -> int | None:
         return path.stat().st_uid if self._is_root else None
 
-    async def _ensure_config_drive(self, guest: Guest, folder: Path) -> DiskFile:
-        path = folder / _CONFIG
+    async def _ensure_config_drive(self, guest: Guest, folder: Path, name: str) -> DiskFile:
+        path = folder / name
         if not path.exists():
             tree = folder / "config.part"
-            part = folder / f"{_CONFIG}.part"
+            part = folder / f"{name}.part"
             await asyncio.to_thread(_write_tree, tree, documents(guest, random_seed=os.urandom(_SEED_BYTES)))
             try:
                 await run(

@@ -4,7 +4,7 @@
 - I2 never over a host's capacity, and its claims equal its assignments
 - I3 quota never over its limit, and equal to the servers charged
 - I4 one request_id, one server
-- I5 only transitions the lifecycle knows; I6 what was asked for never changes; I15 generations never go back
+- I5 only transitions the lifecycle knows; I6 what was asked for never changes by what a host says; I15 generations never go back
 - I8 nothing destroyed that its record still wants there, and no server that has run given an empty disk for its own
 - I11 what was acknowledged is there; I12 reads after an acknowledged write see it
 - I16 what was not acknowledged may have happened, or not
@@ -241,8 +241,9 @@ class Checker:
             raise Violation(f"I15 {instance_id} was observed ahead of what was asked")
         if before.host != after.host and after.placement_epoch == before.placement_epoch:
             raise Violation(f"I1 {instance_id} changed its host without a new placement epoch")
-        if before.request != after.request:
-            raise Violation(f"I6 what was asked of {instance_id} was changed")
+        is_word = after.power_seen_ms != before.power_seen_ms
+        if before.request != after.request and is_word and before.host == after.host:
+            raise Violation(f"I6 what was asked of {instance_id} was changed by what its host said")
         self._said(books, event.by, before, after)
         if before.want is Want.ABSENT and after.want is not Want.ABSENT:
             raise Violation(f"I5 {instance_id} was to be gone, and is wanted again")

@@ -30,6 +30,7 @@ CARELESS = 0.15
 
 FIELDS: dict[str, dict[str, list[Any]]] = {
     "stop": {"timeout_s": [1, 5]},
+    "rescue": {"image": ["", "tiny"], "password": [""]},
     "reboot": {"kind": [pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]},
 }
 """What the requests of some actions need besides, and what it may be."""

@@ -293,7 +293,7 @@ def test_i5_a_deletion_taken_back(history: History) -> None:
 
 
 def test_i6_another_guest_than_was_asked_for(history: History) -> None:
-    fatter = replace(active(), request=Request(guest=replace(guest(), ram_mib=4096)))
+    fatter = replace(active(), request=Request(guest=replace(guest(), ram_mib=4096)), power_seen_ms=77)
 
     with pytest.raises(Violation, match="I6 what was asked"):
         history.write("cell1", {keys.INSTANCE.at(SERVER): fatter})

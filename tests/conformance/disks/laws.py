@@ -10,7 +10,7 @@ import pytest
 
 from fabric.errors import Unavailable
 from fabric.model.image import ImageFormat
-from fabric.model.instance import ImageRef
+from fabric.model.instance import ImageRef, Rescue
 from hostd.core.faults import FaultCode
 from hostd.images.base import DiskError, Disks, Fetch, Held
 from tests.conformance.guests import a_guest, an_id, an_image
@@ -209,6 +209,21 @@ async def there_is_space_and_it_is_counted(disks: Disks) -> None:
     assert await disks.free_gib() > 0
 
 
+async def a_rescued_guest_boots_from_another_disk_and_has_its_own_as_the_second(disks: Disks) -> None:
+    await bring(disks)
+    before = await disks.ensure_guest(GUEST, 1)
+    rescued = replace(GUEST, rescue=Rescue(image=IMAGE, user_data=b"#!/bin/sh"))
+
+    during = await disks.ensure_guest(rescued, 1, made=True)
+    again = await disks.ensure_guest(rescued, 1, made=True)
+    after = await disks.ensure_guest(GUEST, 1, made=True)
+
+    assert [disk.serial for disk in during.disks[:2]] == ["rescue", "root"]
+    assert during.disks[1] == before.disks[0]
+    assert during == again
+    assert after == before
+
+
 LAWS: tuple[Law, ...] = (
     an_image_is_fetched_once_and_its_progress_told,
     calls_at_once_share_one_download,
@@ -225,4 +240,5 @@ LAWS: tuple[Law, ...] = (
     pruning_keeps_what_is_in_use,
     pruning_takes_nothing_from_beneath_a_guest,
     there_is_space_and_it_is_counted,
+    a_rescued_guest_boots_from_another_disk_and_has_its_own_as_the_second,
 )

@@ -46,6 +46,30 @@ REBOOT_KIND_HARD: RebootKind.ValueType  # 2
 """Cut the power, redefine, boot."""
 Global___RebootKind: _TypeAlias = RebootKind  # noqa: Y015
 
+class _ResetTo:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ResetToEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResetTo.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESET_TO_UNSPECIFIED: _ResetTo.ValueType  # 0
+    """Not set: refused."""
+    RESET_TO_ACTIVE: _ResetTo.ValueType  # 1
+    """Active."""
+    RESET_TO_ERROR: _ResetTo.ValueType  # 2
+    """In error."""
+
+class ResetTo(_ResetTo, metaclass=_ResetToEnumTypeWrapper):
+    """What an administrator may say that a server is."""
+
+RESET_TO_UNSPECIFIED: ResetTo.ValueType  # 0
+"""Not set: refused."""
+RESET_TO_ACTIVE: ResetTo.ValueType  # 1
+"""Active."""
+RESET_TO_ERROR: ResetTo.ValueType  # 2
+"""In error."""
+Global___ResetTo: _TypeAlias = ResetTo  # noqa: Y015
+
 @_typing.final
 class Instance(_message.Message):
     """A server: what was asked for, and what is."""
@@ -61,6 +85,10 @@ class Instance(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    LOCKED_FIELD_NUMBER: _builtins.int
+    LOCKED_REASON_FIELD_NUMBER: _builtins.int
+    LOCKED_BY_ADMIN_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the server, for ever."""
     name: _builtins.str
@@ -71,6 +99,12 @@ class Instance(_message.Message):
     """Who asked for it."""
     etag: _builtins.str
     """Changes with every write."""
+    locked: _builtins.bool
+    """Whether changes by others than administrators are refused."""
+    locked_reason: _builtins.str
+    """Why."""
+    locked_by_admin: _builtins.bool
+    """Whether an administrator locked it, so that only one unlocks it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for."""
@@ -87,6 +121,10 @@ class Instance(_message.Message):
     def status(self) -> Global___InstanceStatus:
         """What is."""
 
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For people, sorted."""
+
     def __init__(
         self,
         *,
@@ -99,10 +137,14 @@ class Instance(_message.Message):
         etag: _builtins.str = ...,
         spec: Global___InstanceSpec | None = ...,
         status: Global___InstanceStatus | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        locked: _builtins.bool = ...,
+        locked_reason: _builtins.str = ...,
+        locked_by_admin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "spec", b"spec", "status", b"status", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "id", b"id", "name", b"name", "project_id", b"project_id", "spec", b"spec", "status", b"status", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "etag", b"etag", "id", b"id", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "name", b"name", "project_id", b"project_id", "spec", b"spec", "status", b"status", "tags", b"tags", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -700,19 +742,23 @@ class DeleteInstanceRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Made by the client."""
     instance: _builtins.str
     """Its id or its name."""
+    force: _builtins.bool
+    """At once and for good, where it would otherwise be kept for a while (soft delete), and whatever it is doing."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         instance: _builtins.str = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1143,6 +1189,126 @@ class ResumeInstanceResponse(_message.Message):
 Global___ResumeInstanceResponse: _TypeAlias = ResumeInstanceResponse  # noqa: Y015
 
 @_typing.final
+class RescueInstanceRequest(_message.Message):
+    """Names the server to rescue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    image: _builtins.str
+    """The rescue image's id or name; empty is the image that the server was made from."""
+    password: _builtins.str
+    """A password for root in the rescue image, of the client's making, for this once; empty sets none. Only its hash is kept."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        image: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "instance", b"instance", "password", b"password", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescueInstanceRequest: _TypeAlias = RescueInstanceRequest  # noqa: Y015
+
+@_typing.final
+class RescueInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RescueInstanceResponse: _TypeAlias = RescueInstanceResponse  # noqa: Y015
+
+@_typing.final
+class UnrescueInstanceRequest(_message.Message):
+    """Names the server to boot from its own disk again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnrescueInstanceRequest: _TypeAlias = UnrescueInstanceRequest  # noqa: Y015
+
+@_typing.final
+class UnrescueInstanceResponse(_message.Message):
+    """It is under way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnrescueInstanceResponse: _TypeAlias = UnrescueInstanceResponse  # noqa: Y015
+
+@_typing.final
 class GetConsoleLogRequest(_message.Message):
     """Names the server whose console is wanted."""
 
@@ -1189,3 +1355,661 @@ class GetConsoleLogResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetConsoleLogResponse: _TypeAlias = GetConsoleLogResponse  # noqa: Y015
+
+@_typing.final
+class GetInstanceDiagnosticsRequest(_message.Message):
+    """Names the server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInstanceDiagnosticsRequest: _TypeAlias = GetInstanceDiagnosticsRequest  # noqa: Y015
+
+@_typing.final
+class GetInstanceDiagnosticsResponse(_message.Message):
+    """What it has used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIAGNOSTICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def diagnostics(self) -> Global___InstanceDiagnostics:
+        """The counters."""
+
+    def __init__(
+        self,
+        *,
+        diagnostics: Global___InstanceDiagnostics | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["diagnostics", b"diagnostics"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["diagnostics", b"diagnostics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetInstanceDiagnosticsResponse: _TypeAlias = GetInstanceDiagnosticsResponse  # noqa: Y015
+
+@_typing.final
+class InstanceDiagnostics(_message.Message):
+    """What a server has used. Counters begin anew when its virtual machine does: at a start, a hard reboot, a resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POWER_STATE_FIELD_NUMBER: _builtins.int
+    UPTIME_S_FIELD_NUMBER: _builtins.int
+    VCPU_TIME_MS_FIELD_NUMBER: _builtins.int
+    MEMORY_KIB_FIELD_NUMBER: _builtins.int
+    MEMORY_RESIDENT_KIB_FIELD_NUMBER: _builtins.int
+    MEMORY_UNUSED_KIB_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    INTERFACES_FIELD_NUMBER: _builtins.int
+    power_state: _builtins.str
+    """What the hypervisor says: `running`, `paused`, …"""
+    uptime_s: _builtins.int
+    """How long the virtual machine has been there; 0 where it is not known."""
+    memory_kib: _builtins.int
+    """The memory that it has."""
+    memory_resident_kib: _builtins.int
+    """The host's memory that it takes."""
+    memory_unused_kib: _builtins.int
+    """What the guest says is unused; 0 where it says nothing."""
+    @_builtins.property
+    def vcpu_time_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What each virtual CPU has executed."""
+
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___DiskDiagnostics]:
+        """Its disks."""
+
+    @_builtins.property
+    def interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___InterfaceDiagnostics]:
+        """Its interfaces."""
+
+    def __init__(
+        self,
+        *,
+        power_state: _builtins.str = ...,
+        uptime_s: _builtins.int = ...,
+        vcpu_time_ms: _abc.Iterable[_builtins.int] | None = ...,
+        memory_kib: _builtins.int = ...,
+        memory_resident_kib: _builtins.int = ...,
+        memory_unused_kib: _builtins.int = ...,
+        disks: _abc.Iterable[Global___DiskDiagnostics] | None = ...,
+        interfaces: _abc.Iterable[Global___InterfaceDiagnostics] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disks", b"disks", "interfaces", b"interfaces", "memory_kib", b"memory_kib", "memory_resident_kib", b"memory_resident_kib", "memory_unused_kib", b"memory_unused_kib", "power_state", b"power_state", "uptime_s", b"uptime_s", "vcpu_time_ms", b"vcpu_time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceDiagnostics: _TypeAlias = InstanceDiagnostics  # noqa: Y015
+
+@_typing.final
+class DiskDiagnostics(_message.Message):
+    """What went through a disk."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    READ_REQUESTS_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_REQUESTS_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """As the hypervisor calls it; guests may call it otherwise."""
+    read_bytes: _builtins.int
+    """Bytes read."""
+    read_requests: _builtins.int
+    """Requests to read."""
+    write_bytes: _builtins.int
+    """Bytes written."""
+    write_requests: _builtins.int
+    """Requests to write."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        read_bytes: _builtins.int = ...,
+        read_requests: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        write_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "read_bytes", b"read_bytes", "read_requests", b"read_requests", "write_bytes", b"write_bytes", "write_requests", b"write_requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DiskDiagnostics: _TypeAlias = DiskDiagnostics  # noqa: Y015
+
+@_typing.final
+class InterfaceDiagnostics(_message.Message):
+    """What went through an interface, as the guest sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAC_FIELD_NUMBER: _builtins.int
+    RX_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_ERRORS_FIELD_NUMBER: _builtins.int
+    RX_DROPS_FIELD_NUMBER: _builtins.int
+    TX_BYTES_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    TX_ERRORS_FIELD_NUMBER: _builtins.int
+    TX_DROPS_FIELD_NUMBER: _builtins.int
+    mac: _builtins.str
+    """Its MAC address."""
+    rx_bytes: _builtins.int
+    """Bytes received."""
+    rx_packets: _builtins.int
+    """Packets received."""
+    rx_errors: _builtins.int
+    """Packets not received."""
+    rx_drops: _builtins.int
+    """Packets dropped on the way in."""
+    tx_bytes: _builtins.int
+    """Bytes sent."""
+    tx_packets: _builtins.int
+    """Packets sent."""
+    tx_errors: _builtins.int
+    """Packets not sent."""
+    tx_drops: _builtins.int
+    """Packets dropped on the way out."""
+    def __init__(
+        self,
+        *,
+        mac: _builtins.str = ...,
+        rx_bytes: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        rx_errors: _builtins.int = ...,
+        rx_drops: _builtins.int = ...,
+        tx_bytes: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        tx_errors: _builtins.int = ...,
+        tx_drops: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac", b"mac", "rx_bytes", b"rx_bytes", "rx_drops", b"rx_drops", "rx_errors", b"rx_errors", "rx_packets", b"rx_packets", "tx_bytes", b"tx_bytes", "tx_drops", b"tx_drops", "tx_errors", b"tx_errors", "tx_packets", b"tx_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InterfaceDiagnostics: _TypeAlias = InterfaceDiagnostics  # noqa: Y015
+
+@_typing.final
+class ChangePasswordRequest(_message.Message):
+    """Names the server, the user inside it, and the password."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    PASSWORD_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    user: _builtins.str
+    """The user inside the guest; empty is `root`."""
+    password: _builtins.str
+    """The new password. Stored nowhere."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        user: _builtins.str = ...,
+        password: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "password", b"password", "request_id", b"request_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePasswordRequest: _TypeAlias = ChangePasswordRequest  # noqa: Y015
+
+@_typing.final
+class ChangePasswordResponse(_message.Message):
+    """The password is set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """The server."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision it was read at."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangePasswordResponse: _TypeAlias = ChangePasswordResponse  # noqa: Y015
+
+@_typing.final
+class RenameInstanceRequest(_message.Message):
+    """Names the server to rename."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    name: _builtins.str
+    """Its name from now on; its host name stays."""
+    etag: _builtins.str
+    """The etag it must still have; empty for whatever it has."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "instance", b"instance", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenameInstanceRequest: _TypeAlias = RenameInstanceRequest  # noqa: Y015
+
+@_typing.final
+class RenameInstanceResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenameInstanceResponse: _TypeAlias = RenameInstanceResponse  # noqa: Y015
+
+@_typing.final
+class SetInstanceMetadataRequest(_message.Message):
+    """What to change of a server's metadata and tags; what is not named stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SetEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    UNSET_FIELD_NUMBER: _builtins.int
+    ADD_TAGS_FIELD_NUMBER: _builtins.int
+    REMOVE_TAGS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    etag: _builtins.str
+    """The etag it must still have; empty for whatever it has."""
+    @_builtins.property
+    def set(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Metadata to set."""
+
+    @_builtins.property
+    def unset(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys of metadata to take away; those that are not there are fine."""
+
+    @_builtins.property
+    def add_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags to add."""
+
+    @_builtins.property
+    def remove_tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tags to take away; those that are not there are fine."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        set: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        unset: _abc.Iterable[_builtins.str] | None = ...,
+        add_tags: _abc.Iterable[_builtins.str] | None = ...,
+        remove_tags: _abc.Iterable[_builtins.str] | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_tags", b"add_tags", "etag", b"etag", "instance", b"instance", "remove_tags", b"remove_tags", "request_id", b"request_id", "set", b"set", "unset", b"unset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetInstanceMetadataRequest: _TypeAlias = SetInstanceMetadataRequest  # noqa: Y015
+
+@_typing.final
+class SetInstanceMetadataResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetInstanceMetadataResponse: _TypeAlias = SetInstanceMetadataResponse  # noqa: Y015
+
+@_typing.final
+class LockInstanceRequest(_message.Message):
+    """Names the server to lock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    reason: _builtins.str
+    """Why, for whoever is refused."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockInstanceRequest: _TypeAlias = LockInstanceRequest  # noqa: Y015
+
+@_typing.final
+class LockInstanceResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LockInstanceResponse: _TypeAlias = LockInstanceResponse  # noqa: Y015
+
+@_typing.final
+class UnlockInstanceRequest(_message.Message):
+    """Names the server to unlock."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockInstanceRequest: _TypeAlias = UnlockInstanceRequest  # noqa: Y015
+
+@_typing.final
+class UnlockInstanceResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnlockInstanceResponse: _TypeAlias = UnlockInstanceResponse  # noqa: Y015
+
+@_typing.final
+class RestoreInstanceRequest(_message.Message):
+    """Names the server to restore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreInstanceRequest: _TypeAlias = RestoreInstanceRequest  # noqa: Y015
+
+@_typing.final
+class RestoreInstanceResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreInstanceResponse: _TypeAlias = RestoreInstanceResponse  # noqa: Y015
+
+@_typing.final
+class ResetInstanceStateRequest(_message.Message):
+    """Names the server whose state is to be reset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    state: Global___ResetTo.ValueType
+    """To what."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        state: Global___ResetTo.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetInstanceStateRequest: _TypeAlias = ResetInstanceStateRequest  # noqa: Y015
+
+@_typing.final
+class ResetInstanceStateResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResetInstanceStateResponse: _TypeAlias = ResetInstanceStateResponse  # noqa: Y015

@@ -91,10 +91,60 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceResponse.FromString,
                 _registered_method=True)
+        self.RescueInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RescueInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.FromString,
+                _registered_method=True)
+        self.UnrescueInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/UnrescueInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceResponse.FromString,
+                _registered_method=True)
+        self.RenameInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RenameInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceResponse.FromString,
+                _registered_method=True)
+        self.SetInstanceMetadata = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/SetInstanceMetadata',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataResponse.FromString,
+                _registered_method=True)
+        self.LockInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/LockInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceResponse.FromString,
+                _registered_method=True)
+        self.UnlockInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/UnlockInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceResponse.FromString,
+                _registered_method=True)
+        self.RestoreInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RestoreInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceResponse.FromString,
+                _registered_method=True)
+        self.ResetInstanceState = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ResetInstanceState',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.FromString,
+                _registered_method=True)
         self.GetConsoleLog = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/GetConsoleLog',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogResponse.FromString,
+                _registered_method=True)
+        self.GetInstanceDiagnostics = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/GetInstanceDiagnostics',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsResponse.FromString,
+                _registered_method=True)
+        self.ChangePassword = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ChangePassword',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordResponse.FromString,
                 _registered_method=True)
 
 
@@ -179,8 +229,78 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RescueInstance(self, request, context):
+        """Boot a server from a rescue image, with its own disk as the second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnrescueInstance(self, request, context):
+        """Boot a rescued server from its own disk again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenameInstance(self, request, context):
+        """Give a server another name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetInstanceMetadata(self, request, context):
+        """Change a server's metadata and its tags.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LockInstance(self, request, context):
+        """Refuse every change of a server by those who are not administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnlockInstance(self, request, context):
+        """Let a locked server be changed again. What an administrator has locked only an administrator unlocks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreInstance(self, request, context):
+        """Bring a soft-deleted server back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResetInstanceState(self, request, context):
+        """Say that a server is active, or in error, and that nothing is in flight.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConsoleLog(self, request, context):
         """The end of what the server wrote to its serial console.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetInstanceDiagnostics(self, request, context):
+        """What a running server has used of its CPUs, memory, disks and interfaces, asked of its host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangePassword(self, request, context):
+        """Set a password inside a running server, through its guest agent. The answer comes when it is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -244,10 +364,60 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResumeInstanceResponse.SerializeToString,
             ),
+            'RescueInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.RescueInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.SerializeToString,
+            ),
+            'UnrescueInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnrescueInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceResponse.SerializeToString,
+            ),
+            'RenameInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceResponse.SerializeToString,
+            ),
+            'SetInstanceMetadata': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetInstanceMetadata,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataResponse.SerializeToString,
+            ),
+            'LockInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.LockInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceResponse.SerializeToString,
+            ),
+            'UnlockInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnlockInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceResponse.SerializeToString,
+            ),
+            'RestoreInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceResponse.SerializeToString,
+            ),
+            'ResetInstanceState': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetInstanceState,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.SerializeToString,
+            ),
             'GetConsoleLog': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConsoleLog,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogResponse.SerializeToString,
+            ),
+            'GetInstanceDiagnostics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetInstanceDiagnostics,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsResponse.SerializeToString,
+            ),
+            'ChangePassword': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangePassword,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -559,6 +729,222 @@ class InstanceService:
             _registered_method=True)
 
     @staticmethod
+    def RescueInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RescueInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnrescueInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/UnrescueInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RenameInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RenameInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetInstanceMetadata(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/SetInstanceMetadata',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.SetInstanceMetadataResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LockInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/LockInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.LockInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnlockInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/UnlockInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnlockInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RestoreInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RestoreInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetInstanceState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ResetInstanceState',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetConsoleLog(request,
             target,
             options=(),
@@ -575,6 +961,60 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/GetConsoleLog',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetInstanceDiagnostics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/GetInstanceDiagnostics',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetInstanceDiagnosticsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangePassword(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ChangePassword',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ChangePasswordResponse.FromString,
             options,
             channel_credentials,
             insecure,

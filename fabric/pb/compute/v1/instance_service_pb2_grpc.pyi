@@ -56,8 +56,28 @@ class InstanceServiceStub:
     """Save a server's memory to its host's disk."""
     ResumeInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]
     """Bring a suspended server back as it was."""
+    RescueInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RescueInstanceRequest, _instance_service_pb2.RescueInstanceResponse]
+    """Boot a server from a rescue image, with its own disk as the second."""
+    UnrescueInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnrescueInstanceRequest, _instance_service_pb2.UnrescueInstanceResponse]
+    """Boot a rescued server from its own disk again."""
+    RenameInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RenameInstanceRequest, _instance_service_pb2.RenameInstanceResponse]
+    """Give a server another name."""
+    SetInstanceMetadata: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.SetInstanceMetadataRequest, _instance_service_pb2.SetInstanceMetadataResponse]
+    """Change a server's metadata and its tags."""
+    LockInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.LockInstanceRequest, _instance_service_pb2.LockInstanceResponse]
+    """Refuse every change of a server by those who are not administrators."""
+    UnlockInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnlockInstanceRequest, _instance_service_pb2.UnlockInstanceResponse]
+    """Let a locked server be changed again. What an administrator has locked only an administrator unlocks."""
+    RestoreInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RestoreInstanceRequest, _instance_service_pb2.RestoreInstanceResponse]
+    """Bring a soft-deleted server back."""
+    ResetInstanceState: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResetInstanceStateRequest, _instance_service_pb2.ResetInstanceStateResponse]
+    """Say that a server is active, or in error, and that nothing is in flight."""
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]
     """The end of what the server wrote to its serial console."""
+    GetInstanceDiagnostics: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceDiagnosticsRequest, _instance_service_pb2.GetInstanceDiagnosticsResponse]
+    """What a running server has used of its CPUs, memory, disks and interfaces, asked of its host."""
+    ChangePassword: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ChangePasswordRequest, _instance_service_pb2.ChangePasswordResponse]
+    """Set a password inside a running server, through its guest agent. The answer comes when it is set."""
 
 @_typing.type_check_only
 class InstanceServiceAsyncStub(InstanceServiceStub):
@@ -86,8 +106,28 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Save a server's memory to its host's disk."""
     ResumeInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResumeInstanceRequest, _instance_service_pb2.ResumeInstanceResponse]  # type: ignore[assignment]
     """Bring a suspended server back as it was."""
+    RescueInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RescueInstanceRequest, _instance_service_pb2.RescueInstanceResponse]  # type: ignore[assignment]
+    """Boot a server from a rescue image, with its own disk as the second."""
+    UnrescueInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnrescueInstanceRequest, _instance_service_pb2.UnrescueInstanceResponse]  # type: ignore[assignment]
+    """Boot a rescued server from its own disk again."""
+    RenameInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RenameInstanceRequest, _instance_service_pb2.RenameInstanceResponse]  # type: ignore[assignment]
+    """Give a server another name."""
+    SetInstanceMetadata: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.SetInstanceMetadataRequest, _instance_service_pb2.SetInstanceMetadataResponse]  # type: ignore[assignment]
+    """Change a server's metadata and its tags."""
+    LockInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.LockInstanceRequest, _instance_service_pb2.LockInstanceResponse]  # type: ignore[assignment]
+    """Refuse every change of a server by those who are not administrators."""
+    UnlockInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnlockInstanceRequest, _instance_service_pb2.UnlockInstanceResponse]  # type: ignore[assignment]
+    """Let a locked server be changed again. What an administrator has locked only an administrator unlocks."""
+    RestoreInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RestoreInstanceRequest, _instance_service_pb2.RestoreInstanceResponse]  # type: ignore[assignment]
+    """Bring a soft-deleted server back."""
+    ResetInstanceState: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResetInstanceStateRequest, _instance_service_pb2.ResetInstanceStateResponse]  # type: ignore[assignment]
+    """Say that a server is active, or in error, and that nothing is in flight."""
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """The end of what the server wrote to its serial console."""
+    GetInstanceDiagnostics: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceDiagnosticsRequest, _instance_service_pb2.GetInstanceDiagnosticsResponse]  # type: ignore[assignment]
+    """What a running server has used of its CPUs, memory, disks and interfaces, asked of its host."""
+    ChangePassword: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ChangePasswordRequest, _instance_service_pb2.ChangePasswordResponse]  # type: ignore[assignment]
+    """Set a password inside a running server, through its guest agent. The answer comes when it is set."""
 
 class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Servers. Which action is allowed in which state is in docs/generated/lifecycle.md, made from the table the servers run by."""
@@ -181,11 +221,91 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Bring a suspended server back as it was."""
 
     @_abc_1.abstractmethod
+    def RescueInstance(
+        self,
+        request: _instance_service_pb2.RescueInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RescueInstanceResponse, _abc.Awaitable[_instance_service_pb2.RescueInstanceResponse]]:
+        """Boot a server from a rescue image, with its own disk as the second."""
+
+    @_abc_1.abstractmethod
+    def UnrescueInstance(
+        self,
+        request: _instance_service_pb2.UnrescueInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.UnrescueInstanceResponse, _abc.Awaitable[_instance_service_pb2.UnrescueInstanceResponse]]:
+        """Boot a rescued server from its own disk again."""
+
+    @_abc_1.abstractmethod
+    def RenameInstance(
+        self,
+        request: _instance_service_pb2.RenameInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RenameInstanceResponse, _abc.Awaitable[_instance_service_pb2.RenameInstanceResponse]]:
+        """Give a server another name."""
+
+    @_abc_1.abstractmethod
+    def SetInstanceMetadata(
+        self,
+        request: _instance_service_pb2.SetInstanceMetadataRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.SetInstanceMetadataResponse, _abc.Awaitable[_instance_service_pb2.SetInstanceMetadataResponse]]:
+        """Change a server's metadata and its tags."""
+
+    @_abc_1.abstractmethod
+    def LockInstance(
+        self,
+        request: _instance_service_pb2.LockInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.LockInstanceResponse, _abc.Awaitable[_instance_service_pb2.LockInstanceResponse]]:
+        """Refuse every change of a server by those who are not administrators."""
+
+    @_abc_1.abstractmethod
+    def UnlockInstance(
+        self,
+        request: _instance_service_pb2.UnlockInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.UnlockInstanceResponse, _abc.Awaitable[_instance_service_pb2.UnlockInstanceResponse]]:
+        """Let a locked server be changed again. What an administrator has locked only an administrator unlocks."""
+
+    @_abc_1.abstractmethod
+    def RestoreInstance(
+        self,
+        request: _instance_service_pb2.RestoreInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RestoreInstanceResponse, _abc.Awaitable[_instance_service_pb2.RestoreInstanceResponse]]:
+        """Bring a soft-deleted server back."""
+
+    @_abc_1.abstractmethod
+    def ResetInstanceState(
+        self,
+        request: _instance_service_pb2.ResetInstanceStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ResetInstanceStateResponse, _abc.Awaitable[_instance_service_pb2.ResetInstanceStateResponse]]:
+        """Say that a server is active, or in error, and that nothing is in flight."""
+
+    @_abc_1.abstractmethod
     def GetConsoleLog(
         self,
         request: _instance_service_pb2.GetConsoleLogRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.GetConsoleLogResponse, _abc.Awaitable[_instance_service_pb2.GetConsoleLogResponse]]:
         """The end of what the server wrote to its serial console."""
+
+    @_abc_1.abstractmethod
+    def GetInstanceDiagnostics(
+        self,
+        request: _instance_service_pb2.GetInstanceDiagnosticsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.GetInstanceDiagnosticsResponse, _abc.Awaitable[_instance_service_pb2.GetInstanceDiagnosticsResponse]]:
+        """What a running server has used of its CPUs, memory, disks and interfaces, asked of its host."""
+
+    @_abc_1.abstractmethod
+    def ChangePassword(
+        self,
+        request: _instance_service_pb2.ChangePasswordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ChangePasswordResponse, _abc.Awaitable[_instance_service_pb2.ChangePasswordResponse]]:
+        """Set a password inside a running server, through its guest agent. The answer comes when it is set."""
 
 def add_InstanceServiceServicer_to_server(servicer: InstanceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -211,3 +211,56 @@ class Token(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Token: _TypeAlias = Token  # noqa: Y015
+
+@_typing.final
+class ConsoleTicket(_message.Message):
+    """What a ticket opens: the key it is stored under is the SHA-256 of the secret, which is stored nowhere."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_NAME_FIELD_NUMBER: _builtins.int
+    CELL_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_MS_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    instance_id: _builtins.str
+    instance_name: _builtins.str
+    cell: _builtins.str
+    host: _builtins.str
+    placement_epoch: _builtins.int
+    kind: _builtins.int
+    """1 is the serial port, 2 the screen."""
+    user_id: _builtins.str
+    project_id: _builtins.str
+    token_id: _builtins.str
+    expire_time_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        instance_name: _builtins.str = ...,
+        cell: _builtins.str = ...,
+        host: _builtins.str = ...,
+        placement_epoch: _builtins.int = ...,
+        kind: _builtins.int = ...,
+        user_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        token_id: _builtins.str = ...,
+        expire_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "expire_time_ms", b"expire_time_ms", "host", b"host", "instance_id", b"instance_id", "instance_name", b"instance_name", "kind", b"kind", "placement_epoch", b"placement_epoch", "project_id", b"project_id", "schema_version", b"schema_version", "token_id", b"token_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConsoleTicket: _TypeAlias = ConsoleTicket  # noqa: Y015

@@ -458,6 +458,42 @@ class ImageRef(_message.Message):
 Global___ImageRef: _TypeAlias = ImageRef  # noqa: Y015
 
 @_typing.final
+class Rescue(_message.Message):
+    """What a server boots from while it is rescued: another image, with the server's own root disk as its second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    RAMDISK_FIELD_NUMBER: _builtins.int
+    KERNEL_ARGS_FIELD_NUMBER: _builtins.int
+    USER_DATA_FIELD_NUMBER: _builtins.int
+    kernel_args: _builtins.str
+    user_data: _builtins.bytes
+    @_builtins.property
+    def image(self) -> Global___ImageRef: ...
+    @_builtins.property
+    def kernel(self) -> Global___ImageRef: ...
+    @_builtins.property
+    def ramdisk(self) -> Global___ImageRef: ...
+    def __init__(
+        self,
+        *,
+        image: Global___ImageRef | None = ...,
+        kernel: Global___ImageRef | None = ...,
+        ramdisk: Global___ImageRef | None = ...,
+        kernel_args: _builtins.str = ...,
+        user_data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "ramdisk", b"ramdisk", "user_data", b"user_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rescue: _TypeAlias = Rescue  # noqa: Y015
+
+@_typing.final
 class Guest(_message.Message):
     """What a host needs to make a server true, complete and immutable for one placement."""
 
@@ -524,6 +560,7 @@ class Guest(_message.Message):
     CONFIG_DRIVE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     STANDALONE_FIELD_NUMBER: _builtins.int
+    RESCUE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     hostname: _builtins.str
@@ -551,6 +588,8 @@ class Guest(_message.Message):
     def public_keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def rescue(self) -> Global___Rescue: ...
     def __init__(
         self,
         *,
@@ -575,10 +614,11 @@ class Guest(_message.Message):
         config_drive: _builtins.bool = ...,
         create_time_ms: _builtins.int = ...,
         standalone: _builtins.bool = ...,
+        rescue: Global___Rescue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

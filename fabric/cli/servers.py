@@ -1,0 +1,11 @@
+"""The noun `server` with all of its verbs: each module adds its own when it is imported."""
+
+from __future__ import annotations
+
+from fabric.cli import instance_rescue
+from fabric.cli.instances import server
+
+__all__ = ["server"]
+
+VERBS = (instance_rescue,)
+"""The modules that add verbs to what `fabric.cli.instances` has."""
