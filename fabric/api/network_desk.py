@@ -182,10 +182,11 @@ class Desk:
         return await self.subnets_at(network.subnet_ids)
 
     async def subnets_at(self, ids: Sequence[str]) -> list[Found[Subnet]]:
-        """Those that are there, in this order."""
+        """Those that are there, each once, in this order."""
         found: list[Found[Subnet]] = []
-        for begin in range(0, len(ids), READ_TOGETHER):
-            keys = [SUBNET.at(each) for each in ids[begin : begin + READ_TOGETHER]]
+        names = [SUBNET.at(each) for each in dict.fromkeys(ids)]
+        for begin in range(0, len(names), READ_TOGETHER):
+            keys = names[begin : begin + READ_TOGETHER]
             seen = await self.store.get(*keys)
             found += [it for key in keys if (it := seen_at(seen, SUBNET, key)) is not None]
         return found
