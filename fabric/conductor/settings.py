@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from fabric.lifecycle.table import TIMERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +24,12 @@ class ConductorSettings:
     """How long an acknowledged beat permits starting guests (R5)."""
     resync_s: float = 30.0
     """How often each host is told everything again, whatever was told before."""
+    shelve_offload_s: float = 0.0
+    """How long a shelved server keeps its host; -1 for until somebody frees it."""
+    resize_confirm_s: float = 0.0
+    """After how long a resize is confirmed by itself; 0 for never."""
+    reclaim_s: float = 0.0
+    """How long a deleted server can be restored; 0 for not at all: it is deleted at once."""
     sweep_s: float = 2.0
     """How often hosts that are gone and deadlines that have passed are looked for."""
     sweep_records_s: float = 600.0
@@ -28,4 +37,11 @@ class ConductorSettings:
     hello_s: float = 10.0
     """How long a new stream may stay silent."""
     console_s: float = 10.0
-    """How long a host may take to answer with a console's log."""
+    """How long a host may take to answer a question: a console's log, counters, a console's tunnel."""
+    password_s: float = 20.0
+    """How long a host may take to have a guest's agent set a password."""
+
+    @property
+    def timers_s(self) -> Mapping[str, float]:
+        """What the lifecycle's timers are set to, by the name of the setting."""
+        return {timer.setting: getattr(self, timer.setting) for timer in TIMERS}

@@ -19,6 +19,7 @@ from fabric.conductor.core.draft import Draft
 from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError
 from fabric.ids import Ids
+from fabric.lifecycle.timers import due
 from fabric.model.host import Session
 from fabric.model.instance import Answered, Instance
 from fabric.store.base import Store, Txn
@@ -80,6 +81,8 @@ class Sweeper:
             await self._mark_unreachable(host)
         for host, instance_id in self._due()[:AT_ONCE]:
             await self._end_overdue(host, instance_id)
+        for host, instance_id in self._timed()[:AT_ONCE]:
+            await self._begin_timed(host, instance_id)
 
     def _silent(self) -> list[str]:
         """Hosts whose session is open and whose sign of life is gone."""
@@ -104,6 +107,15 @@ class Sweeper:
             if repair.is_due(instance, self._session(instance.host), now_ms=now_ms)
         ]
 
+    def _timed(self) -> list[tuple[str, str]]:
+        """Placements whose time for something has come."""
+        now_ms, timers_s = self._clock.now_ms(), self._settings.timers_s
+        return [
+            (instance.host, instance.id)
+            for instance in self._in_flight()
+            if due(instance, timers_s, now_ms=now_ms) is not None
+        ]
+
     def _in_flight(self) -> Iterator[Instance]:
         return (held.value for held in self._instances.entries.values() if held.value is not None)
 
@@ -113,11 +125,26 @@ class Sweeper:
 
     async def _end_overdue(self, host: str, instance_id: str) -> None:
         draft = Draft(await records.read(self._store, repair.overdue_reads(host, instance_id)))
+        draft.add(await records.read(self._store, draft.missing(repair.further_reads(draft, instance_id))))
         is_ended = repair.end_overdue(
             draft, host, instance_id, now_ms=self._clock.now_ms(), op_id=self._ids.new_id()
         )
         if is_ended and await records.commit(self._store, draft):
             log.warning("instance.overdue", host=host, instance=instance_id)
+
+    async def _begin_timed(self, host: str, instance_id: str) -> None:
+        draft = Draft(await records.read(self._store, repair.timed_reads(host, instance_id)))
+        draft.add(await records.read(self._store, draft.missing(repair.further_reads(draft, instance_id))))
+        action = repair.begin_timed(
+            draft,
+            host,
+            instance_id,
+            self._settings.timers_s,
+            now_ms=self._clock.now_ms(),
+            op_id=self._ids.new_id(),
+        )
+        if action is not None and await records.commit(self._store, draft):
+            log.info("instance.timed", host=host, instance=instance_id, action=action)
 
     async def clear(self) -> None:
         """Remove answers nobody will ask for again. Ends are the schedulers' to forget: they know what is still to be built.

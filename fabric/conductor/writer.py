@@ -7,7 +7,7 @@ under load, a transaction carries two dozen. A message that is not written is no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -63,7 +63,16 @@ _Said = tuple[Speaker, Word]
 class Writer:
     """See the module."""
 
-    def __init__(self, store: Store, *, clock: Clock, ids: Ids, jitter: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock,
+        ids: Ids,
+        jitter: Callable[[], float],
+        timers_s: Mapping[str, float] = flow.NO_TIMERS,
+    ) -> None:
+        self._timers_s = timers_s
         self._store = store
         self._clock = clock
         self._ids = ids
@@ -173,12 +182,20 @@ class Writer:
             if draft.size > FULL:
                 self._put_back(batch[place:])
                 break
-            outcomes.append((said, _decide(draft, said, now_ms=now_ms, op_id=op_id)))
+            outcomes.append((said, self._decide(draft, said, now_ms=now_ms, op_id=op_id)))
         if not await records.commit(self._store, draft):
             return False
         for (speaker, word), outcome in outcomes:
             speaker.answer(word, outcome)
         return True
+
+    def _decide(self, draft: Draft, said: _Said, *, now_ms: int, op_id: str) -> Outcome:
+        speaker, word = said
+        if isinstance(word, Released):
+            return flow.take_released(draft, speaker.host, speaker.epoch, word)
+        return flow.take_status(
+            draft, speaker.host, speaker.epoch, word, now_ms=now_ms, op_id=op_id, timers_s=self._timers_s
+        )
 
 
 def _reads(said: _Said) -> tuple[Ref, ...]:
@@ -191,10 +208,3 @@ def _reads(said: _Said) -> tuple[Ref, ...]:
 def _further_reads(draft: Draft, said: _Said) -> tuple[Ref, ...]:
     _, word = said
     return flow.move_reads(draft, word) if isinstance(word, Status) else ()
-
-
-def _decide(draft: Draft, said: _Said, *, now_ms: int, op_id: str) -> Outcome:
-    speaker, word = said
-    if isinstance(word, Released):
-        return flow.take_released(draft, speaker.host, speaker.epoch, word)
-    return flow.take_status(draft, speaker.host, speaker.epoch, word, now_ms=now_ms, op_id=op_id)

@@ -145,6 +145,12 @@ class ApiSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True
     quota: Annotated[QuotaSettings, Meta(description="A new project's limits.")] = msgspec.field(
         default_factory=QuotaSettings
     )
+    soft_delete: Annotated[
+        bool,
+        Meta(
+            description="Whether deleted servers are kept, off, to be restored; for as long as the conductors' `reclaim_s` says."
+        ),
+    ] = False
     images: Annotated[ImageSettings, Meta(description="What images may be.")] = msgspec.field(
         default_factory=ImageSettings
     )
@@ -197,6 +203,17 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
         Seconds, Meta(description="How long an acknowledged beat permits a host to start guests.")
     ] = 60.0
     snapshot_s: Annotated[Seconds, Meta(description="How often a host is told everything anew.")] = 30.0
+    shelve_offload_s: Annotated[
+        float,
+        Meta(ge=-1, description="How long a shelved server keeps its host; -1: until somebody frees it."),
+    ] = 0.0
+    resize_confirm_s: Annotated[
+        float, Meta(ge=0, description="After how long a resize is confirmed by itself; 0: never.")
+    ] = 0.0
+    reclaim_s: Annotated[
+        float,
+        Meta(ge=0, description="How long a deleted server can be restored; 0: it is deleted at once."),
+    ] = 0.0
     sweep_s: Annotated[
         float,
         Meta(gt=0, le=2, description="How often hosts that are gone and tasks that overran are looked for."),

@@ -273,6 +273,8 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
     if now.want is not word.fulfils:
         return _went_its_way(now, seen, word)
     rule = BY_TASK.get(now.task)
+    if _is_said_to_be_in_error(now):
+        return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     if rule is None and now.vm_state not in FREE_TO_DRIFT and said.state is HostState.STOPPED:
         # What failed and was told to stay off has not thereby been stopped: its fault is what people must see (I7).
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
@@ -293,6 +295,16 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
         carrier_id=now.carrier_id if final in _IN_AN_IMAGE else "",
     )
     return Refused.KNOWN if _same_but_for_times(now, after) else after
+
+
+STATE_RESET: Final = "STATE_RESET"
+"""The fault of a server that an administrator has said to be in error: only an action ends that, whatever its guest does."""
+
+
+def _is_said_to_be_in_error(now: Instance) -> bool:
+    if now.vm_state is not VmState.ERROR or now.task is not TaskState.NONE or now.fault is None:
+        return False
+    return now.fault.code == STATE_RESET
 
 
 def _stable(now: Instance, word: HostWord) -> VmState:

@@ -19,7 +19,7 @@ from fabric.lifecycle.events import closed, reopened, stepped
 from fabric.lifecycle.table import BY_ACTION, POWERS_WITH_MEMORY
 from fabric.model.event import Event, EventStep, StepName
 from fabric.model.faults import FAULT_TEXT, FaultCode
-from fabric.model.instance import ActionMark, Fault, ImageRef, Instance, Move, OneShot, Place
+from fabric.model.instance import ActionMark, Fault, ImageRef, Instance, Move, OneShot, Place, Request
 from fabric.model.placement import Decision
 from fabric.model.session import HostState
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
@@ -168,7 +168,7 @@ def switched(now: Instance, disk: ImageRef, *, now_ms: int, op_id: str) -> Insta
         placement_epoch=there.placement_epoch,
         slot=there.slot,
         ports=there.ports,
-        request=there.request,
+        request=_sized(now.request, there.request),
         disk=disk,
         task=TaskState.RESIZE_FINISH,
         want=move.want,
@@ -217,7 +217,7 @@ def returned(now: Instance, fault: Fault | None, *, now_ms: int, op_id: str) -> 
         placement_epoch=back.placement_epoch,
         slot=back.slot,
         ports=back.ports,
-        request=back.request,
+        request=_sized(now.request, back.request),
         disk=back.disk,
         # What is asked for is shown by its task; should it fail now, the server is off, which is what it then says.
         vm_state=VmState.STOPPED if is_asked else move.vm_state,
@@ -234,6 +234,19 @@ def returned(now: Instance, fault: Fault | None, *, now_ms: int, op_id: str) -> 
         event=_failed(now, fault, now_ms=now_ms),
         update_time_ms=now_ms,
         op_id=op_id,
+    )
+
+
+def _sized(request: Request, size: Request) -> Request:
+    """The request with the flavor of another: what else has been changed of it since, a name or its metadata, stays."""
+    was = size.guest
+    return replace(
+        request,
+        flavor_id=size.flavor_id,
+        flavor_name=size.flavor_name,
+        required_traits=size.required_traits,
+        forbidden_traits=size.forbidden_traits,
+        guest=replace(request.guest, vcpus=was.vcpus, ram_mib=was.ram_mib, disk_gib=was.disk_gib),
     )
 
 
@@ -391,6 +404,23 @@ def confirmed(now: Instance) -> Instance:
         vm_state=VmState.ACTIVE if now.want is Want.RUN else VmState.STOPPED,
         move=None,
         fault=None,
+    )
+
+
+def settled_down(now: Instance, *, now_ms: int, op_id: str) -> Instance:
+    """Somebody has said that nothing is in flight of a server between two hosts: it is where its record says, and has gone no further."""
+    move = _move_of(now)
+    if move.has_switched:
+        return replace(now, vm_state=VmState.RESIZED, update_time_ms=now_ms, op_id=op_id)
+    return replace(
+        now,
+        want=move.want,
+        generation=now.generation + 1,
+        move=None,
+        carrier_id="",
+        uploaded=None,
+        update_time_ms=now_ms,
+        op_id=op_id,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from fabric.lifecycle.table import TIMERS
@@ -11,6 +12,13 @@ from fabric.model.states import Action, TaskState, Want
 
 AGAIN_MS: Final = 15_000
 """How long after something in that state has failed it is begun anew."""
+
+
+def dated(before: Instance, after: Instance) -> Instance:
+    """The next record with since when it is in its state."""
+    if after.vm_state is before.vm_state:
+        return after
+    return replace(after, vm_state_time_ms=after.update_time_ms)
 
 
 def due(now: Instance, after_s: Mapping[str, float], *, now_ms: int) -> Action | None:

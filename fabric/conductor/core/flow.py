@@ -9,22 +9,26 @@ where a placement moves, the next host's claim (I6).
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import holds
+from fabric.conductor.core.placement import drop_left, other_reads, unclaim
 from fabric.lifecycle.core import Freed, Gone, Refused, Said, ordered, settle
 from fabric.lifecycle.events import closed, left_behind, reopened, slot, stepped
+from fabric.lifecycle.moves import is_waiting, offloading, place_of
+from fabric.lifecycle.timers import dated, due
 from fabric.model.event import Event, EventStep, StepName
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import SessionState, Use
-from fabric.model.instance import Assignment, Instance, Over, Refund, Tombstone
+from fabric.model.instance import Assignment, Instance, MoveWanted, Over, Refund, Tombstone
 from fabric.model.session import HostState, Order, Release, Released, Status
-from fabric.model.states import PowerState, TaskState, VmState, Want
+from fabric.model.states import Action, PowerState, TaskState, VmState, Want
 from fabric.network.addresses import port_at, slot_limit
-from fabric.store.keys import ASSIGNMENT, EVENT, HOST, INSTANCE, OVER, REFUND, SESSION, TOMBSTONE, USE
+from fabric.store.keys import ASSIGNMENT, EVENT, HOST, INSTANCE, MOVE, OVER, REFUND, SESSION, TOMBSTONE, USE
 
 ATTEMPTS_LIMIT: Final = 3
 """Placements tried in all before a create ends in ERROR."""
@@ -88,17 +92,32 @@ def status_reads(host: str, status: Status) -> tuple[Ref, ...]:
 
 
 def move_reads(draft: Draft, status: Status) -> tuple[Ref, ...]:
-    """What `take_status` looks at besides, when a placement has failed: the alternates, and what is left of them."""
+    """What `take_status` looks at besides: where the instance is on its way to another host, that one; when its first placement has failed,
+    the alternates, and what is left of them.
+    """
     now = draft.get(INSTANCE, status.instance_id)
     if now is None or status.state is not HostState.ERROR or not _is_being_placed(now):
-        return ()
+        return other_reads(now)
     return tuple(
         each for name in now.alternates for each in (ref(SESSION, name), ref(HOST, name), ref(USE, name))
     )
 
 
-def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: int, op_id: str) -> Outcome:
-    """Write what a host's word changes. Keys as in `status_reads` and `move_reads`."""
+NO_TIMERS: Final[Mapping[str, float]] = MappingProxyType({})
+"""Nothing begins by itself."""
+
+
+def take_status(
+    draft: Draft,
+    host: str,
+    epoch: int,
+    status: Status,
+    *,
+    now_ms: int,
+    op_id: str,
+    timers_s: Mapping[str, float] = NO_TIMERS,
+) -> Outcome:
+    """Write what a host's word changes. Keys as in `status_reads` and `move_reads`; `timers_s` sets the lifecycle's timers."""
     if not holds(draft.get(SESSION, host), epoch):
         return LOST
     now = draft.get(INSTANCE, status.instance_id)
@@ -114,19 +133,44 @@ def take_status(draft: Draft, host: str, epoch: int, status: Status, *, now_ms: 
     if isinstance(after, Gone):
         let_go(draft, now, now_ms=now_ms, op_id=op_id, steps=_steps(host, status, now_ms=now_ms))
     elif isinstance(after, Freed):
-        free(draft, now, after, op_id=op_id)
+        write(draft, now, after.after, gone_from=host)
     elif status.state is HostState.ERROR and _is_being_placed(now):
         _place_again(draft, now, after, now_ms=now_ms, op_id=op_id)
     else:
-        write(draft, now, after)
+        write(draft, now, _going_on(now, after, timers_s, now_ms=now_ms, op_id=op_id))
+        if is_waiting(after) and not after.host:
+            look_again = MoveWanted(
+                instance_id=now.id, request=after.request, excluded=now.host, create_time_ms=now_ms
+            )
+            draft.create(MOVE, now.id, value=look_again)
     return ACCEPTED
 
 
-def write(draft: Draft, now: Instance, after: Instance) -> None:
-    """Put the record, and its assignment where the intent has changed: a host follows its assignment, never the record."""
-    draft.put(INSTANCE, after.id, value=after)
+def _going_on(
+    now: Instance, after: Instance, timers_s: Mapping[str, float], *, now_ms: int, op_id: str
+) -> Instance:
+    """The record, or where the next phase of the same action is to begin at once, that."""
+    if now.task is not TaskState.SHELVING or after.vm_state is not VmState.SHELVED:
+        return after
+    if due(dated(now, after), timers_s, now_ms=now_ms) is not Action.SHELVE_OFFLOAD:
+        return after
+    return offloading(after, now_ms=now_ms, op_id=op_id)
+
+
+def write(draft: Draft, now: Instance, after: Instance, *, gone_from: str = "") -> None:
+    """Put the record, and its assignment where the intent has changed: a host follows its assignment, never the record.
+
+    What the record does not name any more is let go of; `gone_from` is the host that has said that its copy is gone.
+    """
+    drop_left(draft, now, after, gone_from=gone_from, op_id=after.op_id)
+    draft.put(INSTANCE, after.id, value=dated(now, after))
     keep(draft, left_behind(now, after, now_ms=after.update_time_ms))
-    if (now.generation, now.want, now.action) == (after.generation, after.want, after.action):
+    if not after.host or (now.host, now.generation, now.want, now.action) == (
+        after.host,
+        after.generation,
+        after.want,
+        after.action,
+    ):
         return
     assignment = draft.get(ASSIGNMENT, after.host, after.id)
     if assignment is not None:
@@ -140,36 +184,16 @@ def keep(draft: Draft, event: Event | None) -> None:
 
 
 def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str, steps: Sequence[EventStep] = ()) -> None:
-    """End an instance: its record, its assignment and its claim go; what stops late claims and starts the refund comes.
+    """End an instance: its record, its assignments and its claims go; what stops late claims and starts the refund comes.
 
-    `steps` are its host's last.
+    Its host has said that its copy is gone; where it has another, that one is told. `steps` are its host's last.
     """
     if now.event is not None:
         keep(draft, closed(stepped(now.event, steps), now_ms=now_ms))
     draft.delete(INSTANCE, now.id)
-    draft.delete(ASSIGNMENT, now.host, now.id)
-    unclaim(draft, now, op_id=op_id)
+    drop_left(draft, now, None, gone_from=now.host, op_id=op_id)
     draft.create(OVER, now.id, value=Over(instance_id=now.id, over_time_ms=now_ms))
     draft.create(REFUND, now.id, value=Refund(instance_id=now.id, project_id=now.request.guest.project_id))
-
-
-def free(draft: Draft, now: Instance, freed: Freed, *, op_id: str) -> None:
-    """Take an instance that lives on off its host: its assignment and its claim go, its record stays."""
-    draft.delete(ASSIGNMENT, now.host, now.id)
-    unclaim(draft, now, op_id=op_id)
-    draft.put(INSTANCE, now.id, value=freed.after)
-
-
-def unclaim(draft: Draft, now: Instance, *, op_id: str) -> None:
-    """Give back what the instance has claimed of its host.
-
-    Where the books are wrong (nobody has its slot), they are left to the audit, which counts them anew: an instance must be able to end
-    all the same.
-    """
-    use = draft.get(USE, now.host)
-    if use is not None and now.slot in use.slots:
-        less = use.minus(now.request.guest.resources(), now.slot, op_id=op_id)
-        draft.put(USE, now.host, value=less)
 
 
 # -- a placement that failed ----------------------------------------------------------------------
@@ -241,7 +265,7 @@ def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, 
         failed.id,
         value=Tombstone(instance_id=failed.id, placement_epoch=failed.placement_epoch),
     )
-    unclaim(draft, failed, op_id=op_id)
+    unclaim(draft, place_of(failed), op_id=op_id)
     draft.rely_on(SESSION, name)
     draft.rely_on(HOST, name)
     draft.put(USE, name, value=use.plus(guest.resources(), slot, op_id=op_id))

@@ -144,6 +144,7 @@ def test_what_it_may_say_changes_only_the_status_of_its_own_server() -> None:
                         name: getattr(record, name)
                         for name in (
                             "vm_state",
+                            "vm_state_time_ms",
                             "task",
                             "task_deadline_ms",
                             "power",
