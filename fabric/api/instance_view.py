@@ -33,6 +33,9 @@ def from_record(
     """A server that its cell knows. `shows_host` is for administrators: tenants do not learn where their neighbours are."""
     message = _frame(record.request, update_time_ms=record.update_time_ms)
     message.etag = str(mod_revision)
+    message.tags.extend(record.tags)
+    message.locked, message.locked_reason = record.locked, record.locked_reason
+    message.locked_by_admin = record.locked_by_admin
     message.status.CopyFrom(
         pb.InstanceStatus(
             state=shown(record.vm_state, record.task),

@@ -69,7 +69,9 @@ class InstanceHandlers:
         clock: Clock,
         ids: Ids,
         jitter: Callable[[], float],
+        soft_delete: bool = False,
     ) -> None:
+        self._soft_delete = soft_delete
         self._catalogue = catalogue
         self._global: Store = catalogue.store
         self._cells = cells
@@ -80,7 +82,7 @@ class InstanceHandlers:
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
-        self._preparing = Preparing(catalogue)
+        self._preparing = Preparing(catalogue, clock=clock)
         for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"]):
             if method.action:
                 setattr(self, method.attribute, partial(self._answer, method))
@@ -210,7 +212,9 @@ class InstanceHandlers:
     ) -> pb.DeleteInstanceResponse:
         answered = self._answered("delete", request, request.request_id, principal)
         _, revision = await self._act(
-            request.instance, Intent(action=Action.DELETE, answered=answered), principal
+            request.instance,
+            Intent(action=Action.DELETE, answered=answered, keeps=self._soft_delete and not request.force),
+            principal,
         )
         return pb.DeleteInstanceResponse(revision=revision)
 
@@ -226,6 +230,7 @@ class InstanceHandlers:
             change=prepared.change,
             image_id=prepared.image_id,
             also=prepared.also,
+            etag=getattr(request, "etag", ""),
         )
         instance, revision = await self._act(request.instance, intent, principal)
         return method.response(instance=instance, revision=revision)

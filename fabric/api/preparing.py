@@ -11,7 +11,9 @@ from typing import Any
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.core.intent import Change
+from fabric.api.preparing_edits import EDITS
 from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
+from fabric.clock import Clock
 from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.model.identity import Principal
 from fabric.model.image import Image
@@ -36,12 +38,16 @@ NOTHING = Prepared()
 class Preparing:
     """The actions that need something, each with how it is got."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    def __init__(self, catalogue: Catalogue, *, clock: Clock) -> None:
         self._catalogue = catalogue
+        self._clock = clock
         self._by_action: dict[Action, Prepare] = {Action.RESCUE: self._rescue}
 
     async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:
         """Everything that the request names. A name that is not there is the request's fault, and names its field."""
+        edit = EDITS.get(action)
+        if edit is not None:
+            return Prepared(change=edit(request, principal, self._clock))
         prepare = self._by_action.get(action)
         return NOTHING if prepare is None else await prepare(request, principal)
 

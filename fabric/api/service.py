@@ -92,6 +92,8 @@ class ApiOptions:
     """What every project may have of networks and what belongs to them."""
     administrator: Administrator | None = None
     """Made when there is no user of that name."""
+    soft_delete: bool = False
+    """Whether deleted servers are kept for a while, to be restored."""
     sweep_s: float = 600.0
     """How often what has served its time is looked for."""
 
@@ -134,6 +136,7 @@ class ApiService:
             clock=clock,
             ids=ids,
             jitter=jitter,
+            soft_delete=options.soft_delete,
         )
         self._images = ImageHandlers(
             global_store, blobs, limits=options.image_limits, clock=clock, ids=ids, jitter=jitter

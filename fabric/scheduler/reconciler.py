@@ -20,10 +20,13 @@ from fabric.scheduler.core.picture import Seen
 from fabric.scheduler.core.saga import Owed, forget, settle_refunds, sweepable
 from fabric.scheduler.ports import Ports
 from fabric.store import codec, keys
-from fabric.store.base import Committed, Store
+from fabric.store.base import Committed, Snapshot, Store
 from fabric.store.picture import Change, Held, Picture
 
 log = structlog.get_logger()
+
+MOST_FORGOTTEN = 64
+"""Keys in a transaction that forgets, after which no server's are added: one has at most 34, and etcd takes 128."""
 
 MOST_REFUNDS = 30
 """How many refunds share a transaction: each compares and deletes up to three keys, and etcd takes 128."""
@@ -138,24 +141,37 @@ class Reconciler:
 
     async def _sweep(self) -> None:
         """Forget servers that have been over for long enough, unless it is not known what is still to be built."""
-        try:
-            async with within(self._settings.sweep_s):
-                found = await self._store.list(keys.OVER.under())
-        except TimeoutError:
-            raise Unavailable(
-                f"store {self._store.name} did not list in time", store=self._store.name
-            ) from None
+        found = await self._list(keys.OVER.under())
         building = self._building()
         if building is None:
             return
         overs: list[Seen[Over]] = [seen(found, key, Over) for key in found.entries]
         old = sweepable(overs, building, now_ms=self._clock.now_ms(), settings=self._settings)
-        for begin in range(0, len(old), MOST_REFUNDS):
-            chunk = {
-                keys.OVER.at(over.value.instance_id): over.revision
-                for over in old[begin : begin + MOST_REFUNDS]
-                if over.value is not None
-            }
+        chunk: dict[str, int] = {}
+        for over in old:
+            if over.value is not None:
+                chunk |= await self._traces(over.value.instance_id, over.revision)
+            if len(chunk) >= MOST_FORGOTTEN:
+                await commit(self._store, forget(chunk), timeout_s=self._settings.store_timeout_s)
+                chunk = {}
+        if chunk:
             await commit(self._store, forget(chunk), timeout_s=self._settings.store_timeout_s)
         if old:
             log.info("sweep.done", cell=self._cell, servers=len(old))
+
+    async def _list(self, prefix: str) -> Snapshot:
+        try:
+            async with within(self._settings.sweep_s):
+                return await self._store.list(prefix)
+        except TimeoutError:
+            raise Unavailable(
+                f"store {self._store.name} did not list in time", store=self._store.name
+            ) from None
+
+    async def _traces(self, instance_id: str, over_revision: int) -> dict[str, int]:
+        """What is left of a server that is over, with the revisions: that it is, and what was done to it."""
+        events = await self._list(keys.EVENT.under(instance_id))
+        return {
+            keys.OVER.at(instance_id): over_revision,
+            **{key: entry.mod_revision for key, entry in events.entries.items()},
+        }

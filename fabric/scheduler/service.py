@@ -26,6 +26,7 @@ from fabric.scheduler.core.picture import HostPicture, Seen
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.reconciler import Reconciler
 from fabric.scheduler.removal import Removal
+from fabric.scheduler.renames import Renames
 from fabric.store import codec, keys
 from fabric.store.base import Store
 from fabric.store.picture import Change, Pace, Picture
@@ -123,6 +124,7 @@ class _Parts:
     feed: _CellFeed
     builds: CellBuilds
     reconciler: Reconciler
+    renames: Renames
 
 
 class SchedulerService:
@@ -175,7 +177,8 @@ class SchedulerService:
             return builds.building() if self._builds.is_fresh else None
 
         reconciler = Reconciler(name, store, self._global, self._ports, building=building)
-        return _Parts(store, feed, builds, reconciler)
+        renames = Renames(name, store, self._global, self._ports)
+        return _Parts(store, feed, builds, reconciler, renames)
 
     @property
     def hosts(self) -> HostPicture:
@@ -204,6 +207,7 @@ class SchedulerService:
             tasks.create_task(parts.feed.run())
             tasks.create_task(parts.builds.run())
             tasks.create_task(parts.reconciler.run())
+            tasks.create_task(parts.renames.run())
             tasks.create_task(self._keep_publishing(name))
 
     async def _opened(self, store: Store) -> None:

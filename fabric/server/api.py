@@ -83,6 +83,7 @@ def options_of(settings: ApiSettings) -> ApiOptions:
         ),
         image_limits=ImageLimits(max_bytes=images.max_bytes, max_virtual_bytes=images.max_virtual_bytes),
         administrator=None if settings.bootstrap is None else _administrator(settings.bootstrap),
+        soft_delete=settings.soft_delete,
         sweep_s=images.sweep_s,
     )
 

@@ -10,14 +10,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fabric.errors import Conflict, Reason
-from fabric.lifecycle.core import begin, ordered
+from fabric.lifecycle.core import begin, ending, ordered
 from fabric.lifecycle.events import closed, left_behind, slot
 from fabric.lifecycle.table import BY_ACTION
 from fabric.model.event import Event
-from fabric.model.instance import Answered, Assignment, Build, Instance, Over, Refund
-from fabric.model.states import Action, Want
+from fabric.model.instance import Answered, Assignment, Build, Instance, Over, Refund, Renamed
+from fabric.model.states import Action, VmState, Want
 from fabric.store.base import Snapshot
-from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, EVENT, INSTANCE, LOCATION, OVER, REFUND
+from fabric.store.keys import (
+    ACTED,
+    ANSWERED,
+    ASSIGNMENT,
+    BUILD,
+    EVENT,
+    INSTANCE,
+    LOCATION,
+    OVER,
+    REFUND,
+    RENAMED,
+)
 
 REQUEST_ID_KEPT_MS = 24 * 3600 * 1000
 """How long a request_id is remembered (host protocol, section 6)."""
@@ -35,7 +46,8 @@ class Intent:
     """What is asked of one server, by whom, under which request_id.
 
     `change` is applied to the record that is there when it is written; `image_id` is the image that a snapshot hands in. `also` are
-    keys that are put in the same transaction, where they are absent.
+    keys that are put in the same transaction, where they are absent. `etag` is what the record must still have, empty for anything. A
+    delete that `keeps` is a soft one wherever there is something to keep.
     """
 
     action: Action
@@ -46,6 +58,8 @@ class Intent:
     change: Change | None = None
     image_id: str = ""
     also: Mapping[str, object] = field(default_factory=dict)
+    etag: str = ""
+    keeps: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,17 +112,25 @@ def written(
 
     Raises:
         WrongState: the lifecycle forbids it now.
+        Conflict: the record has not the etag any more that the intent was formed on.
     """
     answer_key = ACTED.at(intent.answered.project_id, intent.answered.request_id)
     instance_key = INSTANCE.at(instance.id)
+    if intent.etag not in {"", str(seen.seen(instance_key))}:
+        raise Conflict(
+            f"the server has changed since its etag was {intent.etag}; read it again",
+            instance=instance.id,
+            etag=str(seen.seen(instance_key)),
+        )
+    action = _softened(intent, instance)
     after = begin(
         instance,
-        intent.action,
+        action,
         now_ms=now_ms,
         op_id=op_id,
         request_id=intent.answered.request_id,
         user_id=intent.user_id,
-        guest_timeout_s=intent.stop_timeout_s if BY_ACTION[intent.action].want is Want.STOP else 0,
+        guest_timeout_s=intent.stop_timeout_s if BY_ACTION[action].want is Want.STOP else 0,
         image_id=intent.image_id,
         is_admin=intent.is_admin,
     )
@@ -128,6 +150,8 @@ def written(
         )
         return Written(write, None)
     put[instance_key] = after
+    if after.request.guest.name != instance.request.guest.name:
+        put[RENAMED.at(instance.id)] = Renamed(instance_id=instance.id)
     unchanged |= dict.fromkeys(intent.also, 0)
     put |= intent.also
     if instance.host and after is not instance:
@@ -136,6 +160,16 @@ def written(
         if assignment is not None and after.generation != instance.generation:
             put[key] = replace(ordered(assignment, after), stop_timeout_s=intent.stop_timeout_s)
     return Written(Write(mark=answer_key, unchanged=unchanged, put=put), after)
+
+
+def _softened(intent: Intent, instance: Instance) -> Action:
+    """The action that is begun. What has nothing to keep is deleted at once: a create on its way, what was put away or never had a host."""
+    soft = BY_ACTION[Action.SOFT_DELETE]
+    has_something = bool(instance.host) and (
+        instance.vm_state in soft.allowed or instance.vm_state is VmState.SOFT_DELETED
+    )
+    is_soft = intent.action is Action.DELETE and intent.keeps and has_something and ending(instance) is None
+    return Action.SOFT_DELETE if is_soft else intent.action
 
 
 def _changed(change: Change, after: Instance, *, before: Instance) -> Instance:

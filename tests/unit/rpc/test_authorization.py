@@ -124,7 +124,7 @@ async def test_a_method_lets_in_exactly_whom_it_is_for(method: Method, who: str)
 
 def test_a_method_that_only_reads_says_so_by_its_name() -> None:
     """What changes something is audited; one that forgets to say so would change things unseen."""
-    reading = ("Get", "List", "WhoAmI", "Read", "Fetch", "Download")
+    reading = ("Get", "List", "Watch", "WhoAmI", "Read", "Fetch", "Download")
     # A login changes nothing but its own token, and failed ones are audited as denials; a session is a conversation.
     neither = {"IssueToken", "Session"}
 
