@@ -35,7 +35,7 @@ TABLE: Final = f"{MARK}-ports"
 
 ESTABLISHED: Final = 0x01000000
 INVALID: Final = 0x02000000
-"""Bits of the packet mark by which `inet` tells `bridge` what connection tracking says, where the latter cannot ask itself."""
+"""Packet marks by which `inet` tells `bridge` what connection tracking says, where the latter cannot ask itself. 0 is new."""
 
 DOOR: Final = "prerouting priority -310"
 # br_netfilter puts packets together at the prerouting hook's 0, and lets them go at forward's 0.
@@ -118,6 +118,16 @@ def _inet_table(segments: list[Segment]) -> Table:
     """Here a bridged packet comes in by its bridge. What has fragments put together looks at the zone, so that comes first."""
     zones = _zones(segments)
     bridges = frozenset(f'"{segment.bridge}"' for segment in segments)
+    # Every state is there: a packet without an answer would keep a mark that somebody else gave it.
+    states = {
+        "established": ESTABLISHED,
+        "related": ESTABLISHED,
+        "invalid": INVALID,
+        "new": 0,
+        "untracked": 0,
+    }
+    answers = ", ".join(f"{state} : {mark:#010x}" for state, mark in states.items())
+    mark = f"meta mark set ct state map {{ {answers} }}"
     return Table(
         family="inet",
         name=TABLE,
@@ -126,32 +136,23 @@ def _inet_table(segments: list[Segment]) -> Table:
             "zones": Elements("map", "typeof iifname : ct zone;", zones),
         },
         chains={
-            "state": Chain(
-                (
-                    f"meta mark set meta mark & {0xFFFFFFFF ^ (ESTABLISHED | INVALID):#010x}",
-                    f"ct state established,related meta mark set meta mark | {ESTABLISHED:#010x}",
-                    f"ct state invalid meta mark set meta mark | {INVALID:#010x}",
-                )
-            ),
             "zone-bridged": Chain(("ct zone set iifname map @zones",), "prerouting priority -450"),
             "zone-host": Chain(("ct zone set oifname map @zones",), "output priority -450"),
-            "state-bridged": Chain(("iifname @bridges jump state",), "prerouting priority -150"),
-            "state-host": Chain(("oifname @bridges jump state",), "output priority -150"),
+            "state-bridged": Chain((f"iifname @bridges {mark}",), "prerouting priority -150"),
+            "state-host": Chain((f"oifname @bridges {mark}",), "output priority -150"),
         },
     )
 
 
 def _state(tracking: Tracking) -> tuple[str, str]:
-    """Accepting what belongs to a connection, dropping what cannot, then for TCP what only a lost connection sends.
-
-    Conntrack takes a connection up in the middle if it may (nf_conntrack_tcp_loose). One that was cut would come back by the next
-    segment of the guest's, as if the guest had begun it; so a connection begins with SYN or not at all.
-    """
+    """Matches of what belongs to a connection, and of what cannot belong to any."""
     if tracking is Tracking.BRIDGE:
-        return "ct state established,related accept", "ct state invalid drop"
-    return f"meta mark & {ESTABLISHED:#010x} != 0 accept", f"meta mark & {INVALID:#010x} != 0 drop"
+        return "ct state established,related", "ct state invalid"
+    return f"meta mark {ESTABLISHED:#010x}", f"meta mark {INVALID:#010x}"
 
 
+# Conntrack takes a connection up in the middle if it may (nf_conntrack_tcp_loose). One that was cut would come back with the next
+# segment of the guest's, as if the guest had begun it. So a connection begins with SYN or not at all.
 _BEGINS_WITH_SYN: Final = "tcp flags & (fin|syn|rst|ack) != syn drop"
 
 # ------------------------------------------------------------------ the bridge's table
@@ -161,6 +162,7 @@ def _bridge_table(filters: HostFilters, segments: list[Segment], tracking: Track
     chains = dict(_common(tracking))
     sets: dict[str, Elements] = {}
     door, egress, ingress = set[str](), set[str](), set[str]()
+    macs, sources = set[str](), (set[str](), set[str]())
     filled: set[str] = set()
     for members in filters.sets:
         name = _require(_NAME, members.name)
@@ -187,12 +189,20 @@ def _bridge_table(filters: HostFilters, segments: list[Segment], tracking: Track
         egress.add(f"{tap} : jump out-{port.tap}")
         ingress.add(f"{tap} : jump in-{port.tap}")
         may_use = _Sources.of(port)
+        for mac, families in may_use.by_mac.items():
+            macs.add(f"{tap} . {mac}")
+            for singles, prefixes in zip(sources, families, strict=True):
+                singles.update(f"{tap} . {mac} . {it}" for it in map(_single, prefixes) if it)
         chains[f"door-{port.tap}"] = Chain(tuple(_door(may_use)))
         chains[f"out-{port.tap}"] = Chain(tuple(_egress(port, may_use, filled)))
         chains[f"in-{port.tap}"] = Chain(tuple(_ingress(port, may_use, filled)))
     if tracking is Tracking.BRIDGE:
         sets["zones"] = Elements("map", "typeof meta ibrname : ct zone;", _zones(segments))
         chains["zone-bridged"] = Chain(("ct zone set meta ibrname map @zones",), "prerouting priority -300")
+    sets["macs"] = Elements("set", "type ifname . ether_addr;", frozenset(macs))
+    for version, singles in zip((4, 6), sources, strict=True):
+        kind = f"type ifname . ether_addr . ipv{version}_addr;"
+        sets[f"sources{version}"] = Elements("set", kind, frozenset(singles))
     sets["door"] = Elements("map", "type ifname : verdict;", frozenset(door))
     sets["egress"] = Elements("map", "type ifname : verdict;", frozenset(egress))
     sets["ingress"] = Elements("map", "type ifname : verdict;", frozenset(ingress))
@@ -202,11 +212,34 @@ def _bridge_table(filters: HostFilters, segments: list[Segment], tracking: Track
 def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
     """The chains that do not depend on who is there."""
     established, invalid = _state(tracking)
-    yield "door", Chain(("iifname vmap @door", f'iifname "{TAP_PREFIX}*" drop'), DOOR)
+    # First what nearly all packets are, in one look-up each: the rest walks the port's chains. Not UDP or ICMP, of which something
+    # may not be said even in a connection; and in front of a tap only what is for it.
+    yield (
+        "door",
+        Chain(
+            (
+                "ether type ip iifname . ether saddr . ip saddr @sources4 accept",
+                "ether type ip6 iifname . ether saddr . ip6 saddr @sources6 accept",
+                "iifname vmap @door",
+                f'iifname "{TAP_PREFIX}*" drop',
+            ),
+            DOOR,
+        ),
+    )
     for name, hook in EGRESS_HOOKS.items():
-        yield name, Chain(("iifname vmap @egress",), hook)
+        yield name, Chain((f"{established} meta l4proto tcp accept", "iifname vmap @egress"), hook)
     for name, hook in INGRESS_HOOKS.items():
-        yield name, Chain(("oifname vmap @ingress", f'oifname "{TAP_PREFIX}*" drop'), hook)
+        yield (
+            name,
+            Chain(
+                (
+                    f"{established} meta l4proto tcp oifname . ether daddr @macs accept",
+                    "oifname vmap @ingress",
+                    f'oifname "{TAP_PREFIX}*" drop',
+                ),
+                hook,
+            ),
+        )
     yield "egress-common", Chain(("ether type arp accept", f"{_KNOWN_PROTOCOL} goto egress-known", "drop"))
     # What no guest may be goes before what belongs to a connection: a client's renewal is one, and its answer may be forged.
     yield (
@@ -214,8 +247,8 @@ def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
         Chain(
             (
                 "meta l4proto vmap { udp : jump egress-udp, ipv6-icmp : jump egress-icmpv6 }",
-                established,
-                invalid,
+                f"{established} accept",
+                f"{invalid} drop",
                 _BEGINS_WITH_SYN,
             )
         ),
@@ -259,8 +292,8 @@ def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
         "ingress-known",
         Chain(
             (
-                established,
-                invalid,
+                f"{established} accept",
+                f"{invalid} drop",
                 "meta l4proto vmap { udp : jump ingress-udp, ipv6-icmp : jump ingress-icmpv6 }",
                 _BEGINS_WITH_SYN,
             )
@@ -468,6 +501,12 @@ def _from(what: str, prefixes: tuple[str, ...]) -> str:
     if any(ipaddress.ip_network(prefix).prefixlen == 0 for prefix in prefixes):
         return ""
     return f"{what} {_listed(prefixes)} "
+
+
+def _single(prefix: str) -> str:
+    """The address, if it is only one, else nothing."""
+    network = ipaddress.ip_network(prefix)
+    return str(network.network_address) if network.prefixlen == network.max_prefixlen else ""
 
 
 def _listed(words: Iterable[str]) -> str:
