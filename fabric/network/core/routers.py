@@ -108,8 +108,12 @@ def target(port: NetworkPort, asked: str, subnets: Sequence[Subnet], *, path: st
 
 
 def check_reaches(router: Router | None, floating_ip: FloatingIp, subnet: Subnet) -> None:
-    """Whether the router at the subnet's gateway leads to the floating IP's network. Raises WrongState."""
-    if router is None or router.external_network_id != floating_ip.network_id:
+    """Whether the router is in the subnet and leads to the floating IP's network. Raises WrongState.
+
+    That it was found at the subnet's gateway does not say it: it may have left since.
+    """
+    is_in = router is not None and any(each.subnet_id == subnet.id for each in router.interfaces)
+    if router is None or not is_in or router.external_network_id != floating_ip.network_id:
         raise WrongState(
             f"no router leads from subnet {subnet.name or subnet.id} to the floating IP's network:"
             " add one to the subnet and set its external gateway",

@@ -6,6 +6,8 @@ Whatever was done, lost or raced for before: a key too many has leaked, and one 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
+from itertools import combinations
 from typing import Any, TypeVar
 
 from fabric.model.network import FloatingIp, Network, NetworkKind, NetworkPort, Router, Subnet
@@ -132,8 +134,12 @@ def _check_references(found: dict[str, list[Any]]) -> None:
     groups = {each.id: each for each in found[keys.SECURITY_GROUP.template]}
     assert {id_ for each in networks.values() for id_ in each.subnet_ids} == set(subnets)
     assert all(each.id in networks[each.network_id].subnet_ids for each in subnets.values())
+    for network in networks.values():
+        ranges = [ip_network(subnets[each].cidr) for each in network.subnet_ids]
+        assert not any(a.version == b.version and a.overlaps(b) for a, b in combinations(ranges, 2))
     for port in ports.values():
-        assert port.network_id in networks
+        network = networks[port.network_id]
+        assert network.shared or network.project_id == port.project_id
         assert all(subnets[each.subnet_id].network_id == port.network_id for each in port.fixed_addresses)
         assert all(groups[each].project_id == port.project_id for each in port.security_group_ids)
         for address, floating_ip in port.floating_ips.items():

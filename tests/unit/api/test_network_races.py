@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from fabric.store.base import Batch, Committed, Lease, Refused, Snapshot, Store,
 from fabric.store.memory import MemoryStore
 from tests.sim.loop import SimLoop
 from tests.unit.api import network_books
-from tests.unit.api.network_world import ADMIN, OTHER, OWN, NetworkWorld
+from tests.unit.api.network_world import ADMIN, OTHER, OWN, NetworkWorld, nebula
 
 
 class Torn:
@@ -67,7 +67,7 @@ class Torn:
         await self._store.close()
 
     async def _others(self) -> None:
-        for _ in range(self._chance.randrange(3)):
+        for _ in range(self._chance.randrange(6)):
             await asyncio.sleep(0)
 
 
@@ -219,3 +219,121 @@ def test_of_those_who_ask_for_one_address_one_gets_it(seed: int) -> None:
         await network_books.check(store)
 
     lived(seed, life)
+
+
+PAIRS: dict[
+    str, tuple[Callable[[NetworkWorld], Awaitable[object]], Callable[[NetworkWorld], Awaitable[object]]]
+] = {
+    "a network ends, a port comes": (
+        lambda world: world.delete("Network", "lan"),
+        lambda world: world.port("lan", no_fixed_ip=True),
+    ),
+    "a network ends, a subnet comes": (
+        lambda world: world.delete("Network", "lan"),
+        lambda world: world.subnet("lan", "10.9.0.0/24"),
+    ),
+    "a subnet ends, a port comes": (
+        lambda world: world.delete("Subnet", "lan-subnet"),
+        lambda world: world.port("lan"),
+    ),
+    "a subnet ends, a router comes": (
+        lambda world: world.delete("Subnet", "lan-subnet"),
+        lambda world: world.add_interface("lonely", "lan-subnet"),
+    ),
+    "a group ends, a port comes": (
+        lambda world: world.delete("SecurityGroup", "web"),
+        lambda world: world.port("lan", security_groups=["web"]),
+    ),
+    "a group ends, a port joins": (
+        lambda world: world.delete("SecurityGroup", "web"),
+        lambda world: world.update("Port", "p", OWN, security_groups=["web"]),
+    ),
+    "a group ends, a rule names it": (
+        lambda world: world.delete("SecurityGroup", "web"),
+        lambda world: world.rule("default", remote_group="web"),
+    ),
+    "a port ends, a floating IP comes": (
+        lambda world: world.delete("Port", "p"),
+        lambda world: world.floating_ip("public", port="p"),
+    ),
+    "a router leaves, a floating IP comes": (
+        lambda world: world.remove_interface("nebula_router", "nebula_subnet"),
+        lambda world: world.floating_ip("public", port="p"),
+    ),
+    "a gateway ends, a floating IP comes": (
+        lambda world: world.update("Router", "nebula_router", OWN, external_network=""),
+        lambda world: world.floating_ip("public", port="p"),
+    ),
+    "what is outside ends, a floating IP comes": (
+        lambda world: world.delete("Network", "spare", ADMIN),
+        lambda world: world.floating_ip("spare"),
+    ),
+    "what is outside ends, a gateway comes": (
+        lambda world: world.delete("Subnet", "spare-subnet", ADMIN),
+        lambda world: world.update("Router", "lonely", OWN, external_network="spare"),
+    ),
+    "sharing ends, a guest comes": (
+        lambda world: world.update("Network", "shared", ADMIN, shared=False),
+        lambda world: world.port("shared", who=OTHER),
+    ),
+    "two subnets overlap": (
+        lambda world: world.subnet("lan", "10.7.0.0/16", "wide"),
+        lambda world: world.subnet("lan", "10.7.7.0/24", "narrow"),
+    ),
+    "two routers want one subnet": (
+        lambda world: world.add_interface("lonely", "lan-subnet"),
+        lambda world: world.add_interface("nebula_router", "lan-subnet"),
+    ),
+    "two floating IPs want one port": (
+        lambda world: world.floating_ip("public", port="p"),
+        lambda world: world.floating_ip("public", port="p"),
+    ),
+    "two want one name": (
+        lambda world: world.update("Port", "p", OWN, name="q"),
+        lambda world: world.port("lan", "q"),
+    ),
+}
+
+
+ONE_AFTER_THE_OTHER = {
+    "a network ends, a subnet comes": "it ends with the network",
+    "a subnet ends, a port comes": "a network without subnets has ports without addresses",
+    "a port ends, a floating IP comes": "it leads to nothing when the port has ended",
+}
+"""Pairs of which both may be done, and why."""
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_of_two_that_cannot_both_be_one_is_refused(pair: str) -> None:
+    async def life(chance: random.Random) -> None:
+        store = MemoryStore()
+        calm = world_of(store, chance)
+        await _furnish(calm)
+        one, other = PAIRS[pair]
+        worlds = [world_of(Torn(store, chance, lossy=0), chance) for _ in range(2)]
+
+        outcomes = await asyncio.gather(one(worlds[0]), other(worlds[1]), return_exceptions=True)
+
+        await network_books.check(store)
+        assert all(isinstance(each, FabricError) for each in outcomes if isinstance(each, Exception))
+        refused.append(sum(isinstance(each, FabricError) for each in outcomes))
+
+    refused: list[int] = []
+    for seed in range(16):
+        lived(seed, life)
+    assert set(refused) <= ({0, 1} if pair in ONE_AFTER_THE_OTHER else {1})
+
+
+async def _furnish(world: NetworkWorld) -> None:
+    for name in ("public", "spare"):
+        await world.network(name, ADMIN, external=True)
+    await world.subnet("public", "172.24.4.0/24", "public-subnet", ADMIN)
+    await world.subnet("spare", "198.51.100.0/24", "spare-subnet", ADMIN)
+    await world.network("shared", ADMIN, shared=True)
+    await world.subnet("shared", "10.8.0.0/24", "shared-subnet", ADMIN)
+    await nebula(world)
+    await world.port("nebula_net", "p")
+    await world.network("lan")
+    await world.subnet("lan", "10.1.0.0/24", "lan-subnet")
+    await world.router("lonely")
+    await world.group("web")
