@@ -6,10 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from fabric.errors import Bug, QuotaExceeded
+from fabric.model.instance import Request
 from fabric.model.quota import Charge, Quota
 
 COUNTED = (("instances", "servers"), ("vcpus", "vCPUs"), ("ram_mib", "MiB of memory"))
 """What is counted, and its words for people."""
+
+
+def charge_of(request: Request) -> Charge:
+    """What a server costs its project."""
+    return Charge(instances=1, vcpus=request.guest.vcpus, ram_mib=request.guest.ram_mib)
 
 
 def charge(quota: Quota, asked: Charge, *, op_id: str) -> Quota:

@@ -19,10 +19,12 @@ from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.host import Cell, CellCapacity, Host, Use
 from fabric.model.instance import Build
+from fabric.scheduler.aftermath import Aftermath
 from fabric.scheduler.cell import CellBuilds
 from fabric.scheduler.commits import commit
 from fabric.scheduler.core.capacity import publishable
 from fabric.scheduler.core.picture import HostPicture, Seen
+from fabric.scheduler.moves import CellMoves
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.reconciler import Reconciler
 from fabric.scheduler.removal import Removal
@@ -123,7 +125,9 @@ class _Parts:
     store: Store
     feed: _CellFeed
     builds: CellBuilds
+    moves: CellMoves
     reconciler: Reconciler
+    aftermath: Aftermath
     renames: Renames
 
 
@@ -178,7 +182,11 @@ class SchedulerService:
 
         reconciler = Reconciler(name, store, self._global, self._ports, building=building)
         renames = Renames(name, store, self._global, self._ports)
-        return _Parts(store, feed, builds, reconciler, renames)
+        moves = CellMoves(
+            name, store, self._global, self._hosts, self._ports, is_fresh=lambda: feed.is_reachable
+        )
+        aftermath = Aftermath(name, store, self._global, self._ports)
+        return _Parts(store, feed, builds, moves, reconciler, aftermath, renames)
 
     @property
     def hosts(self) -> HostPicture:
@@ -206,7 +214,9 @@ class SchedulerService:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(parts.feed.run())
             tasks.create_task(parts.builds.run())
+            tasks.create_task(parts.moves.run())
             tasks.create_task(parts.reconciler.run())
+            tasks.create_task(parts.aftermath.run())
             tasks.create_task(parts.renames.run())
             tasks.create_task(self._keep_publishing(name))
 
@@ -256,6 +266,7 @@ class SchedulerService:
                     log.info("cell.turned", cell=name, is_reachable=is_reachable)
                     self._hosts.set_cell(name, is_reachable=is_reachable)
                     parts.builds.wake()
+                    parts.moves.wake()
             await asyncio.sleep(CONTACT_LOOK_S)
 
     # ------------------------------------------------------------------ capacity

@@ -13,8 +13,7 @@ from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request
 from fabric.model.keypair import Keypair
 from fabric.model.network import Network
-from fabric.model.quota import Charge
-from fabric.quota.core import Admission
+from fabric.quota.core import Admission, charge_of
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
 
 GIB = 1 << 30
@@ -84,11 +83,6 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         key_name=asked.keypair.name if asked.keypair is not None else "",
         create_time_ms=now_ms,
     )
-
-
-def charge_of(request: Request) -> Charge:
-    """What the server costs its project."""
-    return Charge(instances=1, vcpus=request.guest.vcpus, ram_mib=request.guest.ram_mib)
 
 
 def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], request: Request) -> str:

@@ -17,7 +17,8 @@ PLAIN_FIRMWARE = "bios"
 class Ask:
     """Everything that a decision depends on but the instance's id: equal asks are placed as one batch.
 
-    `zone` empty is any zone. `cell` not empty restricts the choice to that cell; `tried_cells` are out of the question.
+    `zone` empty is any zone. `cell` not empty restricts the choice to that cell; `tried_cells` are out of the question. `host` not empty
+    is the only one that will do, and those of `other_than` will not.
     """
 
     resources: Resources
@@ -26,6 +27,8 @@ class Ask:
     forbidden_traits: frozenset[str] = field(default_factory=frozenset)
     cell: str = ""
     tried_cells: frozenset[str] = field(default_factory=frozenset)
+    host: str = ""
+    other_than: frozenset[str] = field(default_factory=frozenset)
 
 
 def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = ()) -> Ask:

@@ -188,6 +188,10 @@ class HostPicture:
         """The number a zone or cell is written as in the columns; -1, which no host has, for one never heard of."""
         return self._codes.get(name, -1)
 
+    def rows_named(self, host: str) -> list[int]:
+        """The rows of the hosts of that name: one in each cell at most."""
+        return [row for cell in self._cells if (row := self._rows.get((cell, host))) is not None]
+
     def key(self, row: int) -> tuple[str, str]:
         """The (cell, host) of a row."""
         return self._keys[row]

@@ -61,6 +61,8 @@ CASES: list[tuple[str, Facts | Host, Ask]] = [
     ("down or disabled", Facts(host=host("h"), state=SessionState.JOIN), Ask(resources=SMALL)),
     ("down or disabled", Facts(host=host("h"), state=SessionState.DRAIN), Ask(resources=SMALL)),
     ("down or disabled", Facts(host=host("h"), is_alive=False), Ask(resources=SMALL)),
+    ("not the host asked for", host("h"), Ask(resources=SMALL, host="h1")),
+    ("the one it is to leave", host("h"), Ask(resources=SMALL, other_than=frozenset({"h", "h1"}))),
     ("in another zone", host("h", zone="z2"), Ask(resources=SMALL, zone="z1")),
     (
         "without the architecture, firmware or traits",
@@ -93,6 +95,7 @@ CASES: list[tuple[str, Facts | Host, Ask]] = [
     ("in another cell", host("h"), Ask(resources=SMALL, cell="west")),
     ("in another cell", host("h"), Ask(resources=SMALL, tried_cells=frozenset({"east"}))),
     ("short of memory, short of vCPUs, short of disk", Facts(host=host("h"), use=FULL), Ask(resources=SMALL)),
+    ("", host("h"), Ask(resources=SMALL, host="h", other_than=frozenset({"h1"}))),
     ("", host("h"), Ask(resources=SMALL, zone="z1", cell="east", tried_cells=frozenset({"west"}))),
 ]
 

@@ -168,4 +168,6 @@ def asks(draw: st.DrawFn) -> Ask:
         forbidden_traits=frozenset(forbidden),
         cell=draw(st.sampled_from(["", "", "east"])),
         tried_cells=frozenset(draw(st.sampled_from([(), ("west",)]))),
+        host=draw(st.sampled_from(["", "", "", "h0", "h99"])),
+        other_than=frozenset(draw(st.sampled_from([(), (), ("h0",), ("h1", "h99")]))),
     )

@@ -1,0 +1,267 @@
+"""What becomes of a server that wants another host, or one at all: from its work item and its record to the one transaction of its cell.
+
+Exactly once, whatever dies or repeats: a claim takes the work item away that it was made for, and compares it, the record and everything
+that it claims. What a larger flavor costs more is charged before the claim, and never less than both flavors need until the move is over
+(`charged`), so that a project is at no time charged for less than it has; what is too much is given back when it is (`recharged`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fabric.lifecycle.core import guest_at, ordered
+from fabric.lifecycle.moves import (
+    MOVING,
+    carried,
+    claimed,
+    dues,
+    is_waiting,
+    next_epoch,
+    nowhere_to_go,
+    raised,
+)
+from fabric.model.host import Host, Session, SessionState, Use
+from fabric.model.instance import (
+    ActionMark,
+    Assignment,
+    Discard,
+    Fault,
+    Instance,
+    Location,
+    MoveWanted,
+    OneShot,
+    Place,
+    Recharge,
+)
+from fabric.model.placement import Decision
+from fabric.model.quota import Charge, Quota
+from fabric.model.states import TaskState, Want
+from fabric.network.addresses import port_at, slot_limit
+from fabric.quota.core import charge, charge_of
+from fabric.scheduler.core.ask import Ask, ask_of
+from fabric.scheduler.core.change import Change
+from fabric.scheduler.core.picture import Seen
+from fabric.store import keys
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A work item, its server, and the order to the server's host, all read at one revision."""
+
+    work: Seen[MoveWanted]
+    instance: Seen[Instance]
+    order: Seen[Assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The records of the host that was chosen."""
+
+    host: Seen[Host]
+    session: Seen[Session]
+    use: Seen[Use]
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What to commit, and the host's use as it then is."""
+
+    change: Change
+    use: Use
+
+
+def is_wanted(waiting: Waiting) -> bool:
+    """Whether the work is still to be done: nobody has done it, called it off, or ended the server."""
+    return waiting.instance.value is not None and is_waiting(waiting.instance.value)
+
+
+def wants(work: MoveWanted, instance: Instance, *, cell: str) -> Ask:
+    """What the server asks of a host: one of its own cell, and another than it is on."""
+    leaves = {name for name in (instance.host, work.excluded) if name}
+    return replace(ask_of(work.request, cell=cell), host=work.host, other_than=frozenset(leaves))
+
+
+def called_off(waiting: Waiting) -> Change:
+    """Take away work that is not wanted any more, with the image that was made for it."""
+    work, instance = waiting.work.value, waiting.instance.value
+    if work is None:
+        return Change()
+    is_in_use = instance is not None and instance.carrier_id == work.image_id
+    return Change(
+        unchanged={
+            keys.MOVE.at(work.instance_id): waiting.work.revision,
+            keys.INSTANCE.at(work.instance_id): waiting.instance.revision,
+        },
+        put={} if is_in_use else _discarded(work),
+        delete=(keys.MOVE.at(work.instance_id),),
+    )
+
+
+def refused(
+    waiting: Waiting, code: str, message: str, decision: Decision | None, *, now_ms: int, op_id: str
+) -> Change:
+    """There is no host for it, or no quota: the server stays what it is, where it is, and its fault says why."""
+    work, now = _both(waiting)
+    fault = Fault(code=code, message=message, time_ms=now_ms)
+    after = nowhere_to_go(now, fault, decision, now_ms=now_ms, op_id=op_id)
+    instance_key, order_key = keys.INSTANCE.at(now.id), keys.ASSIGNMENT.at(now.host, now.id)
+    unchanged = {keys.MOVE.at(now.id): waiting.work.revision, instance_key: waiting.instance.revision}
+    put: dict[str, object] = {instance_key: after, **_discarded(work)}
+    if now.host:
+        unchanged[order_key] = waiting.order.revision
+        if waiting.order.value is not None:
+            put[order_key] = ordered(waiting.order.value, after)
+    if dues(now, after).recharge:
+        project_id = now.request.guest.project_id
+        put[keys.RECHARGE.at(now.id)] = Recharge(instance_id=now.id, project_id=project_id)
+    return Change(unchanged=unchanged, put=put, delete=(keys.MOVE.at(now.id),))
+
+
+def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op_id: str) -> Claimed | None:
+    """Claim the chosen host, and send the server on its way. None where the records that are there do not allow it any more.
+
+    The order that the other host of a move gets first is to have nothing: the claim stands, and nothing runs.
+    """
+    work, now = _both(waiting)
+    host, session = found.host.value, found.session.value
+    use = found.use.value or Use(host=decision.host)
+    guest = work.request.guest
+    slot = None if host is None else use.free_slot(slot_limit(host))
+    if (
+        host is None
+        or slot is None
+        or not host.enabled
+        or session is None
+        or session.state is not SessionState.UP
+        or not (host.capacity - use.claimed).covers(guest.resources())
+    ):
+        return None
+    is_raised = now.task is TaskState.UNSHELVING
+    disk = carried(now) if is_raised else None
+    place = Place(
+        host=host.name,
+        placement_epoch=next_epoch(now),
+        slot=slot,
+        request=work.request,
+        ports=(port_at(host, slot, instance_id=now.id, request=work.request),),
+        disk=disk,
+    )
+    if is_raised:
+        after = raised(now, place, decision=decision, now_ms=now_ms, op_id=op_id)
+        order = _first_order(place, after, host, want=after.want)
+    else:
+        after = claimed(now, place, carrier_id=work.image_id, decision=decision, now_ms=now_ms, op_id=op_id)
+        order = _first_order(place, after, host, want=Want.STOP)
+    unchanged = {
+        keys.MOVE.at(now.id): waiting.work.revision,
+        keys.INSTANCE.at(now.id): waiting.instance.revision,
+        keys.HOST.at(host.name): found.host.revision,
+        keys.SESSION.at(host.name): found.session.revision,
+        keys.USE.at(host.name): found.use.revision,
+        keys.ASSIGNMENT.at(host.name, now.id): 0,
+    }
+    more = use.plus(guest.resources(), slot, op_id=op_id)
+    put: dict[str, object] = {
+        keys.INSTANCE.at(now.id): after,
+        keys.USE.at(host.name): more,
+        keys.ASSIGNMENT.at(host.name, now.id): order,
+    }
+    if now.host:
+        here = keys.ASSIGNMENT.at(now.host, now.id)
+        unchanged[here] = waiting.order.revision
+        if waiting.order.value is not None:
+            put[here] = ordered(waiting.order.value, after)
+            put[keys.ASSIGNMENT.at(host.name, now.id)] = replace(
+                order, stop_timeout_s=waiting.order.value.stop_timeout_s
+            )
+    return Claimed(Change(unchanged=unchanged, put=put, delete=(keys.MOVE.at(now.id),)), more)
+
+
+def _first_order(place: Place, after: Instance, host: Host, *, want: Want) -> Assignment:
+    return Assignment(
+        instance_id=after.id,
+        placement_epoch=place.placement_epoch,
+        generation=after.generation,
+        want=want,
+        # Whatever was to be done once was to be done elsewhere.
+        action=ActionMark(seq=after.action.seq, kind=OneShot.NONE),
+        guest=guest_at(place.request.guest, place.disk, ports=place.ports, zone=host.zone),
+    )
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+def charged(location: Seen[Location], quota: Seen[Quota], wanted: MoveWanted, *, op_id: str) -> Change | None:
+    """In the global store: charge what the server as it is to be costs more than it is charged. None where that is nothing.
+
+    Raises:
+        QuotaExceeded: the project may not have it.
+    """
+    if location.value is None or quota.value is None:
+        return None
+    before = location.value.charge
+    after = most(before, charge_of(wanted.request))
+    if after == before:
+        return None
+    return Change(
+        unchanged={
+            keys.LOCATION.at(wanted.instance_id): location.revision,
+            keys.QUOTA.at(location.value.project_id): quota.revision,
+        },
+        put={
+            keys.LOCATION.at(wanted.instance_id): replace(location.value, charge=after, op_id=op_id),
+            keys.QUOTA.at(location.value.project_id): charge(quota.value, after - before, op_id=op_id),
+        },
+    )
+
+
+def recharged(
+    location: Seen[Location], quota: Seen[Quota], instance: Instance | None, *, op_id: str
+) -> Change | None:
+    """In the global store: charge for what the server is. None where that is charged, or the server is on its way once more.
+
+    `instance` must have been read after `location`: a move that has begun since then has charged the location, which is compared.
+    """
+    if location.value is None or quota.value is None or instance is None:
+        return None
+    if instance.move is not None or instance.task in MOVING:
+        return None
+    before, after = location.value.charge, charge_of(instance.request)
+    if after == before:
+        return None
+    used = quota.value.used - before + after
+    return Change(
+        unchanged={
+            keys.LOCATION.at(instance.id): location.revision,
+            keys.QUOTA.at(location.value.project_id): quota.revision,
+        },
+        put={
+            keys.LOCATION.at(instance.id): replace(location.value, charge=after, op_id=op_id),
+            keys.QUOTA.at(location.value.project_id): replace(quota.value, used=used, op_id=op_id),
+        },
+    )
+
+
+def most(one: Charge, other: Charge) -> Charge:
+    """Enough for either."""
+    return Charge(
+        instances=max(one.instances, other.instances),
+        vcpus=max(one.vcpus, other.vcpus),
+        ram_mib=max(one.ram_mib, other.ram_mib),
+    )
+
+
+def _discarded(work: MoveWanted) -> dict[str, object]:
+    if not work.image_id:
+        return {}
+    project_id = work.request.guest.project_id
+    discard = Discard(image_id=work.image_id, instance_id=work.instance_id, project_id=project_id)
+    return {keys.DISCARD.at(work.image_id): discard}
+
+
+def _both(waiting: Waiting) -> tuple[MoveWanted, Instance]:
+    work, now = waiting.work.value, waiting.instance.value
+    if work is None or now is None:
+        raise ValueError("there is no such work, or no such server")
+    return work, now
