@@ -52,6 +52,7 @@ class Reason(enum.StrEnum):
     SHUTTING_DOWN = "SHUTTING_DOWN"
     INTERNAL = "INTERNAL"
     ADDRESSES_EXHAUSTED = "ADDRESSES_EXHAUSTED"
+    WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
 
 
 class FabricError(Exception):

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
-from fabric.api.core.accept import Asked, admission, charge_of, first_cell, request_for
+from fabric.api.core.accept import Asked, admission, first_cell, request_for
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
     REQUEST_ID_KEPT_MS,
@@ -22,6 +22,7 @@ from fabric.api.core.intent import (
     replayed,
     written,
 )
+from fabric.api.guest_access import GuestAccess
 from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
 from fabric.api.once import body_sha256
@@ -41,7 +42,7 @@ from fabric.model.quota import Quota
 from fabric.model.states import Action, TaskState, VmState
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
-from fabric.quota.core import charge
+from fabric.quota.core import charge, charge_of
 from fabric.quota.ledger import Ledger
 from fabric.rpc.method import Method, methods
 from fabric.store import codec
@@ -79,6 +80,9 @@ class InstanceHandlers:
         self._reads = InstanceReads(
             catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
         )
+        self._access = GuestAccess(catalogue, cells, conductors)
+        self.view = self._reads.view
+        """How a record of a cell's is shown to somebody."""
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
@@ -235,6 +239,27 @@ class InstanceHandlers:
         instance, revision = await self._act(request.instance, intent, principal)
         return method.response(instance=instance, revision=revision)
 
+    async def change_password(
+        self, request: pb.ChangePasswordRequest, principal: Principal
+    ) -> pb.ChangePasswordResponse:
+        # A stored digest of a password would be one to guess at.
+        bare = pb.ChangePasswordRequest(
+            request_id=request.request_id, instance=request.instance, user=request.user
+        )
+        answered = self._answered("change_password", bare, request.request_id, principal)
+        instance, _ = await self._act(
+            request.instance, Intent(action=Action.CHANGE_PASSWORD, answered=answered), principal
+        )
+        await self._access.set_password(
+            instance.id,
+            principal,
+            request_id=request.request_id,
+            user=request.user,
+            password=request.password,
+        )
+        after, revision = await self._after(instance.id, principal)
+        return pb.ChangePasswordResponse(instance=after, revision=revision)
+
     async def reboot_instance(
         self, request: pb.RebootInstanceRequest, principal: Principal
     ) -> pb.RebootInstanceResponse:
@@ -388,6 +413,12 @@ class InstanceHandlers:
         self, request: pb.GetConsoleLogRequest, principal: Principal
     ) -> pb.GetConsoleLogResponse:
         return await self._reads.get_console_log(request, principal)
+
+    async def get_instance_diagnostics(
+        self, request: pb.GetInstanceDiagnosticsRequest, principal: Principal
+    ) -> pb.GetInstanceDiagnosticsResponse:
+        found = await self._access.diagnostics(request.instance, principal)
+        return pb.GetInstanceDiagnosticsResponse(diagnostics=found)
 
     # ---------------------------------------------------------------- parts
 

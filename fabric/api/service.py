@@ -11,10 +11,12 @@ import structlog
 from fabric.api.blobs import BlobHandlers
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
+from fabric.api.consoles import ConsoleHandlers, ConsoleOptions, Consoles
 from fabric.api.flavors import FlavorHandlers
 from fabric.api.floating_ips import FloatingIpHandlers
 from fabric.api.hosts import HostHandlers
 from fabric.api.images import ImageHandlers
+from fabric.api.instance_events import InstanceEventHandlers
 from fabric.api.instance_reads import Conductors
 from fabric.api.instances import InstanceHandlers
 from fabric.api.keypairs import KeypairHandlers
@@ -29,6 +31,7 @@ from fabric.api.security_groups import SecurityGroupHandlers
 from fabric.api.subnets import SubnetHandlers
 from fabric.api.tokens import TokenHandlers
 from fabric.api.users import UserHandlers
+from fabric.api.watching import Watching
 from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
 from fabric.identity.bootstrap import ensure_administrator
@@ -45,8 +48,10 @@ from fabric.model.quota import Charge, NetworkLimits
 from fabric.network.service import ensure_network
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.compute.v1 import (
+    console_service_pb2,
     flavor_service_pb2,
     host_service_pb2,
+    instance_event_service_pb2,
     instance_service_pb2,
     keypair_service_pb2,
 )
@@ -94,6 +99,7 @@ class ApiOptions:
     """Made when there is no user of that name."""
     soft_delete: bool = False
     """Whether deleted servers are kept for a while, to be restored."""
+    consoles: ConsoleOptions = field(default_factory=ConsoleOptions)
     sweep_s: float = 600.0
     """How often what has served its time is looked for."""
 
@@ -142,9 +148,33 @@ class ApiService:
             global_store, blobs, limits=options.image_limits, clock=clock, ids=ids, jitter=jitter
         )
         desk = Desk(global_store, limits=options.network_limits, clock=clock, ids=ids, jitter=jitter)
+        self.consoles = Consoles(
+            catalogue=self._catalogue,
+            cells=self._cells,
+            conductors=conductors,
+            tokens=self.tokens,
+            options=options.consoles,
+            clock=clock,
+            ids=ids,
+        )
         login = Login(Directory(global_store), passwords, self.tokens, clock)
         self._public: tuple[tuple[object, str, object], ...] = (
             (instance_service_pb2, "InstanceService", self.instances),
+            (
+                instance_event_service_pb2,
+                "InstanceEventService",
+                InstanceEventHandlers(
+                    catalogue=self._catalogue,
+                    cells=self._cells,
+                    watching=Watching(
+                        catalogue=self._catalogue,
+                        cells=self._cells,
+                        view=self.instances.view,
+                        clock=clock,
+                    ),
+                ),
+            ),
+            (console_service_pb2, "ConsoleService", ConsoleHandlers(self.consoles)),
             (
                 flavor_service_pb2,
                 "FlavorService",

@@ -7,7 +7,7 @@ every write that was acknowledged before (I12).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from fabric.clock import Clock
@@ -15,7 +15,7 @@ from fabric.deadlines import within
 from fabric.errors import Unavailable
 from fabric.store import codec
 from fabric.store.base import Store
-from fabric.store.picture import Held, Pace, Picture
+from fabric.store.picture import Change, Held, Pace, Picture
 
 V = TypeVar("V")
 
@@ -32,9 +32,20 @@ class Shelf(Generic[V]):
     def __init__(self, store: Store, prefix: str, kind: type[V], *, clock: Clock) -> None:
         self._store = store
         self._prefix = prefix
+        self.listeners: list[Callable[[Sequence[Change[V]]], None]] = []
+        """Called with every batch of changes, when the picture shows it; they must not wait."""
         self.picture: Picture[V] = Picture(
-            store, prefix, lambda _key, data: codec.decode(kind, data), clock=clock, pace=PACE
+            store,
+            prefix,
+            lambda _key, data: codec.decode(kind, data),
+            clock=clock,
+            pace=PACE,
+            on_change=self._changed,
         )
+
+    def _changed(self, changes: Sequence[Change[V]]) -> None:
+        for listener in self.listeners:
+            listener(changes)
 
     async def run(self) -> None:
         """Keep the picture, until cancelled."""

@@ -51,6 +51,19 @@ def opened(now: Instance, action: Action, *, request_id: str, user_id: str, now_
     )
 
 
+def accepted(build: Build) -> Event:
+    """The event of a create that nobody has placed yet."""
+    return Event(
+        seq=1,
+        instance_id=build.instance_id,
+        project_id=build.project_id,
+        action=Action.CREATE,
+        request_id=build.request_id,
+        user_id=build.request.guest.user_id,
+        start_ms=build.create_time_ms,
+    )
+
+
 def created(build: Build, *, now_ms: int, host: str = "", fault: Fault | None = None) -> Event:
     """The event of a create, as whoever places the server begins it: with a host, or with the fault that there is none."""
     step = EventStep(
@@ -60,16 +73,7 @@ def created(build: Build, *, now_ms: int, host: str = "", fault: Fault | None = 
         finish_ms=now_ms,
         fault_code="" if fault is None else fault.code,
     )
-    event = Event(
-        seq=1,
-        instance_id=build.instance_id,
-        project_id=build.project_id,
-        action=Action.CREATE,
-        request_id=build.request_id,
-        user_id=build.request.guest.user_id,
-        start_ms=build.create_time_ms,
-        steps=(step,),
-    )
+    event = replace(accepted(build), steps=(step,))
     return event if fault is None else closed(event, fault=fault, now_ms=now_ms)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fabric.lifecycle.core import begin
-from fabric.lifecycle.events import cancelled, closed, created, left_behind, slot
+from fabric.lifecycle.events import accepted, cancelled, closed, left_behind, slot
 from fabric.model.event import Event, Outcome
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
 from fabric.model.placement import Decision
@@ -227,7 +227,7 @@ def _end(build: Build, traces: Traces, *, now_ms: int) -> Change:
     """The server has no host, so its end is a matter of records: it is over, and its charge is owed."""
     key = build.instance_id
     instance = traces.instance.value
-    create = created(build, now_ms=now_ms) if instance is None or instance.event is None else instance.event
+    create = accepted(build) if instance is None or instance.event is None else instance.event
     put: dict[str, object] = {
         keys.REFUND.at(key): Refund(instance_id=key, project_id=build.project_id),
         **_kept(closed(create, now_ms=now_ms, outcome=Outcome.SUPERSEDED)),
