@@ -14,19 +14,20 @@ from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
 from fabric.model.image import ImageOffer
 from fabric.model.instance import ImageRef
-from fabric.model.session import ConsoleLog, ConsoleLogWanted, Status
+from fabric.model.session import Status
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.rpc.stream import StreamClosed
 from hostd.commands.journal import Journal
 from hostd.commands.queue import Queues
 from hostd.commands.site import Mouth, Site
+from hostd.console.answers import Answers
+from hostd.console.tunnels import Tunnels
 from hostd.core.dialling import Dialling, preference
-from hostd.core.faults import FaultCode
 from hostd.core.fencing import Fence
 from hostd.core.reconcile import Patience
 from hostd.driver.base import Driver
 from hostd.hypervisor import HypervisorWatch
-from hostd.images.base import DiskError, Disks
+from hostd.images.base import Disks
 from hostd.network.base import Wires
 from hostd.post import Post
 from hostd.resources.audit import Audit
@@ -38,7 +39,6 @@ _log = structlog.get_logger(__name__)
 
 _FETCH_TRIES = 5
 _COPIES_AT_ONCE = 2
-_LONGEST_TAIL_BYTES = 100 * 1024
 
 
 def patience_from(timers: Timers) -> Patience:
@@ -89,6 +89,13 @@ class HostDaemon:
             compared=self._queues.compare,
             changed=self._hypervisor_changed,
         )
+        tunnels = Tunnels(
+            driver,
+            clock=clock,
+            dial=lambda: dialer.tunnel(self._endpoint),
+            epoch=lambda: self._gate.fence.epoch,
+        )
+        self._answers = Answers(driver, disks, tunnels, failpoints)
         self._audit = Audit(
             driver,
             disks,
@@ -193,7 +200,7 @@ class HostDaemon:
             post=self._post,
             queues=self._queues,
             inventory=self._audit.inventory,
-            console=self._console,
+            answer=self._answers.answer,
             snapshot_taken=self._audit.orders_known,
             failpoints=self._failpoints,
         )
@@ -243,12 +250,3 @@ class HostDaemon:
 
         await self._dialer.upload_image(self._endpoint, offer, counted())
         progress(100)
-
-    async def _console(self, wanted: ConsoleLogWanted) -> ConsoleLog:
-        tail_bytes = max(0, min(_LONGEST_TAIL_BYTES, wanted.tail_bytes))
-        try:
-            data = await self._disks.console_log(wanted.instance_id, wanted.placement_epoch, tail_bytes)
-        except (DiskError, OSError) as error:
-            _log.warning("console.unread", instance=wanted.instance_id, reason=str(error))
-            return ConsoleLog(question=wanted.question, fault_code=FaultCode.CONSOLE_UNAVAILABLE)
-        return ConsoleLog(question=wanted.question, data=data)

@@ -16,10 +16,11 @@ from fabric.clock import Clock
 from fabric.deadlines import within
 from fabric.errors import InvalidRequest
 from fabric.model.session import (
+    Answer,
     Beat,
     BeatAck,
-    ConsoleLog,
     ConsoleLogWanted,
+    DiagnosticsWanted,
     FromConductor,
     FromHost,
     Goodbye,
@@ -27,7 +28,9 @@ from fabric.model.session import (
     Hello,
     Inventory,
     Order,
+    PasswordWanted,
     Progress,
+    Question,
     Release,
     ReleaseAck,
     Released,
@@ -35,6 +38,7 @@ from fabric.model.session import (
     Snapshot,
     Status,
     StatusAck,
+    TunnelWanted,
 )
 from fabric.observability.failpoints import Failpoints
 from fabric.rpc.session_codec import pack_from_host, unpack_from_conductor
@@ -47,8 +51,9 @@ from hostd.settings import HostSettings
 
 _log = structlog.get_logger(__name__)
 
-_CONSOLES_AT_ONCE = 4
-_CONSOLES_WAITING = 64
+_ANSWERS_AT_ONCE = 8
+_ANSWERS_WAITING = 64
+_TUNNELS_AT_ONCE = 64
 
 
 class SessionOver(Exception):
@@ -79,7 +84,7 @@ class Desk:
     post: Post
     queues: Queues
     inventory: Callable[[], Awaitable[Inventory | None]]
-    console: Callable[[ConsoleLogWanted], Awaitable[ConsoleLog]]
+    answer: Callable[[Question], Awaitable[Answer | None]]
     snapshot_taken: Callable[[], None]
     failpoints: Failpoints
 
@@ -95,8 +100,9 @@ class Session:
         self._parts: list[Snapshot] = []
         self._early: list[Order | Release] = []
         self._is_first_snapshot = True
-        self._consoles = asyncio.Semaphore(_CONSOLES_AT_ONCE)
-        self._consoles_waiting = 0
+        self._answering = asyncio.Semaphore(_ANSWERS_AT_ONCE)
+        self._answers_waiting = 0
+        self._tunnels = 0
         self.granted: Granted | None = None
 
     async def run(self, on_granted: Callable[[], None]) -> SessionOver:
@@ -222,10 +228,14 @@ class Session:
             case ReleaseAck():
                 if desk.post.outbox.release_acked(message):
                     desk.queues.release_acked(message.instance_id)
-            case ConsoleLogWanted():
-                if self._consoles_waiting < _CONSOLES_WAITING:
-                    self._consoles_waiting += 1
-                    tasks.create_task(self._show_console(message), name="session/console")
+            case ConsoleLogWanted() | DiagnosticsWanted() | PasswordWanted():
+                if self._answers_waiting < _ANSWERS_WAITING:
+                    self._answers_waiting += 1
+                    tasks.create_task(self._answer(message), name="session/answer")
+            case TunnelWanted():
+                if self._tunnels < _TUNNELS_AT_ONCE:
+                    self._tunnels += 1
+                    tasks.create_task(self._carry(message), name="session/tunnel")
             case Goodbye():
                 raise _goodbye(message)
             case Granted():
@@ -268,13 +278,23 @@ class Session:
         if not was_permitted:
             self._desk.queues.wake()
 
-    async def _show_console(self, wanted: ConsoleLogWanted) -> None:
+    async def _answer(self, question: Question) -> None:
         try:
-            async with self._consoles:
-                answer = await self._desk.console(wanted)
-            await self._send(answer)
+            async with self._answering:
+                answer = await self._desk.answer(question)
+            if answer is not None:
+                await self._send(answer)
         finally:
-            self._consoles_waiting -= 1
+            self._answers_waiting -= 1
+
+    async def _carry(self, wanted: TunnelWanted) -> None:
+        """Carry a console, which lasts as long as somebody looks at it: so it waits for nobody, and nobody waits for it."""
+        try:
+            refused = await self._desk.answer(wanted)
+            if refused is not None:
+                await self._send(refused)
+        finally:
+            self._tunnels -= 1
 
 
 def _stamped(message: Status | Released | Report | Progress, epoch: int) -> FromHost:

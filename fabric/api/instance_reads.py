@@ -12,10 +12,13 @@ from typing import Protocol
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
+from fabric.api.consoles import ConsoleConductors
+from fabric.api.guest_access import GuestConductors
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
+from fabric.api.placed import find_placed
 from fabric.deadlines import within
-from fabric.errors import NotFound, PermissionDenied, Unavailable, WrongState
+from fabric.errors import NotFound, PermissionDenied, Unavailable
 from fabric.lifecycle.table import UNKNOWN, shown
 from fabric.model.identity import Principal
 from fabric.model.instance import Build, Instance, Location
@@ -39,7 +42,7 @@ CONSOLE_LIMIT_BYTES = 100 * 1024
 PROGRESS_TIMEOUT_S = 0.3
 
 
-class Conductors(Protocol):
+class Conductors(GuestConductors, ConsoleConductors, Protocol):
     """The conductors, as far as the API asks them anything. Endpoints come from hosts' session records."""
 
     async def console_log(
@@ -200,20 +203,10 @@ class InstanceReads:
     async def get_console_log(
         self, request: pb.GetConsoleLogRequest, principal: Principal
     ) -> pb.GetConsoleLogResponse:
-        location = await self._catalogue.location(request.instance, principal)
-        view = self._cells[location.cell]
-        key = INSTANCE.at(location.instance_id)
-        stored = (await view.get(key)).value(key)
-        if stored is None:
-            raise WrongState(
-                "the server has no console yet: it is still being placed", instance=location.instance_id
-            )
-        record = codec.decode(Instance, stored)
-        held = await view.sessions.find(SESSION.at(record.host)) if record.host else None
-        if held is None or not held.value.conductor:
-            raise WrongState("the server has no console: it is on no host", instance=location.instance_id)
+        placed = await find_placed(self._catalogue, self._cells, request.instance, principal, what="console")
+        record = placed.record
         data = await self._conductors.console_log(
-            held.value.conductor, record.host, record.id, record.placement_epoch, CONSOLE_LIMIT_BYTES
+            placed.conductor, record.host, record.id, record.placement_epoch, CONSOLE_LIMIT_BYTES
         )
         if request.lines:
             data = b"".join(data.splitlines(keepends=True)[-request.lines :])

@@ -12,7 +12,8 @@ from typing import Any, Final
 import structlog
 
 from fabric.clock import Clock
-from fabric.conductor.blobs import BlobSource
+from fabric.conductor.blobs import BlobSource, ImageSink
+from fabric.conductor.passwords import PasswordTasks
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.reporter import Reporter
@@ -21,14 +22,19 @@ from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.sweeper import Sweeper
 from fabric.conductor.telling import Change
 from fabric.conductor.upkeep import Upkeep
+from fabric.conductor.uploads import Uploads
 from fabric.conductor.writer import Writer
 from fabric.deadlines import within
-from fabric.errors import NotFound, PermissionDenied, Reason, Unavailable
+from fabric.errors import InvalidRequest, NotFound, PermissionDenied, Reason, Unavailable
 from fabric.ids import Ids
+from fabric.lifecycle.table import TIMED_STATES
+from fabric.model.console import ConsoleEnd, ConsoleKind
 from fabric.model.host import Host, Session
+from fabric.model.image import ImageOffer
 from fabric.model.instance import Assignment, ImageRef, Instance, Tombstone
-from fabric.model.session import Goodbye
+from fabric.model.session import Diagnostics, DiagnosticsWanted, Goodbye
 from fabric.model.states import TaskState, Want
+from fabric.rpc import frames, relay
 from fabric.rpc.session_codec import pack_from_conductor
 from fabric.rpc.stream import Stream, StreamClosed
 from fabric.store.base import Store
@@ -56,10 +62,19 @@ class ConductorService:
         ids: Ids,
         jitter: Callable[[], float],
         blobs: BlobSource,
+        images: ImageSink,
     ) -> None:
         self._settings = settings
         self._store = store
         self._blobs = blobs
+        self._uploads = Uploads(
+            store,
+            images,
+            clock=clock,
+            ids=ids,
+            jitter=jitter,
+            bytes_per_s=settings.upload_bytes_per_s,
+        )
         self._is_stopping = False
         # In the order they came: a set's order would differ from run to run, and a simulation could not be replayed.
         self._here: dict[str, dict[HostSession, None]] = {}
@@ -70,7 +85,7 @@ class ConductorService:
             clock=clock,
             ids=ids,
             jitter=jitter,
-            writer=Writer(store, clock=clock, ids=ids, jitter=jitter),
+            writer=Writer(store, clock=clock, ids=ids, jitter=jitter, timers_s=settings.timers_s),
             prover=Prover(store, clock=clock, jitter=jitter),
             upkeep=Upkeep(store, clock=clock, ids=ids),
             reporter=Reporter(store, clock=clock),
@@ -105,6 +120,7 @@ class ConductorService:
         self._tombstones: Picture[bytes] = picture(
             TOMBSTONE.under(), bytes, lambda moved: self._on_orders(Tombstone, moved)
         )
+        self._passwords = PasswordTasks(store, clock=clock, ids=ids, patience_s=settings.password_s)
         self._sweeper = Sweeper(
             settings,
             store,
@@ -172,10 +188,63 @@ class ConductorService:
         self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
     ) -> bytes:
         """The end of an instance's console, from its host. Raises Unavailable, TooMuch."""
+        return await self._session(host).questions.console_log(instance_id, placement_epoch, tail_bytes)
+
+    async def read_diagnostics(self, host: str, instance_id: str, placement_epoch: int) -> Diagnostics:
+        """An instance's counters, from its host. Raises WrongState where the guest is off, Unavailable, TooMuch."""
+        questions = self._session(host).questions
+        wanted = DiagnosticsWanted(
+            question=questions.new(), instance_id=instance_id, placement_epoch=placement_epoch
+        )
+        return await questions.answer(wanted, Diagnostics)
+
+    async def set_password(
+        self, host: str, instance_id: str, placement_epoch: int, request_id: str, user: str, password: str
+    ) -> None:
+        """Have a guest's agent set a password, and end the task that the request began with what became of it.
+
+        Raises WrongState where the guest has no agent or its agent refuses, Unavailable, TooMuch.
+        """
+        await self._passwords.set(
+            self._session(host),
+            instance_id,
+            placement_epoch,
+            request_id=request_id,
+            user=user,
+            password=password,
+        )
+
+    async def open_console(self, stream: Stream) -> None:
+        """One console, for the API server at the other end of the stream; returns when it is over.
+
+        Raises InvalidRequest for what no API server says, and as `Tunnels.open` where there will be no console.
+        """
+        line = frames.api_side(stream)
+        wanted = await line.head("wanted")
+        session = self._session(wanted.host)
+        tunnel = await session.tunnels.open(
+            wanted.instance_id,
+            wanted.placement_epoch,
+            ConsoleKind(wanted.kind),
+            take_over=wanted.take_over,
+        )
+        why = ConsoleEnd.UNSPECIFIED
+        try:
+            await frames.say_opened(line)
+            why = await relay.join(
+                line, tunnel, clock=self._around.clock, watches=(session.tunnels.until_lost,)
+            )
+        except StreamClosed:
+            pass  # nobody is there to look at it
+        finally:
+            tunnel.over.set()
+            log.info("console.over", host=wanted.host, instance=wanted.instance_id, why=why.name)
+
+    def _session(self, host: str) -> HostSession:
         session = self._granted.get(host)
         if session is None:
             raise Unavailable(f"host {host} has no session here", reason=Reason.HOST_UNAVAILABLE, host=host)
-        return await session.console_log(instance_id, placement_epoch, tail_bytes)
+        return session
 
     def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
         """How far instances' steps are, for people; those without a word are left out."""
@@ -188,6 +257,23 @@ class ConductorService:
 
     # ------------------------------------------------------------------ for hosts
 
+    async def serve_tunnel(self, host: str, cert_serial: str, stream: Stream) -> None:
+        """A console that a host has dialled, because it was asked to; returns when it is over.
+
+        Raises PermissionDenied where this is not the host, or not the session, that was asked; NotFound where nobody waits for it.
+        """
+        line = frames.host_side(stream)
+        try:
+            async with within(self._settings.hello_s):
+                hello = await line.head("hello")
+        except TimeoutError:
+            raise InvalidRequest("a tunnel begins with a hello", field="hello") from None
+        session = self._granted.get(host)
+        if session is None or session.epoch != hello.epoch or not session.is_by(cert_serial):
+            raise PermissionDenied("this is not the session that was asked for a console", host=host)
+        if not await session.tunnels.serve(hello.question, line):
+            raise NotFound("nobody waits for this console", host=host)
+
     async def fetch_image(
         self, host: str, cert_serial: str, image_id: str, offset_bytes: int
     ) -> AsyncIterator[bytes]:
@@ -198,6 +284,12 @@ class ConductorService:
         image = await self._image_for(host, cert_serial, image_id)
         async for data in self._blobs.read(image.sha256, offset_bytes):
             yield data
+
+    async def upload_image(
+        self, host: str, cert_serial: str, offer: ImageOffer, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """Take the image that an instance's latest action has a host hand in: see `Uploads.take`."""
+        await self._uploads.take(host, cert_serial, offer, chunks)
 
     async def _image_for(self, host: str, cert_serial: str, image_id: str) -> ImageRef:
         approved = (await self._store.get(HOST.at(host))).value(HOST.at(host))
@@ -245,9 +337,17 @@ def _host_in(key: str) -> str:
 
 
 def _in_flight(data: bytes) -> Instance | None:
-    """An instance that somebody may have to look at: with a task, or on its way out. Of the others nothing is kept."""
+    """An instance that somebody may have to look at: with a task, on its way out or between two hosts, or in a state that ends by itself.
+    Of the others nothing is kept.
+    """
     instance = decode(Instance, data)
-    return instance if instance.task is not TaskState.NONE or instance.want is Want.ABSENT else None
+    is_looked_at = (
+        instance.task is not TaskState.NONE
+        or instance.want is Want.ABSENT
+        or instance.move is not None
+        or instance.vm_state in TIMED_STATES
+    )
+    return instance if is_looked_at else None
 
 
 async def _turn_away(stream: Stream, why: str) -> None:

@@ -25,6 +25,7 @@ from fabric.conductor.questions import Questions
 from fabric.conductor.reporter import Reporter
 from fabric.conductor.settings import ConductorSettings
 from fabric.conductor.telling import Change, Telling
+from fabric.conductor.tunnels import Tunnels
 from fabric.conductor.upkeep import Upkeep, orders_of
 from fabric.conductor.writer import Word, Writer
 from fabric.deadlines import within
@@ -35,17 +36,20 @@ from fabric.model.session import (
     Beat,
     BeatAck,
     ConsoleLog,
+    Diagnostics,
     FromHost,
     Goodbye,
     Granted,
     Hello,
     Inventory,
+    PasswordSet,
     Progress,
     ReleaseAck,
     Released,
     Report,
     Status,
     StatusAck,
+    TunnelRefused,
 )
 from fabric.rpc.session_codec import pack_from_conductor, unpack_from_host
 from fabric.rpc.stream import Stream, StreamClosed
@@ -87,7 +91,8 @@ class HostSession:
             host,
             on_full=lambda: self.end("too slow: everything will be told anew", retry_after_ms=1000),
         )
-        self._questions = Questions(host, ask=self._telling.say, patience_s=around.settings.console_s)
+        self.questions = Questions(host, ask=self._telling.say, patience_s=around.settings.console_s)
+        self.tunnels = Tunnels(self.questions)
         self._over = asyncio.Event()
         self._farewell = Goodbye(reason="")
         self._proof_boot_s = float("-inf")
@@ -162,9 +167,13 @@ class HostSession:
             )
         )
 
-    async def console_log(self, instance_id: str, placement_epoch: int, tail_bytes: int) -> bytes:
-        """Ask the host for the end of a console's log. Raises Unavailable, TooMuch."""
-        return await self._questions.console_log(instance_id, placement_epoch, tail_bytes)
+    def is_by(self, cert_serial: str) -> bool:
+        """Whether this is the session of the host with that certificate."""
+        return self._cert_serial == cert_serial
+
+    def strike(self, rule: str) -> None:
+        """The host broke a rule beside its session, in a tunnel of its own."""
+        self._strike(rule)
 
     # ------------------------------------------------------------------ its life
 
@@ -181,7 +190,8 @@ class HostSession:
         finally:
             self._around.writer.forget(self)
             self._around.prover.forget(self)
-            self._questions.fail()
+            self.questions.fail()
+            self.tunnels.lost.set()
             log.info("session.over", host=self.host, epoch=self.epoch, why=self._farewell.reason)
             await self._part()
 
@@ -381,8 +391,8 @@ class HostSession:
                 self._take(message)
             case Report():
                 self._around.reporter.tell(self.host, self.epoch, message)
-            case ConsoleLog():
-                self._questions.answered(message)
+            case ConsoleLog() | Diagnostics() | PasswordSet() | TunnelRefused():
+                self.questions.answered(message)
             case Progress():
                 if self._telling.placements.get(message.instance_id) == message.placement_epoch:
                     self.progress[message.instance_id] = f"{message.step} {message.percent} %"

@@ -34,6 +34,8 @@ class ConductorSettings:
     """How often hosts that are gone and deadlines that have passed are looked for."""
     sweep_records_s: float = 600.0
     """How often records that have served their time are removed."""
+    upload_bytes_per_s: float = 256 * 1024.0 * 1024.0
+    """How fast a host may hand an image in."""
     hello_s: float = 10.0
     """How long a new stream may stay silent."""
     console_s: float = 10.0

@@ -109,6 +109,15 @@ class Tokens:
             self._remember(key, _Seen(token, now_s))
         return self._bearer(token)
 
+    async def stands(self, token_id: str) -> bool:
+        """Whether a token that was good is still: not revoked, not expired. A store that does not answer says nothing against it."""
+        key = TOKEN.at(token_id)
+        try:
+            async with within(DEAF_S):
+                return (await self._store.get(key)).value(key) is not None
+        except (TimeoutError, Unavailable):
+            return True
+
     async def _stored(self, key: str, *, is_known: bool) -> bytes | None:
         """The stored token. Raises Unavailable: soon where the token is known, because the call itself has yet to be answered in time."""
         if is_known and self._clock.boot_s() < self._ask_again_s:

@@ -10,10 +10,13 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-from fabric.errors import PermissionDenied, TooMuch
+from fabric.errors import InvalidRequest, PermissionDenied, TooMuch
 from fabric.model.identity import Principal
+from fabric.model.image import ImageOffer
+from fabric.model.session import Diagnostics
 from fabric.pb.host.v1 import conductor_service_pb2, host_session_service_pb2
 from fabric.rpc.call import Bound, bind
+from fabric.rpc.session_codec import pack_diagnostics
 from fabric.rpc.stream import Stream
 
 API: Final = "api"
@@ -23,6 +26,13 @@ SESSIONS_AT_ONCE: Final = 8
 
 FETCHES_AT_ONCE: Final = 32
 """Images on their way to one host: spawns are few at a time, and each has three at most."""
+
+
+UPLOADS_AT_ONCE: Final = 4
+"""Images on their way from one host: it hands in two at a time, and perhaps a few are just ending."""
+
+TUNNELS_AT_ONCE: Final = 80
+"""Consoles of one host's guests: a little more than the conductor asks for, because some are just ending."""
 
 
 class Conducts(Protocol):
@@ -38,6 +48,12 @@ class Conducts(Protocol):
         """An image's bytes for a host that is to run an instance made from it."""
         ...
 
+    async def upload_image(
+        self, host: str, cert_serial: str, offer: ImageOffer, chunks: AsyncIterator[bytes]
+    ) -> None:
+        """The disk of an instance on a host, which was told to hand it in."""
+        ...
+
     async def read_console_log(
         self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
     ) -> bytes:
@@ -48,6 +64,24 @@ class Conducts(Protocol):
         """How far instances' steps are."""
         ...
 
+    async def serve_tunnel(self, host: str, cert_serial: str, stream: Stream) -> None:
+        """One console that a host has dialled."""
+        ...
+
+    async def read_diagnostics(self, host: str, instance_id: str, placement_epoch: int) -> Diagnostics:
+        """An instance's counters."""
+        ...
+
+    async def set_password(
+        self, host: str, instance_id: str, placement_epoch: int, request_id: str, user: str, password: str
+    ) -> None:
+        """Set a password inside a guest."""
+        ...
+
+    async def open_console(self, stream: Stream) -> None:
+        """One console, for an API server."""
+        ...
+
 
 class HostSessionHandlers:
     """fabric.host.v1.HostSessionService: for hosts of this cell, named by their certificates."""
@@ -56,7 +90,9 @@ class HostSessionHandlers:
         self._conductor = conductor
         self._cell = cell
         self._sessions: Counter[str] = Counter()
+        self._tunnels: Counter[str] = Counter()
         self._fetches: Counter[str] = Counter()
+        self._uploads: Counter[str] = Counter()
 
     async def session(self, stream: Stream, principal: Principal) -> None:
         """The host's session."""
@@ -74,6 +110,33 @@ class HostSessionHandlers:
                 principal.host, principal.cert_serial, request.image_id, request.offset_bytes
             ):
                 yield host_session_service_pb2.FetchImageResponse(data=data)
+
+    async def upload_image(
+        self, requests: AsyncIterator[host_session_service_pb2.UploadImageRequest], principal: Principal
+    ) -> host_session_service_pb2.UploadImageResponse:
+        """The disk of an instance, as an image."""
+        self._check(principal)
+        with _one_of(self._uploads, principal.host, UPLOADS_AT_ONCE, "uploads"):
+            first = await anext(requests, None)
+            if first is None or first.WhichOneof("piece") != "header":
+                raise InvalidRequest("the first piece must be the header", field="header")
+            header = first.header
+            offer = ImageOffer(
+                image_id=header.image_id,
+                instance_id=header.instance_id,
+                placement_epoch=header.placement_epoch,
+                sha256=header.sha256,
+                size_bytes=header.size_bytes,
+                virtual_size_bytes=header.virtual_size_bytes,
+            )
+            await self._conductor.upload_image(principal.host, principal.cert_serial, offer, _data(requests))
+        return host_session_service_pb2.UploadImageResponse()
+
+    async def tunnel(self, stream: Stream, principal: Principal) -> None:
+        """A console that was asked for."""
+        self._check(principal)
+        with _one_of(self._tunnels, principal.host, TUNNELS_AT_ONCE, "consoles"):
+            await self._conductor.serve_tunnel(principal.host, principal.cert_serial, stream)
 
     def _check(self, principal: Principal) -> None:
         if principal.cell != self._cell:
@@ -105,6 +168,36 @@ class ConductorHandlers:
             progress=self._conductor.read_progress(request.instance_ids)
         )
 
+    async def read_diagnostics(
+        self, request: conductor_service_pb2.ReadDiagnosticsRequest, principal: Principal
+    ) -> conductor_service_pb2.ReadDiagnosticsResponse:
+        """An instance's counters."""
+        _check_api(principal)
+        found = await self._conductor.read_diagnostics(
+            request.host, request.instance_id, request.placement_epoch
+        )
+        return conductor_service_pb2.ReadDiagnosticsResponse(diagnostics=pack_diagnostics(found))
+
+    async def set_password(
+        self, request: conductor_service_pb2.SetPasswordRequest, principal: Principal
+    ) -> conductor_service_pb2.SetPasswordResponse:
+        """Set a password inside a guest."""
+        _check_api(principal)
+        await self._conductor.set_password(
+            request.host,
+            request.instance_id,
+            request.placement_epoch,
+            request.request_id,
+            request.user,
+            request.password,
+        )
+        return conductor_service_pb2.SetPasswordResponse()
+
+    async def open_console(self, stream: Stream, principal: Principal) -> None:
+        """One console of an instance."""
+        _check_api(principal)
+        await self._conductor.open_console(stream)
+
 
 def bound(conductor: Conducts, cell: str) -> tuple[Bound, ...]:
     """Both services, ready to be served."""
@@ -118,6 +211,13 @@ def bound(conductor: Conducts, cell: str) -> tuple[Bound, ...]:
             ConductorHandlers(conductor),
         ),
     )
+
+
+async def _data(requests: AsyncIterator[host_session_service_pb2.UploadImageRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("piece") != "data":
+            raise InvalidRequest("after the header come bytes, and nothing else", field="data")
+        yield request.data
 
 
 def _check_api(principal: Principal) -> None:

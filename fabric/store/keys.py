@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from fabric.model import (
+    console,
     event,
     flavor,
     host,
@@ -81,6 +82,12 @@ TOKEN = _global(
     identity.Token,
     "api",
     "A token that was issued; deleting it revokes it. Leased to its lifetime.",
+)
+CONSOLE_TICKET = _global(
+    "console-ticket/{sha256}",
+    console.ConsoleTicket,
+    "api",
+    "What a ticket opens; whoever deletes it has used it. Leased to its lifetime.",
 )
 FLAVOR = _global("flavor/{flavor}", flavor.Flavor, "api", "A size on the menu.")
 FLAVOR_NAME = _global("flavor-name/{name}", str, "api", "Makes flavor names unique; the value is the id.")
@@ -287,6 +294,11 @@ ACTED = _cell(
 
 KEYS: tuple[Key[object], ...] = tuple(value for value in list(globals().values()) if isinstance(value, Key))
 """All of them, in the order above."""
+
+
+def console_ticket_key(secret: str) -> str:
+    """The key of a console ticket: the SHA-256 of its secret."""
+    return CONSOLE_TICKET.at(hashlib.sha256(secret.encode()).hexdigest())
 
 
 def token_key(secret: str) -> str:

@@ -7,13 +7,16 @@ re-checks epoch, generation and permit immediately before each call that cannot 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from fabric.model.console import ConsoleKind
 from fabric.model.host import Resources
 from fabric.model.instance import Guest
+from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
+from fabric.rpc.stream import Stream
 
 
 class DriverError(Exception):
@@ -140,7 +143,7 @@ class Driver(Protocol):
         """Copy a disk of a running or paused domain, as it is at one instant, into a file that is there and empty.
 
         The copy has no backing file; the guest goes on meanwhile. What is in flight of an earlier copy is ended first, and this one is when
-        the caller gives up. Raises DriverError: GUEST_OFF where no domain holds the disk open, DISK_FULL, SNAPSHOT_FAILED.
+        the caller gives up. Raises DriverError: GUEST_OFF where the domain does not run, DISK_FULL, SNAPSHOT_FAILED.
         """
         ...
 
@@ -158,6 +161,28 @@ class Driver(Protocol):
 
     async def forget(self, instance_id: str) -> None:
         """Cut power and remove the definition with its NVRAM; absent already is success. Disks are not the driver's."""
+        ...
+
+    async def open_console(self, instance_id: str, kind: ConsoleKind) -> Stream:
+        """The running domain's serial port or screen, as bytes in no particular pieces, until it is closed or the guest goes off.
+
+        A guest is never held up by who looks at it: of a serial port's output what a slow reader does not take is left out, with a
+        note. The log of the serial port goes on beside. Raises DriverError: GUEST_OFF, CONSOLE_UNAVAILABLE.
+        """
+        ...
+
+    async def diagnostics(self, instance_id: str) -> Diagnostics:
+        """The running domain's counters, for no question yet. Raises DriverError."""
+        ...
+
+    async def agent(
+        self, instance_id: str, command: str, arguments: Mapping[str, object], *, timeout_s: float
+    ) -> object:
+        """Have the agent in the running guest do something, and return what it returns (QEMU guest agent protocol).
+
+        A command is the guest's to refuse, and its answer the guest's to choose. Raises DriverError: AGENT_MISSING where no agent answers
+        in time, AGENT_FAILED where it refuses, GUEST_OFF.
+        """
         ...
 
     def events(self) -> AsyncIterator[DomainEvent]:

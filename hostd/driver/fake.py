@@ -28,6 +28,7 @@ from hostd.driver.base import (
     Hypervisor,
     Interface,
 )
+from hostd.driver.fake_consoles import FakeConsoles
 from hostd.images.base import GuestDisks, Held
 
 _T = TypeVar("_T")
@@ -113,7 +114,8 @@ class FakeMachine:
 
     Attributes for tests: `fail_next` maps a step (`start`, `define`, `plug`, `ensure_image`, …) to the fault codes its next
     calls end with; `lost_events` is how many of the next events nobody hears; `deaf` are instances whose guest ignores the
-    power button; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests have
+    power button, `agentless` those without an agent, which otherwise sets `passwords` by instance and user; `hypervisor_up` False
+    is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests have
     written to their disks: in images that were made of such disks, and in each placement's root disk.
     """
 
@@ -134,6 +136,9 @@ class FakeMachine:
     fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
     lost_events: int = 0
     deaf: set[str] = field(default_factory=set)
+    agentless: set[str] = field(default_factory=set)
+    passwords: dict[tuple[str, str], str] = field(default_factory=dict)
+    off_bells: dict[str, list[asyncio.Event]] = field(default_factory=dict)
     hypervisor_up: bool = True
     powered: bool = True
     boot: int = 1
@@ -246,6 +251,10 @@ class FakeMachine:
         await asyncio.wait({task})
         return task.result()
 
+    def work(self, job: Coroutine[Any, Any, None]) -> None:
+        """Have the machine do something in its own time."""
+        self._spawn(job)
+
     def after(self, delay_s: float, work: Callable[[], None]) -> None:
         """Do `work` later, unless the power fails first: what a guest does in its own time."""
         boot = self.boot
@@ -280,6 +289,7 @@ class FakeMachine:
         domain.power = power
         if power is PowerState.SUSPENDED:
             domain.saved, domain.running = domain.running, None
+            self._ring_off(instance_id)
             self._happened("stopped", domain.saved, "suspended")
         self._tell(instance_id, power, "held")
 
@@ -339,9 +349,15 @@ class FakeMachine:
             domain.saved, domain.power = None, power
             return
         spec, domain.running, domain.power = domain.running, None, power
+        self._ring_off(instance_id)
         self._happened("stopped", spec, detail)
         if told:
             self._tell(instance_id, power, detail)
+
+    def _ring_off(self, instance_id: str) -> None:
+        """Who looked at the guest sees it go."""
+        for bell in self.off_bells.pop(instance_id, ()):
+            bell.set()
 
     def _happened(self, kind: str, spec: DomainSpec, detail: str = "") -> None:
         self.record(
@@ -382,7 +398,7 @@ class FakeMachine:
             job.exception()
 
 
-class FakeDriver:
+class FakeDriver(FakeConsoles):
     """`Driver` on a `FakeMachine`. Any number of them may come and go on one machine, as daemons do."""
 
     def __init__(self, machine: FakeMachine) -> None:

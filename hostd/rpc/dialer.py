@@ -6,52 +6,32 @@ Sessions travel as bytes: what they mean is the session's to read, and a message
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
 import grpc
 import grpc.aio
 
 from fabric.deadlines import within
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import Unavailable
+from fabric.model.image import ImageOffer
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
+from fabric.rpc.call_stream import CallStream, is_cancelling
 from fabric.rpc.channel import channel
-from fabric.rpc.status import DETAILS_KEY, from_status
-from fabric.rpc.stream import Stream, StreamClosed
+from fabric.rpc.stream import Stream
 from fabric.rpc.tls import TlsFiles
+from fabric.rpc.uploads import error_of, send_all
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["HostSessionService"].full_name
 _SESSION: Final = f"/{_SERVICE}/Session"
 _FETCH_IMAGE: Final = f"/{_SERVICE}/FetchImage"
+_UPLOAD_IMAGE: Final = f"/{_SERVICE}/UploadImage"
+_TUNNEL: Final = f"/{_SERVICE}/Tunnel"
 
 CONNECT_S: Final = 5.0
 """How long a conductor's port may take to answer, TLS included."""
 FETCH_S: Final = 3600.0
 """How long one transfer may take. A longer one ends, and goes on where it ended."""
-
-Call = grpc.aio.StreamStreamCall[bytes, bytes]
-
-
-class SessionStream:
-    """`Stream` over a gRPC call with both directions streamed."""
-
-    def __init__(self, call: Call) -> None:
-        self._call = call
-
-    async def send(self, data: bytes) -> None:
-        with _closed_when_over():
-            await self._call.write(data)
-
-    async def receive(self) -> bytes:
-        with _closed_when_over():
-            data = await self._call.read()
-        if not isinstance(data, bytes):
-            raise StreamClosed("the conductor has ended the session")
-        return data
-
-    async def close(self) -> None:
-        self._call.cancel()
 
 
 class GrpcDialer:
@@ -72,7 +52,7 @@ class GrpcDialer:
         except TimeoutError as late:
             await self._drop(endpoint)
             raise Unavailable(f"{endpoint} cannot be reached within {CONNECT_S:.0f} s") from late
-        return SessionStream(opened.stream_stream(_SESSION)())
+        return CallStream(opened.stream_stream(_SESSION)())
 
     async def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
         opened = self._channels.get(endpoint)
@@ -89,13 +69,44 @@ class GrpcDialer:
             async for piece in call:
                 yield piece.data
         except grpc.aio.AioRpcError as failed:
-            raise _error(failed) from None
+            raise error_of(failed) from None
         except asyncio.CancelledError:
-            if _is_cancelling():
+            if is_cancelling():
                 raise
             raise Unavailable("the connection to the conductor was closed") from None
         finally:
             call.cancel()
+
+    async def upload_image(self, endpoint: str, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> None:
+        opened = self._channels.get(endpoint)
+        if opened is None:
+            raise Unavailable(f"there is no connection to {endpoint}")
+        upload = opened.stream_unary(
+            _UPLOAD_IMAGE,
+            request_serializer=pb.UploadImageRequest.SerializeToString,
+            response_deserializer=pb.UploadImageResponse.FromString,
+        )
+        header = pb.ImageOffer(
+            image_id=offer.image_id,
+            instance_id=offer.instance_id,
+            placement_epoch=offer.placement_epoch,
+            sha256=offer.sha256,
+            size_bytes=offer.size_bytes,
+            virtual_size_bytes=offer.virtual_size_bytes,
+        )
+
+        async def pieces() -> AsyncGenerator[pb.UploadImageRequest, None]:
+            yield pb.UploadImageRequest(header=header)
+            async for chunk in chunks:
+                yield pb.UploadImageRequest(data=chunk)
+
+        await send_all(upload(timeout=FETCH_S), pieces())
+
+    async def tunnel(self, endpoint: str) -> Stream:
+        opened = self._channels.get(endpoint)
+        if opened is None:
+            raise Unavailable(f"there is no connection to {endpoint}")
+        return CallStream(opened.stream_stream(_TUNNEL)())
 
     async def close(self) -> None:
         """Let go of every connection."""
@@ -106,37 +117,3 @@ class GrpcDialer:
         old = self._channels.pop(endpoint, None)
         if old is not None:
             await old.close()
-
-
-@contextmanager
-def _closed_when_over() -> Iterator[None]:
-    """Say StreamClosed for every way in which gRPC says that a call is over."""
-    try:
-        yield
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as over:
-        raise StreamClosed(_words(over)) from None
-    except asyncio.CancelledError:
-        if _is_cancelling():
-            raise
-        raise StreamClosed("the session was ended here") from None
-
-
-def _is_cancelling() -> bool:
-    """Whether this task is being cancelled. gRPC raises CancelledError for a call that was cancelled, too: that is not the same."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _error(failed: grpc.aio.AioRpcError) -> FabricError:
-    details = b""
-    with suppress(TypeError):
-        for key, value in failed.trailing_metadata() or ():
-            if key == DETAILS_KEY and isinstance(value, bytes):
-                details = value
-    return from_status(failed.code().value[0], failed.details() or "", details)
-
-
-def _words(over: BaseException) -> str:
-    if isinstance(over, grpc.aio.AioRpcError):
-        return f"{over.code().name}: {over.details()}"
-    return "the session has ended"

@@ -16,6 +16,7 @@ from fabric.conductor.service import ConductorService
 from fabric.errors import Unavailable
 from fabric.quota.ledger import Ledger
 from fabric.rpc.stream import StreamClosed
+from tests.console_doubles import NoGuests, NoTunnels
 from tests.sim.loop import SimLoop
 from tests.sim.network import SimStream
 
@@ -79,7 +80,7 @@ class ApiServer:
             tasks.create_task(self.cells.run())
 
 
-class SimConductors:
+class SimConductors(NoGuests):
     """How an API server reaches conductors."""
 
     def __init__(self, world: World, api: str) -> None:
@@ -112,7 +113,7 @@ class SimBlobs:
             yield IMAGE_BYTES[start : start + 4096]
 
 
-class SimDialer:
+class SimDialer(NoTunnels):
     """How a host reaches its conductors."""
 
     def __init__(self, world: World, host: str) -> None:

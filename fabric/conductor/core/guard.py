@@ -9,24 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 from fabric.ids import is_id
 from fabric.model.faults import FaultCode
 from fabric.model.host import Resources
 from fabric.model.session import (
+    Answer,
     Beat,
     ConsoleLog,
+    Diagnostics,
     FromHost,
     Hello,
     HostState,
     Inventory,
+    PasswordSet,
     Progress,
     Released,
     Report,
     Status,
     StepDone,
+    TunnelRefused,
 )
 
 COUNTER_LIMIT: Final = 2**53
@@ -38,6 +42,9 @@ CONSOLE_LIMIT_BYTES: Final = 102_400
 HELD_LIMIT: Final = 4096
 STRAYS_LIMIT: Final = 1024
 STRAY_NAME_LIMIT: Final = 128
+VCPUS_LIMIT: Final = 512
+DEVICES_LIMIT: Final = 64
+DEVICE_NAME_LIMIT: Final = 32
 
 STRIKES_LIMIT: Final = 3
 STRIKES_WINDOW_S: Final = 60.0
@@ -48,6 +55,7 @@ STEP_AGE_LIMIT_MS: Final = 31 * 24 * 3600 * 1000
 
 _CODES: Final = frozenset(FaultCode)
 _STEP = re.compile(r"[a-z][a-z _-]{0,31}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _HEALTH = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -82,12 +90,18 @@ def breach(message: FromHost) -> Breach | None:
             found = _progress(message)
         case Inventory():
             found = _inventory(message)
+        case Diagnostics():
+            found = _diagnostics(message)
+        case PasswordSet():
+            found = [_counter("question", message.question), _code(message.fault_code)]
+        case TunnelRefused():
+            found = [_counter("question", message.question), _code(message.fault_code, is_required=True)]
     return next((each for each in found if each is not None), None)
 
 
 def epoch_of(message: FromHost) -> int | None:
-    """The epoch a message carries. A hello opens one, and a console log answers a question of this very stream."""
-    return None if isinstance(message, Hello | ConsoleLog) else message.epoch
+    """The epoch a message carries. A hello opens one, and an answer is to a question of this very stream."""
+    return None if isinstance(message, Hello | Answer) else message.epoch
 
 
 def clamped(report: Report, capacity: Resources) -> Report:
@@ -207,12 +221,61 @@ def _console_log(log: ConsoleLog) -> list[Breach | None]:
         _rule(
             "data", f"must be at most {CONSOLE_LIMIT_BYTES} bytes", holds=len(log.data) <= CONSOLE_LIMIT_BYTES
         ),
+        _code(log.fault_code),
+    ]
+
+
+def _diagnostics(found: Diagnostics) -> list[Breach | None]:
+    return [
+        _counter("question", found.question),
+        _code(found.fault_code),
         _rule(
-            "fault_code",
-            "must be empty or a known code",
-            holds=not log.fault_code or log.fault_code in _CODES,
+            "vcpu_time_ms",
+            f"must have at most {VCPUS_LIMIT} elements",
+            holds=len(found.vcpu_time_ms) <= VCPUS_LIMIT,
+        ),
+        *(
+            _rule(name, f"must have at most {DEVICES_LIMIT} elements", holds=length <= DEVICES_LIMIT)
+            for name, length in (("disks", len(found.disks)), ("interfaces", len(found.interfaces)))
+        ),
+        *_counters("", found, but=("question", "fault_code", "power", "vcpu_time_ms", "disks", "interfaces")),
+        *(
+            _counter(f"vcpu_time_ms[{place}]", time)
+            for place, time in enumerate(found.vcpu_time_ms[:VCPUS_LIMIT])
+        ),
+        *(
+            breach
+            for place, disk in enumerate(found.disks[:DEVICES_LIMIT])
+            for breach in (
+                _text(f"disks[{place}].device", disk.device, DEVICE_NAME_LIMIT, is_required=True),
+                *_counters(f"disks[{place}].", disk, but=("device",)),
+            )
+        ),
+        *(
+            breach
+            for place, interface in enumerate(found.interfaces[:DEVICES_LIMIT])
+            for breach in (
+                _rule(
+                    f"interfaces[{place}].mac",
+                    "must be a MAC address",
+                    holds=_MAC.fullmatch(interface.mac) is not None,
+                ),
+                *_counters(f"interfaces[{place}].", interface, but=("mac",)),
+            )
         ),
     ]
+
+
+def _counters(prefix: str, record: object, *, but: tuple[str, ...]) -> Iterable[Breach | None]:
+    """Every field of a record that is a number."""
+    for name in (each.name for each in fields(record) if each.name not in but):  # type: ignore[arg-type]  # ours are dataclasses
+        yield _counter(f"{prefix}{name}", getattr(record, name))
+
+
+def _code(code: str, *, is_required: bool = False) -> Breach | None:
+    if is_required:
+        return _rule("fault_code", "must be a known code", holds=code in _CODES)
+    return _rule("fault_code", "must be empty or a known code", holds=not code or code in _CODES)
 
 
 def _progress(progress: Progress) -> list[Breach | None]:

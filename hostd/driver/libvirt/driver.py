@@ -18,10 +18,15 @@ from typing import Final, TypeVar
 import libvirt
 import structlog
 
+from fabric.model.console import ConsoleKind
+from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
+from fabric.rpc.stream import Stream
 from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import REBOOTED, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
+from hostd.driver.base import REBOOTED, DiskFile, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
+from hostd.driver.libvirt import copying, guests
 from hostd.driver.libvirt.connection import REBOOT, Connection, Lifecycle
+from hostd.driver.libvirt.descriptors import DescriptorStream
 from hostd.driver.libvirt.probe import gather, judge
 from hostd.driver.libvirt.xml import (
     NAMESPACE,
@@ -58,6 +63,9 @@ _HOLD: Final[Mapping[PowerState, tuple[Callable[[libvirt.virDomain], object], Fa
 
 SAVE_DEADLINE_S: Final = 600.0
 """How long a guest's memory may take to or from the disk: 64 GiB at 110 MB/s."""
+
+_COPY_POLL_S: Final = 0.1
+"""Between two looks at a copy under way: a small disk takes a quarter of a second."""
 
 _ENDED_BADLY: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED})
 
@@ -170,6 +178,19 @@ class LibvirtDriver:
 
         await self._on(instance_id, FaultCode.DOMAIN_RESUME_FAILED, let_go)
 
+    async def copy_disk(self, instance_id: str, serial: str, target: DiskFile) -> None:
+        fault = FaultCode.SNAPSHOT_FAILED
+        try:
+            await self._on(instance_id, fault, lambda domain: copying.begin(domain, serial, target))
+            # Looked at, not waited for: an event may be lost, and the job outlives a connection.
+            while not await self._on(instance_id, fault, copying.is_done):  # noqa: ASYNC110 - see above
+                await asyncio.sleep(_COPY_POLL_S)
+        except BaseException:
+            # Given up, or failed: whichever it was, nothing goes on writing. What libvirt says to that changes nothing.
+            with contextlib.suppress(DriverError):
+                await asyncio.shield(self._on(instance_id, fault, copying.end))
+            raise
+
     async def press_power_button(self, instance_id: str) -> None:
         def press(domain: libvirt.virDomain) -> None:
             if domain.isActive():
@@ -201,6 +222,30 @@ class LibvirtDriver:
 
         with contextlib.suppress(_Absent):
             await self._on(instance_id, FaultCode.DOMAIN_STOP_FAILED, drop)
+
+    async def open_console(self, instance_id: str, kind: ConsoleKind) -> Stream:
+        is_serial = kind is ConsoleKind.SERIAL
+        opened = await self._on(
+            instance_id,
+            FaultCode.CONSOLE_UNAVAILABLE,
+            guests.open_serial if is_serial else guests.open_screen,
+        )
+        return DescriptorStream(opened, is_lossy=is_serial)
+
+    async def diagnostics(self, instance_id: str) -> Diagnostics:
+        def read(domain: libvirt.virDomain) -> Diagnostics:
+            return guests.diagnostics(domain.connect(), domain, _power(domain))
+
+        return await self._on(instance_id, FaultCode.HYPERVISOR_FAILED, read)
+
+    async def agent(
+        self, instance_id: str, command: str, arguments: Mapping[str, object], *, timeout_s: float
+    ) -> object:
+        def ask(domain: libvirt.virDomain) -> object:
+            return guests.ask_agent(domain, command, arguments, timeout_s)
+
+        # libvirt makes sure that the agent is there before it asks it, which takes as long again.
+        return await self._on(instance_id, FaultCode.AGENT_FAILED, ask, deadline_s=2 * timeout_s + 5)
 
     def events(self) -> AsyncIterator[DomainEvent]:
         return self._listen(self._connection.listen())

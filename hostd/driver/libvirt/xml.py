@@ -193,6 +193,7 @@ def _devices(domain: ET.Element, spec: DomainSpec, platform: Platform) -> None:
     if spec.console_log_path:
         ET.SubElement(serial, "log", {"file": spec.console_log_path, "append": "on"})
     ET.SubElement(serial, "target", {"port": "0"})
+    _agent(devices)
     rng = ET.SubElement(devices, "rng", {"model": "virtio"})
     # A guest may not drain the host: 1 KiB each second is plenty to seed with.
     ET.SubElement(rng, "rate", {"bytes": "1024", "period": "1000"})
@@ -202,7 +203,27 @@ def _devices(domain: ET.Element, spec: DomainSpec, platform: Platform) -> None:
         ET.SubElement(devices, "panic", {"model": "isa"})
         # PS/2 is there anyhow and q35's default USB controller serves nobody.
         ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
-    ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": "none"})
+    _screen(devices, platform)
+
+
+def _agent(devices: ET.Element) -> None:
+    """The port that a guest's agent answers on. libvirt makes its socket, where the guest's QEMU alone may be."""
+    channel = ET.SubElement(devices, "channel", {"type": "unix"})
+    ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
+
+
+def _screen(devices: ET.Element, platform: Platform) -> None:
+    """A screen that nobody can connect to: each viewer's connection is handed to QEMU by libvirt, as an open descriptor.
+
+    The pointer says where it is, not how far it has moved, or a viewer's would stray from the guest's.
+    """
+    graphics = ET.SubElement(devices, "graphics", {"type": "vnc"})
+    ET.SubElement(graphics, "listen", {"type": "none"})
+    ET.SubElement(devices, "input", {"type": "tablet", "bus": "virtio"})
+    if platform.architecture != _X86:
+        ET.SubElement(devices, "input", {"type": "keyboard", "bus": "virtio"})
+    model = "vga" if platform.architecture == _X86 else "virtio"
+    ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": model})
 
 
 def _disk(disk: DiskFile, number: int) -> ET.Element:

@@ -37,6 +37,7 @@ from fabric.store.codec import encode
 from fabric.store.keys import CELL
 from fabric.store.memory import MemoryStore
 from fabric.workers import Inline
+from tests.console_doubles import NoGuests
 
 ADMIN_PASSWORD = "correct-horse-battery-canary"
 
@@ -51,7 +52,7 @@ class Lines:
         self.written.append(line)
 
 
-class NoConductors:
+class NoConductors(NoGuests):
     async def console_log(
         self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
     ) -> bytes:

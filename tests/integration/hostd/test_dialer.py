@@ -18,12 +18,13 @@ from fabric.rpc.stream import Stream, StreamClosed
 from fabric.rpc.tls import TlsFiles
 from fabric.server.pki import Authority, create_authority, save
 from hostd.rpc.dialer import GrpcDialer
+from tests.console_doubles import NoConsoles
 
 IMAGE_ID = "6f1c1f0e-3b0a-4f3e-9d7e-000000000001"
 NOW_MS = time.time_ns() // 1_000_000
 
 
-class Conductor:
+class Conductor(NoConsoles):
     """Echoes what a host says; has one image, in ten pieces, of which it may deliver only some."""
 
     def __init__(self) -> None:

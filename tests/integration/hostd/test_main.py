@@ -20,13 +20,14 @@ from fabric.rpc.session_codec import pack_from_conductor, unpack_from_host
 from fabric.rpc.stream import Stream, StreamClosed
 from fabric.rpc.tls import TlsFiles
 from fabric.server.pki import Authority, create_authority, save
+from tests.console_doubles import NoConsoles
 
 ROOT = Path(__file__).resolve().parents[3]
 NOW_MS = time.time_ns() // 1_000_000
 PATIENCE_S = 30
 
 
-class Conductor:
+class Conductor(NoConsoles):
     """Grants every host a session with nothing to do, and keeps what it hears."""
 
     def __init__(self) -> None:

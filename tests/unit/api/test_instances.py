@@ -44,6 +44,7 @@ from fabric.store.keys import (
     Key,
 )
 from fabric.store.memory import MemoryStore
+from tests.console_doubles import NoGuests
 from tests.sim.loop import SimLoop
 from tests.unit.store.virtual import LoopClock
 
@@ -81,7 +82,7 @@ class Faulty(MemoryStore):
             await asyncio.sleep(1.0)
 
 
-class Consoles:
+class Consoles(NoGuests):
     is_silent = False
 
     async def console_log(

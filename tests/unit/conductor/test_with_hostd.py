@@ -11,7 +11,7 @@ from dataclasses import replace
 from random import Random
 
 from fabric.conductor.service import ConductorService
-from fabric.errors import Unavailable
+from fabric.errors import FabricError, Unavailable
 from fabric.lifecycle.core import begin
 from fabric.model.faults import FaultCode
 from fabric.model.host import SessionState
@@ -46,6 +46,20 @@ class InMemory:
 
     def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
         return self._conductors[endpoint].fetch_image(self._host, SERIAL, image_id, offset)
+
+    async def tunnel(self, endpoint: str) -> Stream:
+        here, there = memory_pair()
+        serving = asyncio.create_task(self._serve_tunnel(endpoint, there))
+        self._serving.add(serving)
+        return here
+
+    async def _serve_tunnel(self, endpoint: str, stream: Stream) -> None:
+        try:
+            await self._conductors[endpoint].serve_tunnel(self._host, SERIAL, stream)
+        except FabricError:
+            pass
+        finally:
+            await stream.close()
 
     async def hang_up(self) -> None:
         for task in self._serving:

@@ -40,6 +40,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
+from tests.console_doubles import NoTunnels
 from tests.sim.loop import SimLoop, graveyard
 from tests.sim.process import Process
 from tests.unit.hostd.orders import IMAGE, IMAGE_BYTES, instance_id, order
@@ -197,7 +198,7 @@ class Conductor:
             await stream.send(pack_from_conductor(answer))
 
 
-class Net:
+class Net(NoTunnels):
     """The host's way to its conductors."""
 
     def __init__(self, conductors: dict[str, Conductor]) -> None:

@@ -11,6 +11,7 @@ from fabric.model.identity import Principal
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 from fabric.rpc.conductor_handlers import FETCHES_AT_ONCE, SESSIONS_AT_ONCE, HostSessionHandlers
 from fabric.rpc.stream import Stream, memory_pair
+from tests.console_doubles import NoConsoles
 
 EVIL = Principal(cell="east", host="evil", cert_serial="1")
 GOOD = Principal(cell="east", host="good", cert_serial="2")
@@ -19,7 +20,7 @@ Ask = Callable[[HostSessionHandlers, Principal], Coroutine[Any, Any, object]]
 REQUEST = pb.FetchImageRequest(image_id="00000000-0000-4000-8000-0000000000aa")
 
 
-class Endless:
+class Endless(NoConsoles):
     """A conductor whose sessions and images last until they are let go of."""
 
     def __init__(self) -> None:

@@ -46,6 +46,11 @@ class HostSessionServiceStub:
                 request_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.SerializeToString,
                 response_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.FromString,
                 _registered_method=True)
+        self.UploadImage = channel.stream_unary(
+                '/fabric.host.v1.HostSessionService/UploadImage',
+                request_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageResponse.FromString,
+                _registered_method=True)
         self.Tunnel = channel.stream_stream(
                 '/fabric.host.v1.HostSessionService/Tunnel',
                 request_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.TunnelRequest.SerializeToString,
@@ -71,6 +76,13 @@ class HostSessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadImage(self, request_iterator, context):
+        """Hand in the disk of an instance on this host as the image that its latest action names, and nothing else: first the header, then data.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tunnel(self, request_iterator, context):
         """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled.
         """
@@ -90,6 +102,11 @@ def add_HostSessionServiceServicer_to_server(servicer, server):
                     servicer.FetchImage,
                     request_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.FromString,
                     response_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.SerializeToString,
+            ),
+            'UploadImage': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadImage,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageResponse.SerializeToString,
             ),
             'Tunnel': grpc.stream_stream_rpc_method_handler(
                     servicer.Tunnel,
@@ -152,6 +169,33 @@ class HostSessionService:
             '/fabric.host.v1.HostSessionService/FetchImage',
             fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageRequest.SerializeToString,
             fabric_dot_host_dot_v1_dot_host__session__service__pb2.FetchImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/fabric.host.v1.HostSessionService/UploadImage',
+            fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_host__session__service__pb2.UploadImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class HostSessionServiceStub:
     """The host's session: hello, then reports and results up, orders down. One at a time per host; a newer one ends the older (R1)."""
     FetchImage: _grpc.UnaryStreamMultiCallable[_host_session_service_pb2.FetchImageRequest, _host_session_service_pb2.FetchImageResponse]
     """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+    UploadImage: _grpc.StreamUnaryMultiCallable[_host_session_service_pb2.UploadImageRequest, _host_session_service_pb2.UploadImageResponse]
+    """Hand in the disk of an instance on this host as the image that its latest action names, and nothing else: first the header, then data."""
     Tunnel: _grpc.StreamStreamMultiCallable[_host_session_service_pb2.TunnelRequest, _host_session_service_pb2.TunnelResponse]
     """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled."""
 
@@ -52,6 +54,8 @@ class HostSessionServiceAsyncStub(HostSessionServiceStub):
     """The host's session: hello, then reports and results up, orders down. One at a time per host; a newer one ends the older (R1)."""
     FetchImage: _aio.UnaryStreamMultiCallable[_host_session_service_pb2.FetchImageRequest, _host_session_service_pb2.FetchImageResponse]  # type: ignore[assignment]
     """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+    UploadImage: _aio.StreamUnaryMultiCallable[_host_session_service_pb2.UploadImageRequest, _host_session_service_pb2.UploadImageResponse]  # type: ignore[assignment]
+    """Hand in the disk of an instance on this host as the image that its latest action names, and nothing else: first the header, then data."""
     Tunnel: _aio.StreamStreamMultiCallable[_host_session_service_pb2.TunnelRequest, _host_session_service_pb2.TunnelResponse]  # type: ignore[assignment]
     """One console of one guest, dialled when the conductor asked for it over the session: a host is never dialled."""
 
@@ -73,6 +77,14 @@ class HostSessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_host_session_service_pb2.FetchImageResponse], _abc.AsyncIterator[_host_session_service_pb2.FetchImageResponse]]:
         """The bytes of an image that an instance assigned to this host uses, relayed by the conductor."""
+
+    @_abc_1.abstractmethod
+    def UploadImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_host_session_service_pb2.UploadImageRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_session_service_pb2.UploadImageResponse, _abc.Awaitable[_host_session_service_pb2.UploadImageResponse]]:
+        """Hand in the disk of an instance on this host as the image that its latest action names, and nothing else: first the header, then data."""
 
     @_abc_1.abstractmethod
     def Tunnel(

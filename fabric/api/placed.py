@@ -1,0 +1,44 @@
+"""Where a server is, for what can only be asked of its host: consoles, counters, passwords."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fabric.api.catalogue import Catalogue
+from fabric.api.cells import Cells
+from fabric.errors import WrongState
+from fabric.model.identity import Principal
+from fabric.model.instance import Instance
+from fabric.store import codec
+from fabric.store.keys import INSTANCE, SESSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A server on a host: its record, its cell, and the conductor that has its host's session."""
+
+    record: Instance
+    cell: str
+    conductor: str
+
+
+async def find_placed(
+    catalogue: Catalogue, cells: Cells, word: str, principal: Principal, *, what: str
+) -> Placed:
+    """The server by id or name. `what` it is wanted for goes into the error.
+
+    Raises NotFound; WrongState for a server that is on no host; Unavailable where its cell cannot be reached.
+    """
+    location = await catalogue.location(word, principal)
+    view = cells[location.cell]
+    key = INSTANCE.at(location.instance_id)
+    stored = (await view.get(key)).value(key)
+    if stored is None:
+        raise WrongState(
+            f"the server has no {what} yet: it is still being placed", instance=location.instance_id
+        )
+    record = codec.decode(Instance, stored)
+    held = await view.sessions.find(SESSION.at(record.host)) if record.host else None
+    if held is None or not held.value.conductor:
+        raise WrongState(f"the server has no {what}: it is on no host", instance=location.instance_id)
+    return Placed(record=record, cell=location.cell, conductor=held.value.conductor)
