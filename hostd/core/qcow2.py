@@ -53,3 +53,11 @@ def inspect(header: bytes) -> Qcow2:
         if incompatible & ~_HARMLESS:
             raise UnsafeImage("it needs features that are not allowed here, an external data file perhaps")
     return Qcow2(version=version, virtual_size_bytes=size)
+
+
+def virtual_size(header: bytes) -> int:
+    """How large a disk a qcow2 header says to be, whatever else it says. Raises UnsafeImage where it is no such header."""
+    if len(header) < 32 or not header.startswith(_MAGIC):
+        raise UnsafeImage("it is not a qcow2 image")
+    size: int = struct.unpack_from(">Q", header, 24)[0]
+    return size

@@ -53,6 +53,10 @@ class ImageCache:
         """The image as the bottom of an overlay."""
         return DiskFile(path=str(self.path(image)), format="raw", serial="", readonly=True)
 
+    def named(self, name: str) -> DiskFile:
+        """A cached disk image, by its file's name, as the bottom of an overlay."""
+        return DiskFile(path=str(self._folder / name), format="raw", serial="", readonly=True)
+
     async def ensure(self, image: ImageRef, fetch: Fetch, progress: Callable[[int], None]) -> None:
         """Have the image here: see `Disks.ensure_image`."""
         lock = self._downloads.setdefault(image.sha256, asyncio.Lock())

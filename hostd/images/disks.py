@@ -2,7 +2,7 @@
 
     STATE/images/                 the cache (cache.py)
     STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them;
-                                  while it is rescued, rescue.qcow2 and rescue.iso too
+                                  while it is rescued, rescue.qcow2 and rescue.iso too; copies of its disk (copies.py)
 
 Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
 the owner of its root disk, and the files are readable to nobody else. So every folder above must be searchable by others; the
@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,8 +29,9 @@ from fabric.model.instance import Guest, ImageRef, Rescue
 from hostd.core.faults import FaultCode
 from hostd.core.metadata import CONFIG_DRIVE_LABEL, documents
 from hostd.driver.base import DiskFile
-from hostd.images.base import Fetch, GuestDisks, Held
+from hostd.images.base import DiskCopy, Fetch, GuestDisks, Held
 from hostd.images.cache import ImageCache
+from hostd.images.copies import ROOT, Copies
 from hostd.images.qemu_img import QemuImg
 from hostd.images.storage import disk_error, disk_faults, publish
 from hostd.processes import run
@@ -39,7 +40,8 @@ from hostd.resources.tracker import GIB, measure_free_gib
 _log = structlog.get_logger(__name__)
 
 _FOLDER: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(\d{1,18})")
-_ROOT: Final = "root.qcow2"
+_BENEATH: Final = "root.on."
+"""What begins the name of an empty file, which ends with the cached image's; with nothing, where the root disk stands by itself."""
 _CONFIG: Final = "config.iso"
 _RESCUE: Final = "rescue.qcow2"
 _RESCUE_CONFIG: Final = "rescue.iso"
@@ -67,6 +69,7 @@ class LocalDisks:
 
     def __init__(self, settings: DiskSettings, clock: Clock) -> None:
         self._settings = settings
+        self._clock = clock
         self._instances = settings.state / "instances"
         self._is_root = os.geteuid() == 0
         reader = settings.first_user if self._is_root else None
@@ -74,6 +77,7 @@ class LocalDisks:
             settings.state / "images", user=reader, clock=clock, max_age_s=settings.cache_max_age_s
         )
         self._qemu_img = QemuImg(None)
+        self._copies = Copies(self._root_in, is_root=self._is_root)
         self._allocating = asyncio.Lock()
         self._folders: dict[str, asyncio.Lock] = {}
 
@@ -84,9 +88,32 @@ class LocalDisks:
         async with self._folders.setdefault(guest.id, asyncio.Lock()):
             with disk_faults("guest"):
                 folder = self._folder(guest.id, placement_epoch)
-                if made and not (folder / _ROOT).exists():
+                if made and not (folder / ROOT).exists():
                     raise disk_error(FaultCode.DISK_LOST)
                 return await self._make(guest, folder)
+
+    async def find_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskCopy | None:
+        with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
+            return await self._copies.find(self._folder(instance_id, placement_epoch), action_seq)
+
+    async def begin_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskFile:
+        with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
+            return await self._copies.begin(self._folder(instance_id, placement_epoch), action_seq)
+
+    async def copy_root(self, instance_id: str, placement_epoch: int, action_seq: int) -> None:
+        with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
+            await self._copies.copy(self._folder(instance_id, placement_epoch), action_seq)
+
+    async def seal_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskCopy:
+        with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
+            return await self._copies.seal(self._folder(instance_id, placement_epoch), action_seq)
+
+    def read_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> AsyncIterator[bytes]:
+        return self._copies.read(self._folder(instance_id, placement_epoch), action_seq)
+
+    async def drop_copies(self, instance_id: str, placement_epoch: int) -> None:
+        with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
+            await asyncio.to_thread(self._copies.drop, self._folder(instance_id, placement_epoch))
 
     async def remove(self, instance_id: str, placement_epoch: int) -> None:
         async with self._folders.setdefault(instance_id, asyncio.Lock()):
@@ -111,15 +138,21 @@ class LocalDisks:
     async def prune(self, in_use: frozenset[str]) -> None:
         with disk_faults("prune"):
             await asyncio.to_thread(self._cache.prune, in_use)
+            now_s = self._clock.now_ms() / 1000
+            for _, folder in self._held():
+                await asyncio.to_thread(self._copies.prune, folder, now_s=now_s)
 
     # ------------------------------------------------------------------ making
 
     async def _make(self, guest: Guest, folder: Path) -> GuestDisks:
-        if any(not self._cache.has(image) for image in guest.images()):
+        is_own = guest.standalone and (folder / ROOT).exists()
+        images = [image for image in guest.images() if not (is_own and image is guest.image)]
+        if any(not self._cache.has(image) for image in images):
             raise disk_error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
         self._make_folder(folder)
-        for image in guest.images():
-            self._cache.pin(image, folder)
+        for image in images:
+            if not (guest.standalone and image is guest.image):
+                self._cache.pin(image, folder)
         booted = guest.booted()
         root = await self._ensure_root(guest, folder)
         disks = [root]
@@ -155,21 +188,45 @@ class LocalDisks:
                 )
 
     async def _ensure_root(self, guest: Guest, folder: Path) -> DiskFile:
-        path = folder / _ROOT
-        base = self._cache.base(guest.image)
+        path = folder / ROOT
         size_bytes = guest.disk_gib * GIB or guest.image.virtual_size_bytes
-        if size_bytes < guest.image.virtual_size_bytes:
-            raise disk_error(FaultCode.IMAGE_TOO_LARGE)
         if not path.exists():
-            part = folder / f"{_ROOT}.part"
-            owner = await self._claim_user(part)
+            if size_bytes < guest.image.virtual_size_bytes:
+                raise disk_error(FaultCode.IMAGE_TOO_LARGE)
+            await self._make_root(guest, folder, size_bytes)
+        elif (await self._qemu_img.info(path, "qcow2")).virtual_size_bytes < size_bytes:
+            await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
+        return self._root_in(folder, guest.image)
+
+    async def _make_root(self, guest: Guest, folder: Path, size_bytes: int) -> None:
+        """An overlay on the image, or a whole copy of it. What is beneath it is noted before it is there."""
+        part = folder / f"{ROOT}.part"
+        base = self._cache.base(guest.image)
+        _note(folder, "" if guest.standalone else Path(base.path).name)
+        owner = await self._claim_user(part)
+        if guest.standalone:
+            await self._qemu_img.make_whole(Path(base.path), base.format, part, owner=owner)
+            await self._qemu_img.grow(part, "qcow2", size_bytes, owner=owner)
+        else:
             await self._qemu_img.create_overlay(
                 part, base=Path(base.path), base_format=base.format, size_bytes=size_bytes, owner=owner
             )
-            await asyncio.to_thread(publish, part, path)
-        elif (await self._qemu_img.info(path, "qcow2")).virtual_size_bytes < size_bytes:
-            await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
-        return DiskFile(path=str(path), format="qcow2", serial="root", backing=base)
+        await asyncio.to_thread(publish, part, folder / ROOT)
+
+    def _root_in(self, folder: Path, image: ImageRef | None = None) -> DiskFile:
+        """The root disk that is there, on what it was made: by our own note, because its header is its guest's to write.
+
+        One without a note was made, before there were notes, on the guest's image.
+        """
+        note = next((each.name for each in folder.glob(f"{_BENEATH}*")), None)
+        if note is not None:
+            name = note.removeprefix(_BENEATH)
+            base = self._cache.named(name) if name else None
+        elif image is not None:
+            base = self._cache.base(image)
+        else:
+            raise disk_error(FaultCode.SNAPSHOT_FAILED, "what its root disk was made on is not known")
+        return DiskFile(path=str(folder / ROOT), format="qcow2", serial="root", backing=base)
 
     async def _ensure_rescue(self, rescue: Rescue, folder: Path) -> DiskFile:
         """The disk that a rescued guest boots from: as large as its image, and the same user's as the guest's own."""
@@ -179,7 +236,7 @@ class LocalDisks:
             part = folder / f"{_RESCUE}.part"
             part.unlink(missing_ok=True)
             part.touch(mode=0o600)
-            owner = self._owner(folder / _ROOT)
+            owner = self._owner(folder / ROOT)
             if owner is not None:
                 os.chown(part, owner, owner)
             await self._qemu_img.create_overlay(
@@ -212,7 +269,7 @@ class LocalDisks:
 
     def _owners(self) -> Iterator[int]:
         for _, folder in self._held():
-            for name in (_ROOT, f"{_ROOT}.part"):
+            for name in (ROOT, f"{ROOT}.part"):
                 with contextlib.suppress(FileNotFoundError):
                     yield (folder / name).stat().st_uid
 
@@ -232,7 +289,7 @@ class LocalDisks:
                     *("-V", CONFIG_DRIVE_LABEL, "-o", str(part), str(tree)),
                 )
                 part.chmod(0o400)
-                owner = self._owner(folder / _ROOT)
+                owner = self._owner(folder / ROOT)
                 if owner is not None:
                     os.chown(part, owner, owner)
                 await asyncio.to_thread(publish, part, path)
@@ -264,6 +321,13 @@ class LocalDisks:
         if self._instances.is_dir():
             for path in self._instances.glob(f"{instance_id}.*.removed"):
                 shutil.rmtree(path)
+
+
+def _note(folder: Path, beneath: str) -> None:
+    """Note what a root disk that is about to be made is made on."""
+    for note in folder.glob(f"{_BENEATH}*"):
+        note.unlink()
+    (folder / f"{_BENEATH}{beneath}").touch()
 
 
 def _write_tree(root: Path, files: dict[str, bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from fabric.model.instance import Guest, ImageRef
@@ -59,7 +60,7 @@ class FakeDisks:
             existing = self._machine.folders.get(held)
             if existing is not None:
                 # What it boots from may be another disk now; the root disk stays.
-                self._machine.folders[held] = _describe(guest, placement_epoch)
+                self._machine.folders[held] = _with_root_of(existing, _describe(guest, placement_epoch))
                 return self._machine.folders[held]
             if made:
                 raise _error(FaultCode.DISK_LOST)
@@ -245,6 +246,11 @@ def _describe(guest: Guest, placement_epoch: int) -> GuestDisks:
         ramdisk_path=f"/fake/cache/{booted.ramdisk.sha256}" if booted.ramdisk else "",
         console_log_path=f"{folder}/console.log",
     )
+
+
+def _with_root_of(existing: GuestDisks, now: GuestDisks) -> GuestDisks:
+    (root,) = (disk for disk in existing.disks if disk.serial == "root")
+    return replace(now, disks=tuple(root if disk.serial == "root" else disk for disk in now.disks))
 
 
 def _error(code: FaultCode, detail: str = "") -> DiskError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hostd.driver.base import DiskFile
 from hostd.processes import Confinement, run
 
 _CONVERT_CPU_S: Final = 600
@@ -44,6 +45,25 @@ class QemuImg:
         confined = Confinement(self._user, cpu_s=_CONVERT_CPU_S).command(*command)
         await run(*confined, timeout_s=2 * _CONVERT_CPU_S)
 
+    async def create(self, path: Path, *, size_bytes: int, owner: int | None) -> None:
+        """Make an empty qcow2 disk in `path`, which exists and is the owner's."""
+        command = ("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(size_bytes))
+        await run(*Confinement(owner).command(*command))
+
+    async def copy(self, disk: DiskFile, target: Path, *, owner: int | None) -> None:
+        """Copy a disk that is not in use, with what is beneath it, into `target`, which exists, as a qcow2 that stands by itself.
+
+        The chain is told, never read from a header: that is the guest's to write.
+        """
+        source = f"json:{json.dumps(_chain(disk))}"
+        command = ("qemu-img", "convert", "-O", "qcow2", source, str(target))
+        await run(*Confinement(owner, cpu_s=_CONVERT_CPU_S).command(*command), timeout_s=2 * _CONVERT_CPU_S)
+
+    async def make_whole(self, source: Path, source_format: str, target: Path, *, owner: int | None) -> None:
+        """Copy a disk image of ours into `target`, which exists and is the owner's, as a qcow2 disk."""
+        command = ("qemu-img", "convert", "-f", source_format, "-O", "qcow2", str(source), str(target))
+        await run(*Confinement(owner, cpu_s=_CONVERT_CPU_S).command(*command), timeout_s=2 * _CONVERT_CPU_S)
+
     async def create_overlay(
         self, path: Path, *, base: Path, base_format: str, size_bytes: int, owner: int | None
     ) -> None:
@@ -59,3 +79,12 @@ class QemuImg:
 
     def _confined(self) -> Confinement:
         return Confinement(self._user)
+
+
+def _chain(disk: DiskFile) -> dict[str, object]:
+    """A disk and what is beneath it, as QEMU's block layer is told."""
+    node: dict[str, object] = {"driver": disk.format, "file": {"driver": "file", "filename": disk.path}}
+    if disk.format == "qcow2":
+        # None is said too: otherwise the header is asked.
+        node["backing"] = None if disk.backing is None else _chain(disk.backing)
+    return node

@@ -89,7 +89,12 @@ class Audit:
             self._wires_fault = as_fault_code(error.code)
             _log.warning("wires.failed", reason=error.message)
         if self._knows_orders:
-            used = (image.sha256 for guest in self._guests().values() for image in guest.images())
+            used = (
+                image.sha256
+                for guest in self._guests().values()
+                for image in guest.images()
+                if not (guest.standalone and image is guest.image)
+            )
             try:
                 await self._disks.prune(frozenset(used))
             except DiskError as error:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 
 from fabric.errors import Unavailable
+from fabric.images.core.inspect import ImageLimits, Inspection
 from fabric.model.image import ImageFormat
 from fabric.model.instance import ImageRef, Rescue
 from hostd.core.faults import FaultCode
-from hostd.images.base import DiskError, Disks, Fetch, Held
+from hostd.images.base import DiskCopy, DiskError, Disks, Fetch, Held
 from tests.conformance.guests import a_guest, an_id, an_image
 
 Law = Callable[[Disks], Awaitable[None]]
@@ -224,6 +226,98 @@ async def a_rescued_guest_boots_from_another_disk_and_has_its_own_as_the_second(
     assert after == before
 
 
+async def copied(disks: Disks, action_seq: int = 1) -> tuple[DiskCopy, bytes]:
+    """The root disk of a guest that is off, copied, and the copy's bytes."""
+    await disks.begin_copy(GUEST.id, 1, action_seq)
+    await disks.copy_root(GUEST.id, 1, action_seq)
+    copy = await disks.seal_copy(GUEST.id, 1, action_seq)
+    return copy, b"".join([piece async for piece in disks.read_copy(GUEST.id, 1, action_seq)])
+
+
+async def a_copy_is_an_image_by_itself_of_what_the_disk_is(disks: Disks) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+
+    copy, data = await copied(disks)
+
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (copy.size_bytes, copy.sha256)
+    assert copy.virtual_size_bytes == GUEST.disk_gib << 30
+    inspection = Inspection(ImageFormat.QCOW2, ImageLimits())
+    inspection.feed(data)
+    assert inspection.finish().virtual_size_bytes == copy.virtual_size_bytes
+
+
+async def a_sealed_copy_is_found_again_and_a_dropped_one_is_not(disks: Disks) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    begun_only = await disks.begin_copy(GUEST.id, 1, 1)
+    assert begun_only.format == "qcow2"
+    assert await disks.find_copy(GUEST.id, 1, 1) is None
+
+    copy, _ = await copied(disks)
+    assert await disks.find_copy(GUEST.id, 1, 1) == copy
+    assert await disks.find_copy(GUEST.id, 1, 2) is None
+
+    await disks.drop_copies(GUEST.id, 1)
+    await disks.drop_copies(GUEST.id, 1)
+    assert await disks.find_copy(GUEST.id, 1, 1) is None
+
+
+async def a_copy_drops_what_was_copied_before(disks: Disks) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    await copied(disks, 1)
+    await copied(disks, 2)
+
+    assert await disks.find_copy(GUEST.id, 1, 1) is None
+
+
+async def without_a_root_disk_there_is_nothing_to_copy(disks: Disks) -> None:
+    with pytest.raises(DiskError) as refused:
+        await disks.begin_copy(GUEST.id, 1, 1)
+    assert refused.value.code == FaultCode.DISK_LOST
+
+    await disks.drop_copies(GUEST.id, 1)
+
+
+async def copies_go_with_their_placement(disks: Disks) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    await copied(disks)
+
+    await disks.remove(GUEST.id, 1)
+
+    assert await disks.find_copy(GUEST.id, 1, 1) is None
+    assert await disks.held() == frozenset()
+
+
+async def a_standalone_guest_needs_its_image_no_more_once_it_is_made(disks: Disks) -> None:
+    alone = replace(GUEST, standalone=True)
+    await bring(disks)
+    made = await disks.ensure_guest(alone, 1)
+    source = Source()
+
+    await disks.prune(frozenset())
+
+    assert made.disks[0].backing is None
+    assert await disks.ensure_guest(alone, 1, made=True) == made
+    await bring(disks, source.fetch)
+    assert source.fetches == 1
+
+
+async def a_root_disk_stays_on_what_it_was_made_on_whatever_its_guests_image_becomes(disks: Disks) -> None:
+    content = CONTENT[::-1]
+    other = an_image(content, id=an_id("other"))
+    await bring(disks)
+    await bring(disks, Source(content).fetch, other)
+    made = await disks.ensure_guest(GUEST, 1)
+
+    again = await disks.ensure_guest(replace(GUEST, image=other), 1, made=True)
+    alone = await disks.ensure_guest(replace(GUEST, image=other, standalone=True), 1, made=True)
+
+    assert again.disks[0] == alone.disks[0] == made.disks[0]
+
+
 LAWS: tuple[Law, ...] = (
     an_image_is_fetched_once_and_its_progress_told,
     calls_at_once_share_one_download,
@@ -241,4 +335,11 @@ LAWS: tuple[Law, ...] = (
     pruning_takes_nothing_from_beneath_a_guest,
     there_is_space_and_it_is_counted,
     a_rescued_guest_boots_from_another_disk_and_has_its_own_as_the_second,
+    a_copy_is_an_image_by_itself_of_what_the_disk_is,
+    a_sealed_copy_is_found_again_and_a_dropped_one_is_not,
+    a_copy_drops_what_was_copied_before,
+    without_a_root_disk_there_is_nothing_to_copy,
+    copies_go_with_their_placement,
+    a_standalone_guest_needs_its_image_no_more_once_it_is_made,
+    a_root_disk_stays_on_what_it_was_made_on_whatever_its_guests_image_becomes,
 )

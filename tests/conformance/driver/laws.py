@@ -10,7 +10,7 @@ import pytest
 
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode
-from hostd.driver.base import Domain, DomainEvent, DomainSpec, Driver, DriverError
+from hostd.driver.base import DiskFile, Domain, DomainEvent, DomainSpec, Driver, DriverError
 from tests.conformance.guests import an_id
 
 ID = an_id("server")
@@ -27,6 +27,14 @@ class Rig(Protocol):
 
     def spec(self, *, placement_epoch: int = 1, generation: int = 1) -> DomainSpec:
         """A definition of `ID` that boots (into nothing)."""
+        ...
+
+    def empty_disk(self) -> DiskFile:
+        """A file for a copy of `ID`'s root disk, there and empty."""
+        ...
+
+    def holds_a_copy(self, target: DiskFile) -> bool:
+        """Whether that file is a whole copy now."""
         ...
 
     def crash(self) -> None:
@@ -292,6 +300,52 @@ async def who_is_off_cannot_be_held_or_let_go_on(rig: Rig) -> None:
     assert (await seen(rig.driver)).power is PowerState.SHUTDOWN
 
 
+async def the_disk_of_a_guest_that_runs_or_is_paused_is_copied(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    for power in (PowerState.RUNNING, PowerState.PAUSED):
+        target = rig.empty_disk()
+        await rig.driver.copy_disk(ID, "root", target)
+
+        assert rig.holds_a_copy(target)
+        assert (await seen(rig.driver)).power is power
+        if power is PowerState.RUNNING:
+            await rig.driver.hold(ID, PowerState.PAUSED)
+
+
+async def a_guest_that_is_off_has_no_disk_to_copy_for_its_hypervisor(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+
+    with pytest.raises(DriverError) as refused:
+        await rig.driver.copy_disk(ID, "root", rig.empty_disk())
+
+    assert refused.value.code == FaultCode.GUEST_OFF
+
+
+async def a_disk_that_is_not_there_is_not_copied(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+
+    with pytest.raises(DriverError) as refused:
+        await rig.driver.copy_disk(ID, "another", rig.empty_disk())
+
+    assert refused.value.code == FaultCode.SNAPSHOT_FAILED
+
+
+async def a_copy_that_is_given_up_does_not_hinder_the_next(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    given_up = asyncio.create_task(rig.driver.copy_disk(ID, "root", rig.empty_disk()))
+    await asyncio.sleep(0.01)
+    given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
+    target = rig.empty_disk()
+
+    await rig.driver.copy_disk(ID, "root", target)
+
+    assert rig.holds_a_copy(target)
+
+
 LAWS: tuple[Law, ...] = (
     opening_says_what_is_there,
     what_was_never_defined_is_not_there,
@@ -314,4 +368,8 @@ LAWS: tuple[Law, ...] = (
     cutting_the_power_of_who_is_held_drops_its_memory,
     forgetting_who_is_suspended_leaves_nothing,
     who_is_off_cannot_be_held_or_let_go_on,
+    the_disk_of_a_guest_that_runs_or_is_paused_is_copied,
+    a_guest_that_is_off_has_no_disk_to_copy_for_its_hypervisor,
+    a_disk_that_is_not_there_is_not_copied,
+    a_copy_that_is_given_up_does_not_hinder_the_next,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hostd.driver.base import DiskFile, DomainSpec, Driver
-from hostd.driver.fake import INSTANT, FakeDriver, FakeMachine
+from hostd.driver.fake import INSTANT, FakeCopy, FakeDriver, FakeMachine
+from hostd.images.base import Held
 from tests.conformance.driver.laws import ID, LAWS, Law
 from tests.conformance.guests import a_guest
 
@@ -27,6 +28,16 @@ class FakeRig:
             generation=generation,
             disks=(DiskFile(path="/fake/root", format="qcow2", serial="root"),),
             interfaces=(),
+        )
+
+    def empty_disk(self) -> DiskFile:
+        path = f"/fake/copy-{len(self.machine.copies)}"
+        self.machine.copies[Held(ID, 1), len(self.machine.copies)] = FakeCopy(path)
+        return DiskFile(path=path, format="qcow2", serial="")
+
+    def holds_a_copy(self, target: DiskFile) -> bool:
+        return any(
+            made.path == target.path and made.data is not None for made in self.machine.copies.values()
         )
 
     def crash(self) -> None:

@@ -61,6 +61,16 @@ class LibvirtRig:
             console_log_path=str(self.machine.folder / "console.log"),
         )
 
+    def empty_disk(self) -> DiskFile:
+        path = self.disk.with_name("copy.qcow2")
+        path.unlink(missing_ok=True)
+        make_disk(path)
+        return DiskFile(path=str(path), format="qcow2", serial="")
+
+    def holds_a_copy(self, target: DiskFile) -> bool:
+        command = ("qemu-img", "compare", "-U", "-f", "qcow2", "-F", "qcow2", str(self.disk), target.path)
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
     def crash(self) -> None:
         self.machine.kill(domain_name(ID))
 
@@ -95,6 +105,7 @@ def undefine_all(machine: Machine) -> None:
 async def rig(machine: Machine) -> AsyncIterator[LibvirtRig]:
     made = LibvirtRig(machine)
     make_disk(made.disk)
+    write_to(made.disk)
     await made.driver.open()
     yield made
     await made.driver.close()
@@ -105,6 +116,12 @@ def make_disk(path: Path) -> None:
     subprocess.run(("qemu-img", "create", "-q", "-f", "qcow2", str(path), "64M"), check=True)
     os.chown(path, GUEST_USER, GUEST_USER)
     path.chmod(0o600)
+
+
+def write_to(path: Path) -> None:
+    """Put something on a disk that is not in use."""
+    command = ("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 4M", str(path))
+    subprocess.run(command, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)

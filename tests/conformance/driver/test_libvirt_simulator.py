@@ -26,6 +26,8 @@ NOT_KEPT: dict[Law, str] = {
     laws.forgetting_who_is_suspended_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
     laws.guests_run_on_when_the_daemon_goes: "ends by forgetting, see above; and its guests live in this process",
     laws.buttons_of_a_running_domain_return_at_once: "has no ACPI button: refuses the flag that presses it",
+    laws.the_disk_of_a_guest_that_runs_or_is_paused_is_copied: "runs no jobs: knows no backup",
+    laws.a_copy_that_is_given_up_does_not_hinder_the_next: "runs no jobs: knows no backup",
     laws.a_crash_is_told_and_seen: "its guests have no process that could be killed",
 }
 """The laws that the simulator cannot keep, and why. Real QEMU keeps them all (test_libvirt.py)."""
@@ -65,6 +67,12 @@ class SimulatorRig:
             disks=(DiskFile(path="/simulated/root", format="qcow2", serial="root"),),
             interfaces=(),
         )
+
+    def empty_disk(self) -> DiskFile:
+        return DiskFile(path="/simulated/copy", format="qcow2", serial="")
+
+    def holds_a_copy(self, target: DiskFile) -> bool:
+        raise AssertionError(NOT_KEPT[laws.the_disk_of_a_guest_that_runs_or_is_paused_is_copied])
 
     def crash(self) -> None:
         raise AssertionError(NOT_KEPT[laws.a_crash_is_told_and_seen])

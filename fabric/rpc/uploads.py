@@ -1,0 +1,54 @@
+"""The sending side of a call whose requests are streamed: every failure an error of ours, whoever it was that ended the call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from typing import TypeVar
+
+import grpc.aio
+
+from fabric.errors import FabricError, Unavailable
+from fabric.rpc.call_stream import is_cancelling
+from fabric.rpc.status import DETAILS_KEY, from_status
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+async def send_all(call: grpc.aio.StreamUnaryCall[Q, R], requests: AsyncGenerator[Q, None]) -> R:
+    """Send every request, then take the answer. A server that has answered before the last one is heard at once.
+
+    Raises what the server did, Unavailable where there is none, and what iterating raises: then the call is cancelled, so that what was
+    sent is not taken for all there was.
+    """
+    try:
+        # By hand, because gRPC only logs what iterating raises, and a peer that is slow must slow us down.
+        async for request in requests:
+            try:
+                await call.write(request)
+            except asyncio.InvalidStateError:
+                break  # it has ended; the answer says why
+        else:
+            await call.done_writing()
+        return await call
+    except grpc.aio.AioRpcError as failed:
+        raise error_of(failed) from None
+    except asyncio.CancelledError:
+        if is_cancelling():
+            raise
+        raise Unavailable("the connection was closed") from None
+    finally:
+        call.cancel()
+        await requests.aclose()
+
+
+def error_of(failed: grpc.aio.AioRpcError) -> FabricError:
+    """What the server raised."""
+    details = b""
+    with suppress(TypeError):
+        for key, value in failed.trailing_metadata() or ():
+            if key == DETAILS_KEY and isinstance(value, bytes):
+                details = value
+    return from_status(failed.code().value[0], failed.details() or "", details)
