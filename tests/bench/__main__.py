@@ -18,7 +18,9 @@ from tests.bench.measure import Row, table
 
 BENCHES = {
     "overhead": "what the fabric adds to what libvirt takes for a create (real guests, root)",
+    "actions": "what it adds to stopping, starting, pausing, suspending, resuming (real guests, root)",
     "creates": "creates on 100 hosts without hardware: rate, latency, transactions, processor, memory",
+    "firewall": "the packet filter: throughput with and without it, and how soon rules are in force (root)",
     "simulation": "fault schedules per CPU-second",
     "scheduler": "how long placing takes, by the number of hosts",
     "cli": "how long the command line takes to start",
