@@ -1,18 +1,19 @@
 """Root file systems of Debian, as archives that `docker import` takes: no image registry is asked for a base.
 
-They are made by mmdebstrap from the mirror that this machine's apt uses, with apt's own checking of signatures, and kept until the list
-of packages changes.
+They are made by mmdebstrap from the mirror that this machine's apt uses, with apt's own checking of signatures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 SUITE: Final = "bookworm"
 PYTHON: Final = "3.11"
@@ -68,36 +69,40 @@ HOST: Final = RootFs(
 )
 
 
-def archive(wanted: RootFs, folder: Path, *, say: Callable[[str], None]) -> Path:
-    """The archive of a root file system, made if `folder` lacks it. Others of its name are removed then. Raises BuildError."""
-    path = folder / f"{wanted.name}-{wanted.digest}.tar"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    say(
-        f"installing Debian's {SUITE} with {len(wanted.packages)} packages and what they need, for the {wanted.name}"
-    )
-    made = path.with_suffix(".new")
+_IN_MEMORY: Final = 'mount -t tmpfs -o mode=0755 tmpfs "$TMPDIR" && exec mmdebstrap "$@"'
+"""Its file system is this process's alone, and gone with it, however that ends. No disk is waited for either."""
+
+
+@contextlib.contextmanager
+def archive(wanted: RootFs) -> Iterator[IO[bytes]]:
+    """A root file system as a tar stream, while it is made. Raises BuildError, at the end of the block, if what was read is not all."""
     command = (
-        *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=tar"),
+        *("unshare", "--mount", "--propagation", "private", "sh", "-c", _IN_MEMORY, "mmdebstrap"),
+        *("--quiet", "--mode=root", "--variant=minbase", "--format=tar"),
         *(f"--dpkgopt={option}" for option in DPKG_OPTIONS),
         # minbase is everything that is required, and apt; recommendations would double it.
         *("--aptopt=Apt::Install-Recommends false", f"--include={','.join(wanted.packages)}"),
-        *(SUITE, str(made), *sources()),
+        *(SUITE, "-", *sources()),
     )
-    try:
-        done = subprocess.run(
-            command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as words:
+        making = subprocess.Popen(
+            command,
+            env={**_environment(), "TMPDIR": folder},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
         )
-    except FileNotFoundError:
-        raise BuildError("mmdebstrap is missing: `tools/setup test` installs it") from None
-    if done.returncode != 0:
-        made.unlink(missing_ok=True)
-        raise BuildError(f"mmdebstrap ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    for old in folder.glob(f"{wanted.name}-*.tar"):
-        old.unlink()
-    made.rename(path)
-    return path
+        assert making.stdout is not None
+        try:
+            with making.stdout:
+                yield making.stdout
+        finally:
+            # Whoever has stopped reading ends it by that.
+            status = making.wait()
+        if status != 0:
+            words.seek(0)
+            said = words.read()[-3000:].decode(errors="replace")
+            raise BuildError(f"mmdebstrap (which `tools/setup test` installs) ended with {status}:\n{said}")
 
 
 def sources() -> list[str]:

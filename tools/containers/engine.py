@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Self
+from typing import IO, Final, Self
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / ".cache" / "containers"
@@ -207,7 +207,12 @@ def environment(host: str, folder: Path) -> dict[str, str]:
     }
 
 
-def docker(*words: str, environment: Mapping[str, str], timeout_s: float = 120.0) -> str:
+def docker(
+    *words: str,
+    environment: Mapping[str, str],
+    timeout_s: float = 120.0,
+    stdin: int | IO[bytes] = subprocess.DEVNULL,
+) -> str:
     """What a `docker` command prints.
 
     Raises:
@@ -217,7 +222,7 @@ def docker(*words: str, environment: Mapping[str, str], timeout_s: float = 120.0
     done = subprocess.run(
         (_program("docker"), *words),
         env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         capture_output=True,
         check=False,
         timeout=timeout_s,

@@ -99,7 +99,7 @@ def test_a_host_cannot_reach_a_store(place: Place) -> None:
     if not isinstance(place, InContainers):
         pytest.skip(f"NO DOCKER ENGINE: {REASONS[0]}")
 
-    knock = ("timeout", "5", "bash", "-c", '</dev/tcp/"$1"/2379', "bash")
+    knock = ("timeout", "2", "bash", "-c", '</dev/tcp/"$1"/2379', "bash")
     member = (place.on_host("conductor", "getent", "hosts", "etcd-1") or "").split()[0]
 
     assert place.on_host("conductor", *knock, member) is not None
