@@ -33,6 +33,7 @@ class StepName(enum.IntEnum):
     ATTACH = 18
     DETACH = 19
     SET_PASSWORD = 20
+    CLEAN_UP = 21
 
 
 class Outcome(enum.IntEnum):

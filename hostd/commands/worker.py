@@ -24,6 +24,7 @@ from hostd.commands.site import Site
 from hostd.core import fencing, reconcile
 from hostd.core.faults import FaultCode, as_fault_code, fault_text
 from hostd.core.reconcile import Resume, Seen
+from hostd.core.step_log import StepLog
 from hostd.core.steps import (
     Act,
     Capture,
@@ -114,6 +115,7 @@ class Worker:
         self._release: Release | None = None
         self._site = site
         self._effort = Effort(began_s=0.0)
+        self._log = StepLog()
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._is_looking = False
@@ -171,6 +173,7 @@ class Worker:
 
     def _begin(self, row_before: JournalRow | None = None) -> None:
         now_s = self._site.clock.boot_s()
+        self._log = StepLog()
         self._effort = Effort(began_s=now_s)
         if self.row is not None:
             self._effort = reconcile.begun(row_before, self.row, now_s=now_s)
@@ -297,13 +300,13 @@ class Worker:
     async def _do(self, goal: Order | Release, step: Act) -> None:
         if isinstance(step, _SPAWNING):
             async with self._site.slots:
-                await self._act(goal, step)
+                await self._timed(goal, step)
         elif isinstance(step, Capture | HandIn):
             # Of their own: who waits for a server to start does not wait for others' disks to be read.
             async with self._site.copies:
-                await self._act(goal, step)
+                await self._timed(goal, step)
         else:
-            await self._act(goal, step)
+            await self._timed(goal, step)
         await self._site.failpoints.reach(step.reached)
 
     async def _do_both(self, goal: Order | Release, *steps: Act) -> None:
@@ -312,6 +315,19 @@ class Worker:
         for end in ends:
             if end is not None:
                 raise end
+
+    async def _timed(self, goal: Order | Release, step: Act) -> None:
+        """Do a step, and note when, and how it ended, unless it is not wanted any more."""
+        clock = self._site.clock
+        began_s = clock.boot_s()
+        try:
+            await self._act(goal, step)
+        except (Superseded, Fenced):
+            raise
+        except Exception as error:
+            self._log = self._log.took(step, began_s=began_s, ended_s=clock.boot_s(), fault=fault_of(error))
+            raise
+        self._log = self._log.took(step, began_s=began_s, ended_s=clock.boot_s())
 
     async def _act(self, goal: Order | Release, step: Act) -> None:
         self._must_be_permitted(goal, step)
@@ -461,6 +477,7 @@ class Worker:
                 power=settled.power,
                 fault_code=settled.fault or "",
                 fault_message=fault_text(settled.fault) if settled.fault else "",
+                steps=self._log.told(self._site.clock.boot_s()),
             )
         )
 

@@ -68,6 +68,8 @@ class _StepNameEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepName.Val
     """Pull something out."""
     STEP_NAME_SET_PASSWORD: _StepName.ValueType  # 20
     """Set a password inside the guest."""
+    STEP_NAME_CLEAN_UP: _StepName.ValueType  # 21
+    """Remove what only the action needed."""
 
 class StepName(_StepName, metaclass=_StepNameEnumTypeWrapper):
     """What a step does."""
@@ -114,6 +116,8 @@ STEP_NAME_DETACH: StepName.ValueType  # 19
 """Pull something out."""
 STEP_NAME_SET_PASSWORD: StepName.ValueType  # 20
 """Set a password inside the guest."""
+STEP_NAME_CLEAN_UP: StepName.ValueType  # 21
+"""Remove what only the action needed."""
 Global___StepName: _TypeAlias = StepName  # noqa: Y015
 
 class _Outcome:
