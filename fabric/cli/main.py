@@ -21,14 +21,21 @@ NOUNS = MappingProxyType(
         "console": Entry("fabric.cli.console:console", "What servers write to their serial console."),
         "dev": Entry("fabric.cli.dev:dev", "A whole fabric on this machine."),
         "flavor": Entry("fabric.cli.flavors:flavor", "The menu of sizes."),
+        "floating": Entry(
+            "fabric.cli.routers:floating", "Floating IPs: external addresses that lead to ports."
+        ),
         "host": Entry("fabric.cli.hosts:host", "The machines below, for administrators."),
         "image": Entry("fabric.cli.images:image", "What servers' disks start as."),
         "keypair": Entry("fabric.cli.keypairs:keypair", "Your SSH public keys."),
         "login": Entry("fabric.cli.tokens:login", "Log in, for the commands to come."),
         "network": Entry("fabric.cli.networks:network", "What servers can be attached to."),
+        "port": Entry("fabric.cli.ports:port", "Places on networks, and what may pass there."),
         "project": Entry("fabric.cli.projects:project", "What owns servers and quota, for administrators."),
         "role": Entry("fabric.cli.users:role", "What users may do in projects, for administrators."),
+        "router": Entry("fabric.cli.routers:router", "What joins subnets, and leads out of them."),
+        "security": Entry("fabric.cli.security_groups:security", "Security groups: what may pass at ports."),
         "server": Entry("fabric.cli.servers:server", "Servers: make them, look after them, end them."),
+        "subnet": Entry("fabric.cli.subnets:subnet", "The ranges of networks' addresses."),
         "token": Entry("fabric.cli.tokens:token", "Tokens, which prove who is asking."),
         "user": Entry("fabric.cli.users:user", "People, for administrators."),
     }

@@ -1,13 +1,38 @@
-"""`fabric network`: what servers can be attached to."""
+"""`fabric network`: what ports, and so servers, are on."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fabric.cli import params
-from fabric.cli.output import Shape, listing, print_list, print_one, showing, when
-from fabric.cli.params import examples
+from fabric.cli.many import each
+from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
+from fabric.cli.params import examples, given
 from fabric.cli.session import Session, pass_session
+
+if TYPE_CHECKING:
+    from fabric.client.networks import Network
+
+
+def view(network: Network) -> dict[str, Value]:
+    """Every field, as it is printed."""
+    return {
+        "id": network.id,
+        "name": network.name,
+        "kind": network.kind,
+        "mtu": network.mtu,
+        "dns_nameservers": list(network.dns_servers),
+        "created_at": when(network.create_time),
+        "project_id": network.project_id,
+        "description": network.description,
+        "shared": network.shared,
+        "router:external": network.external,
+        "subnets": list(network.subnet_ids),
+        "provider:segmentation_id": network.vni or None,
+        "updated_at": when(network.update_time),
+    }
 
 
 @click.group()
@@ -15,15 +40,50 @@ def network() -> None:
     """Networks that servers can be attached to."""
 
 
+@network.command(
+    epilog=examples(
+        "fabric network create nebula_net",
+        "fabric network create --external --description 'The world outside' public",
+    )
+)
+@click.option("--description", default="", help="For people.")
+@click.option("--mtu", type=int, default=0, metavar="BYTES", help="The MTU of its interfaces.")
+@click.option(
+    "--share/--no-share",
+    "shared",
+    default=False,
+    help="Whether every project may use it (system administrators).",
+)
+@click.option(
+    "--external/--internal",
+    default=False,
+    help="Whether it is the world outside, for gateways and floating IPs (system administrators).",
+)
+@click.argument("name")
+@showing
+@pass_session
+def create(
+    session: Session, *, description: str, mtu: int, shared: bool, external: bool, name: str, shape: Shape
+) -> None:
+    """Make a network that spans the hosts."""
+    made = session.client.networks.create(
+        name=name, description=description, mtu=mtu, shared=shared, external=external
+    )
+    print_one(shape, view(made))
+
+
 @network.command("list", epilog=examples("fabric network list"))
 @listing
 @pass_session
 def list_(session: Session, *, shape: Shape) -> None:
-    """List every network."""
+    """List the project's networks, and those that everybody sees."""
     print_list(
         shape,
-        ("ID", "Name", "Kind", "MTU"),
-        ((it.id, it.name, it.kind, it.mtu) for it in session.client.networks.list()),
+        ("ID", "Name", "Kind", "MTU", "Shared", "Subnets"),
+        (
+            (it.id, it.name, it.kind, it.mtu, it.shared, list(it.subnet_ids))
+            for it in session.client.networks.list()
+        ),
     )
 
 
@@ -33,15 +93,26 @@ def list_(session: Session, *, shape: Shape) -> None:
 @pass_session
 def show(session: Session, *, network: str, shape: Shape) -> None:
     """Show one, by name or id."""
-    found = session.client.networks.get(network)
-    print_one(
-        shape,
-        {
-            "id": found.id,
-            "name": found.name,
-            "kind": found.kind,
-            "mtu": found.mtu,
-            "dns_nameservers": list(found.dns_servers),
-            "created_at": when(found.create_time),
-        },
-    )
+    print_one(shape, view(session.client.networks.get(network)))
+
+
+@network.command("set", epilog=examples("fabric network set --name office --mtu 1400 nebula_net"))
+@click.option("--name", help="Another name.")
+@click.option("--description", help="For people.")
+@click.option("--mtu", type=int, metavar="BYTES", help="The MTU of its interfaces.")
+@click.option(
+    "--share/--no-share", "shared", default=None, help="Whether every project may use it (administrators)."
+)
+@click.argument("network", shell_complete=params.networks)
+@pass_session
+def set_(session: Session, /, *, network: str, **said: Any) -> None:
+    """Change one."""
+    session.client.networks.update(network, **given(said))
+
+
+@network.command(epilog=examples("fabric network delete nebula_net"))
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...", shell_complete=params.networks)
+@pass_session
+def delete(session: Session, *, networks: tuple[str, ...]) -> None:
+    """Delete networks with their subnets; refused while anything is on them."""
+    each(session, networks, session.client.networks.delete)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -42,6 +42,54 @@ class Pair(click.ParamType[tuple[str, str]]):
 
 PAIR = Pair()
 
+
+class Keys(click.ParamType[dict[str, str]]):
+    """KEY=VALUE,KEY=VALUE with keys that are known: all of the first, and any of the optional ones, but one at least."""
+
+    def __init__(self, *needed: str, optional: tuple[str, ...] = ()) -> None:
+        self.needed = needed
+        self.keys = (*needed, *optional)
+        self.name = ",".join(f"{key}={key.upper()}" for key in self.keys)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        if isinstance(value, dict):
+            return value
+        found: dict[str, str] = {}
+        for part in str(value).split(","):
+            key, equals, rest = part.partition("=")
+            if not equals or not rest or key not in self.keys or key in found:
+                self.fail(f"{value!r} is not {self.name}", param, ctx)
+            found[key] = rest
+        for key in self.needed:
+            if key not in found:
+                self.fail(f"{value!r} does not say {key}", param, ctx)
+        return found
+
+
+class PortRange(click.ParamType[tuple[int, int]]):
+    """A port, or FIRST:LAST."""
+
+    name = "PORT[:PORT]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        first, colon, last = str(value).partition(":")
+        if not first.isdecimal() or (colon and not last.isdecimal()):
+            self.fail(f"{value!r} is no port and not FIRST:LAST", param, ctx)
+        return int(first), int(last or first)
+
+
+PORT_RANGE = PortRange()
+
+
+def given(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's optional options that were given."""
+    return {name: value for name, value in said.items() if value is not None}
+
+
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -69,8 +117,14 @@ flavors = names_of(lambda client: (it.name for it in client.flavors.list()))
 hosts = names_of(lambda client: (it.name for it in client.hosts.list().hosts))
 images = names_of(lambda client: (it.name for it in client.images.list()))
 keypairs = names_of(lambda client: (it.name for it in client.keypairs.list()))
+external_networks = names_of(lambda client: (it.name for it in client.networks.list() if it.external))
+floating_ips = names_of(lambda client: (it.ip_address for it in client.floating_ips.list()))
 networks = names_of(lambda client: (it.name for it in client.networks.list()))
+ports = names_of(lambda client: (it.name for it in client.ports.list()))
 projects = names_of(lambda client: (it.name for it in client.projects.list()))
+routers = names_of(lambda client: (it.name for it in client.routers.list()))
+security_groups = names_of(lambda client: (it.name for it in client.security_groups.list()))
+subnets = names_of(lambda client: (it.name for it in client.subnets.list()))
 servers = names_of(lambda client: (it.name for it in client.instances.list().instances))
 users = names_of(lambda client: (it.name for it in client.users.list()))
 

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from fabric.client.images import Images
     from fabric.client.instances import Instances
     from fabric.client.keypairs import Keypairs
-    from fabric.client.networks import Networks
+    from fabric.client.networks import Networks, Subnets
+    from fabric.client.ports import Ports
     from fabric.client.projects import Projects
+    from fabric.client.routers import FloatingIps, Routers
+    from fabric.client.security_groups import SecurityGroups
     from fabric.client.tokens import Tokens
     from fabric.client.users import Users
 
@@ -109,6 +112,41 @@ class Client:
         from fabric.client.networks import Networks
 
         return Networks(self._calls)
+
+    @cached_property
+    def subnets(self) -> Subnets:
+        """The ranges of networks' addresses."""
+        from fabric.client.networks import Subnets
+
+        return Subnets(self._calls)
+
+    @cached_property
+    def ports(self) -> Ports:
+        """Places on networks."""
+        from fabric.client.ports import Ports
+
+        return Ports(self._calls)
+
+    @cached_property
+    def routers(self) -> Routers:
+        """What joins subnets and leads out of them."""
+        from fabric.client.routers import Routers
+
+        return Routers(self._calls)
+
+    @cached_property
+    def floating_ips(self) -> FloatingIps:
+        """External addresses that lead to ports."""
+        from fabric.client.routers import FloatingIps
+
+        return FloatingIps(self._calls)
+
+    @cached_property
+    def security_groups(self) -> SecurityGroups:
+        """What may pass at ports."""
+        from fabric.client.security_groups import SecurityGroups
+
+        return SecurityGroups(self._calls)
 
     @cached_property
     def instances(self) -> Instances:
