@@ -1,4 +1,4 @@
-"""The guest's root file system, laid out in a folder: busybox, an SSH server, their libraries, and our own files."""
+"""The guest's root file system, laid out in a folder: busybox, an SSH server, a guest agent, their libraries, and our own files."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ PROGRAMS = (
     ("dropbear-bin", "usr/sbin/dropbear"),
     ("dropbear-bin", "usr/bin/dropbearkey"),
     ("e2fsprogs", "sbin/resize2fs"),
+    ("qemu-guest-agent", "usr/sbin/qemu-ga"),
 )
 # Applets that are looked for in /sbin, by init itself or by habit.
 _SBIN = ("acpid", "getty", "halt", "init", "ip", "modprobe", "poweroff", "reboot", "syslogd", "udhcpc")

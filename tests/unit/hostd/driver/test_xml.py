@@ -126,8 +126,19 @@ def test_a_tap_is_only_opened() -> None:
     assert one(interface, "mtu").get("size") == "1450"
 
 
-def test_nobody_can_look_at_a_screen() -> None:
-    assert built().find("devices/graphics") is None
+def test_nobody_can_connect_to_a_screen() -> None:
+    """Neither over a network nor by a file: connections are handed to QEMU by libvirt, one by one."""
+    graphics = one(built(), "devices/graphics")
+
+    assert [each.attrib for each in graphics] == [{"type": "none"}]
+    assert graphics.attrib == {"type": "vnc"}
+
+
+def test_the_agent_has_a_port_whose_socket_libvirt_makes() -> None:
+    channel = one(built(), "devices/channel")
+
+    assert channel.find("source") is None
+    assert one(channel, "target").attrib == {"type": "virtio", "name": "org.qemu.guest_agent.0"}
 
 
 @pytest.mark.parametrize(("platform", "kind", "cpu"), [(QEMU, "qemu", "maximum"), (KVM, "kvm", "host-model")])
