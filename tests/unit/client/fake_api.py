@@ -32,8 +32,16 @@ from fabric.pb.compute.v1 import (
 )
 from fabric.pb.identity.v1 import project_service_pb2, token_service_pb2, user_service_pb2
 from fabric.pb.image.v1 import image_service_pb2
-from fabric.pb.network.v1 import network_service_pb2
+from fabric.pb.network.v1 import (
+    floating_ip_service_pb2,
+    network_service_pb2,
+    port_service_pb2,
+    router_service_pb2,
+    security_group_service_pb2,
+    subnet_service_pb2,
+)
 from fabric.rpc.status import DETAILS_KEY, to_status
+from tests.unit.client.network_api import NetworkApi
 
 NOW_S = 1_790_000_000
 TOKEN = "fabtoken-good"
@@ -41,12 +49,17 @@ PASSWORD = "correct horse"
 
 FILES = (
     flavor_service_pb2,
+    floating_ip_service_pb2,
     host_service_pb2,
     image_service_pb2,
     instance_service_pb2,
     keypair_service_pb2,
     network_service_pb2,
+    port_service_pb2,
     project_service_pb2,
+    router_service_pb2,
+    security_group_service_pb2,
+    subnet_service_pb2,
     token_service_pb2,
     user_service_pb2,
 )
@@ -77,7 +90,7 @@ class FakeApi:
         self.keypairs: dict[str, keypair_service_pb2.Keypair] = {}
         self.images: dict[str, image_service_pb2.Image] = {}
         self.bytes: dict[str, bytes] = {}
-        self.networks = {"nebula_net": network_service_pb2.Network(id="n-1", name="nebula_net", mtu=1450)}
+        self.network = NetworkApi()
         self.instances: dict[str, instance_service_pb2.Instance] = {}
         self.steps: dict[str, list[Step]] = {}
         self.hosts: dict[str, host_service_pb2.Host] = {}
@@ -121,7 +134,8 @@ class FakeApi:
         if asked != request:
             raise Conflict("this request_id had another body", reason=Reason.REQUEST_ID_MISMATCH)
         if answer is None:
-            answer = getattr(self, method)(request)
+            is_network = self.network.has(method)
+            answer = self.network.call(method, request) if is_network else getattr(self, method)(request)
             if request_id:
                 self._answers[request_id] = (request, answer)
         if self.lose[method]:
@@ -163,13 +177,6 @@ class FakeApi:
     def delete_keypair(self, request: Any) -> Any:
         self.keypairs.pop(_found(self.keypairs, request.keypair).name)
         return keypair_service_pb2.DeleteKeypairResponse()
-
-    def get_network(self, request: Any) -> Any:
-        return network_service_pb2.GetNetworkResponse(network=_found(self.networks, request.network))
-
-    def list_networks(self, request: Any) -> Any:
-        page, token = self._page(self.networks.values(), request.page_token)
-        return network_service_pb2.ListNetworksResponse(networks=page, next_page_token=token)
 
     # ---------------------------------------------------------------------------------- images
 
