@@ -15,8 +15,10 @@ from fabric.api.cells import Cells, CellView
 from fabric.api.core.accept import Asked, admission, first_cell, request_for
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
+    NO_OTHER,
     REQUEST_ID_KEPT_MS,
     Intent,
+    Other,
     cancelled,
     keys_of,
     replayed,
@@ -47,7 +49,7 @@ from fabric.quota.ledger import Ledger
 from fabric.rpc.method import Method, methods
 from fabric.store import codec
 from fabric.store.base import Refused, Snapshot, Store
-from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, Key
+from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, SESSION, USE, Key
 from fabric.store.settle import commit_settled
 
 T = TypeVar("T")
@@ -86,7 +88,7 @@ class InstanceHandlers:
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
-        self._preparing = Preparing(catalogue, clock=clock)
+        self._preparing = Preparing(catalogue, clock=clock, ids=ids)
         for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"]):
             if method.action:
                 setattr(self, method.attribute, partial(self._answer, method))
@@ -234,6 +236,7 @@ class InstanceHandlers:
             change=prepared.change,
             image_id=prepared.image_id,
             also=prepared.also,
+            work=prepared.work,
             etag=getattr(request, "etag", ""),
         )
         instance, revision = await self._act(request.instance, intent, principal)
@@ -322,8 +325,16 @@ class InstanceHandlers:
                 view.name, seen.revision
             )
         assignment = found(seen, ASSIGNMENT, now.host, now.id) if now.host else None
+        if now.move != instance.move:
+            return None
         decided = written(
-            seen, now, assignment, intent, now_ms=self._clock.now_ms(), op_id=self._ids.new_id()
+            seen,
+            now,
+            assignment,
+            intent,
+            now_ms=self._clock.now_ms(),
+            op_id=self._ids.new_id(),
+            other=_other(seen, now),
         )
         outcome = await view.commit(txn_of(decided.write), mark=decided.write.mark)
         if isinstance(outcome, Refused):
@@ -440,6 +451,13 @@ class InstanceHandlers:
 
 def _about(answered: Answered, instance_id: str) -> Answered:
     return replace(answered, resource_id=instance_id)
+
+
+def _other(seen: Snapshot, now: Instance) -> Other:
+    if now.move is None:
+        return NO_OTHER
+    host = now.move.other.host
+    return Other(use=found(seen, USE, host), session=found(seen, SESSION, host))
 
 
 def _gone(instance_id: str, principal: Principal) -> pb.Instance:

@@ -11,10 +11,13 @@ from typing import Any
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.core.intent import Change
+from fabric.api.core.moves import Work
 from fabric.api.preparing_edits import EDITS
+from fabric.api.preparing_moves import MovePreparing
 from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, NotFound, Reason
+from fabric.ids import Ids
 from fabric.model.identity import Principal
 from fabric.model.image import Image
 from fabric.model.states import Action
@@ -27,6 +30,7 @@ class Prepared:
     change: Change | None = None
     image_id: str = ""
     also: Mapping[str, object] = field(default_factory=dict)
+    work: Work | None = None
 
 
 Prepare = Callable[[Any, Principal], Awaitable[Prepared]]
@@ -35,13 +39,28 @@ Prepare = Callable[[Any, Principal], Awaitable[Prepared]]
 NOTHING = Prepared()
 
 
+def _working(work: Callable[[Any, Principal], Awaitable[Work]]) -> Prepare:
+    """An action that leaves the scheduler work, and needs nothing else."""
+
+    async def prepare(request: Any, principal: Principal) -> Prepared:
+        return Prepared(work=await work(request, principal))
+
+    return prepare
+
+
 class Preparing:
     """The actions that need something, each with how it is got."""
 
-    def __init__(self, catalogue: Catalogue, *, clock: Clock) -> None:
+    def __init__(self, catalogue: Catalogue, *, clock: Clock, ids: Ids) -> None:
         self._catalogue = catalogue
         self._clock = clock
-        self._by_action: dict[Action, Prepare] = {Action.RESCUE: self._rescue}
+        moves = MovePreparing(catalogue, clock=clock, ids=ids)
+        self._by_action: dict[Action, Prepare] = {
+            Action.RESCUE: self._rescue,
+            Action.RESIZE: _working(moves.resize),
+            Action.MIGRATE: _working(moves.migrate),
+            Action.UNSHELVE: _working(moves.unshelve),
+        }
 
     async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:
         """Everything that the request names. A name that is not there is the request's fault, and names its field."""

@@ -47,7 +47,7 @@ def rescued_by_its_own(password: str) -> Change:
 
     def change(now: Instance) -> Instance:
         guest = now.request.guest
-        if guest.standalone:
+        if guest.standalone or now.disk is not None:
             raise InvalidRequest(
                 "what this server's disk was last made from is not kept; name an image to rescue it with",
                 field="image",

@@ -224,6 +224,7 @@ RULES: tuple[Rule, ...] = (
         final=VmState.ACTIVE,
         deadline_s=1200,
         on_failure=VmState.ERROR,
+        verb="unshelve",
         is_unplaced=True,
     ),
     Rule(

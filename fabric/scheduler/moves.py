@@ -10,6 +10,7 @@ from fabric.errors import QuotaExceeded, Unavailable
 from fabric.lifecycle.moves import carried
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import Host, Session, Use
+from fabric.model.image import Image
 from fabric.model.instance import Assignment, Instance, Location, MoveWanted
 from fabric.model.placement import Decision
 from fabric.model.quota import Quota
@@ -82,10 +83,10 @@ class CellMoves:
             return await self._refuse(waiting, NO_VALID_HOST, decision.explain(), decision)
         if now.task is TaskState.RESIZE_PREP:
             try:
-                is_paid = await self._charge(work)
+                is_prepared = await self._prepare(work)
             except QuotaExceeded as exceeded:
                 return await self._refuse(waiting, QUOTA_EXCEEDED, exceeded.message)
-            if not is_paid:
+            if not is_prepared:
                 return False
         found = moving.Found(
             host=self._hosts.host(self._cell, decision.host),
@@ -112,22 +113,30 @@ class CellMoves:
         self._hosts.set_session(self._cell, name, seen(current, keys.SESSION.at(name), Session))
         self._hosts.set_use(self._cell, name, seen(current, keys.USE.at(name), Use))
 
-    async def _charge(self, work: MoveWanted) -> bool:
-        """Charge the project for what the server is to be; False when somebody else was faster. Raises QuotaExceeded."""
-        location_key = keys.LOCATION.at(work.instance_id)
+    async def _prepare(self, work: MoveWanted) -> bool:
+        """Do what comes before the claim in the global store; False when somebody else was faster. Raises QuotaExceeded."""
+        location_key, image_key = keys.LOCATION.at(work.instance_id), keys.IMAGE.at(work.image_id)
         quota_key = keys.QUOTA.at(work.request.guest.project_id)
-        found = await read(self._global, location_key, quota_key, timeout_s=self._settings.store_timeout_s)
-        change = moving.charged(
+        found = await read(
+            self._global,
+            location_key,
+            quota_key,
+            image_key,
+            timeout_s=self._settings.store_timeout_s,
+        )
+        change = moving.prepared(
             seen(found, location_key, Location),
             seen(found, quota_key, Quota),
+            seen(found, image_key, Image),
             work,
+            now_ms=self._clock.now_ms(),
             op_id=self._ids.new_id(),
         )
-        if change is None:
+        if not change.put:
             return True
         outcome = await commit(self._global, change, timeout_s=self._settings.store_timeout_s)
         if isinstance(outcome, Committed):
-            await self._ports.failpoints.reach("scheduler.move.charged")
+            await self._ports.failpoints.reach("scheduler.move.prepared")
         return isinstance(outcome, Committed)
 
     async def _refuse(

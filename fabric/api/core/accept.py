@@ -44,7 +44,7 @@ class Asked:
 def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str, now_ms: int) -> Request:
     """The placement request. Raises InvalidRequest, naming the field, where the flavor and the image do not go together."""
     _check_fit(asked)
-    traits = {**_traits(asked.flavor.properties), **_traits(asked.image.properties)}
+    traits = {**traits_of(asked.flavor.properties), **traits_of(asked.image.properties)}
     if asked.image.properties.get("os_secure_boot") == "required":
         traits["SECURE_BOOT"] = "required"
     guest = Guest(
@@ -156,14 +156,19 @@ def hostname_of(name: str, instance_id: str) -> str:
     return label or f"server-{instance_id[:8]}"
 
 
-def _check_fit(asked: Asked) -> None:
-    image, flavor = asked.image, asked.flavor
+def check_image(image: Image) -> None:
+    """Whether a server can be made from the image at all. Raises InvalidRequest."""
     if image.state is not ImageState.ACTIVE:
         raise InvalidRequest(f"image {image.name} is not usable: it is {image.state.name}", field="image")
     if image.format not in {ImageFormat.RAW, ImageFormat.QCOW2}:
         raise InvalidRequest(
             f"image {image.name} is a {image.format.name.lower()}, not a disk to boot from", field="image"
         )
+
+
+def _check_fit(asked: Asked) -> None:
+    image, flavor = asked.image, asked.flavor
+    check_image(image)
     if flavor.ram_mib < image.min_ram_mib:
         raise InvalidRequest(
             f"flavor {flavor.name} has {flavor.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
@@ -193,5 +198,14 @@ def ref_of(image: Image) -> ImageRef:
     )
 
 
-def _traits(properties: Mapping[str, str]) -> dict[str, str]:
+def required_traits(image: Image) -> tuple[str, ...]:
+    """What a host must have for the image, sorted."""
+    needed = {name for name, how in traits_of(image.properties).items() if how == "required"}
+    if image.properties.get("os_secure_boot") == "required":
+        needed.add("SECURE_BOOT")
+    return tuple(sorted(needed))
+
+
+def traits_of(properties: Mapping[str, str]) -> dict[str, str]:
+    """What properties say of traits: each required or forbidden."""
     return {name.removeprefix(TRAIT): how for name, how in properties.items() if name.startswith(TRAIT)}

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from fabric.api.core.moves import Work, errands, left_behind_keys, let_go
 from fabric.errors import Conflict, Reason
 from fabric.lifecycle.core import begin, ending, ordered
 from fabric.lifecycle.events import closed, left_behind, slot
+from fabric.lifecycle.moves import confirmed
 from fabric.lifecycle.table import BY_ACTION
+from fabric.lifecycle.timers import dated
 from fabric.model.event import Event
+from fabric.model.host import Session, Use
 from fabric.model.instance import Answered, Assignment, Build, Instance, Over, Refund, Renamed
 from fabric.model.states import Action, VmState, Want
 from fabric.store.base import Snapshot
@@ -46,8 +50,8 @@ class Intent:
     """What is asked of one server, by whom, under which request_id.
 
     `change` is applied to the record that is there when it is written; `image_id` is the image that a snapshot hands in. `also` are
-    keys that are put in the same transaction, where they are absent. `etag` is what the record must still have, empty for anything. A
-    delete that `keeps` is a soft one wherever there is something to keep.
+    keys that are put in the same transaction, where they are absent, and so are those that `work` makes of the record. `etag` is what the
+    record must still have, empty for anything. A delete that `keeps` is a soft one wherever there is something to keep.
     """
 
     action: Action
@@ -58,6 +62,7 @@ class Intent:
     change: Change | None = None
     image_id: str = ""
     also: Mapping[str, object] = field(default_factory=dict)
+    work: Work | None = None
     etag: str = ""
     keeps: bool = False
 
@@ -93,8 +98,20 @@ def replayed(earlier: Answered, answered: Answered) -> Answered:
 
 def keys_of(instance: Instance, answered: Answered) -> tuple[str, ...]:
     """What `written` must have read."""
-    keys = (INSTANCE.at(instance.id), ACTED.at(answered.project_id, answered.request_id))
-    return (*keys, ASSIGNMENT.at(instance.host, instance.id)) if instance.host else keys
+    placed = (ASSIGNMENT.at(instance.host, instance.id),) if instance.host else ()
+    other = () if instance.move is None else left_behind_keys(instance.move.other, instance.id)
+    return (INSTANCE.at(instance.id), ACTED.at(answered.project_id, answered.request_id), *placed, *other)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Other:
+    """What is known of the second host that a server has a claim on."""
+
+    use: Use | None = None
+    session: Session | None = None
+
+
+NO_OTHER = Other()
 
 
 def written(
@@ -105,8 +122,10 @@ def written(
     *,
     now_ms: int,
     op_id: str,
+    other: Other = NO_OTHER,
 ) -> Written:
-    """The transaction that makes the intent durable. `seen` has the revisions of `keys_of`; the values are in `instance` and `assignment`.
+    """The transaction that makes the intent durable. `seen` has the revisions of `keys_of`; the values are in `instance`, `assignment` and
+    `other`.
 
     A server that never had a host has nobody to confirm its end: its delete ends it at once.
 
@@ -136,6 +155,9 @@ def written(
     )
     if intent.change is not None and after is not instance:
         after = _changed(intent.change, after, before=instance)
+    if action is Action.CONFIRM_RESIZE:
+        after = confirmed(after)
+    after = dated(instance, after)
     unchanged = {instance_key: seen.seen(instance_key), answer_key: seen.seen(answer_key)}
     put: dict[str, object] = {answer_key: intent.answered}
     put |= _kept(left_behind(instance, after, now_ms=now_ms))
@@ -145,21 +167,29 @@ def written(
         write = Write(
             mark=answer_key,
             unchanged={**unchanged, **dict.fromkeys(ended, 0)},
-            put={**put, **ended, **_kept(done)},
+            put={**put, **ended, **_kept(done), **errands(instance, None)},
             delete=(instance_key,),
         )
         return Written(write, None)
     put[instance_key] = after
     if after.request.guest.name != instance.request.guest.name:
         put[RENAMED.at(instance.id)] = Renamed(instance_id=instance.id)
-    unchanged |= dict.fromkeys(intent.also, 0)
-    put |= intent.also
+    also = {**intent.also, **(intent.work(after) if intent.work is not None else {})}
+    unchanged |= dict.fromkeys(also, 0)
+    put |= also
+    put |= errands(instance, after)
+    deleted: tuple[str, ...] = ()
+    if action is Action.CONFIRM_RESIZE and instance.move is not None:
+        place = instance.move.other
+        unchanged |= {key: seen.seen(key) for key in left_behind_keys(place, instance.id)}
+        gone, deleted = let_go(place, instance.id, use=other.use, session=other.session, op_id=op_id)
+        put |= gone
     if instance.host and after is not instance:
         key = ASSIGNMENT.at(instance.host, instance.id)
         unchanged[key] = seen.seen(key)
         if assignment is not None and after.generation != instance.generation:
             put[key] = replace(ordered(assignment, after), stop_timeout_s=intent.stop_timeout_s)
-    return Written(Write(mark=answer_key, unchanged=unchanged, put=put), after)
+    return Written(Write(mark=answer_key, unchanged=unchanged, put=put, delete=deleted), after)
 
 
 def _softened(intent: Intent, instance: Instance) -> Action:

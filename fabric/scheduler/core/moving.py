@@ -2,7 +2,7 @@
 
 Exactly once, whatever dies or repeats: a claim takes the work item away that it was made for, and compares it, the record and everything
 that it claims. What a larger flavor costs more is charged before the claim, and never less than both flavors need until the move is over
-(`charged`), so that a project is at no time charged for less than it has; what is too much is given back when it is (`recharged`).
+(`prepared`), so that a project is at no time charged for less than it has; what is too much is given back when it is (`recharged`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from fabric.lifecycle.moves import (
     raised,
 )
 from fabric.model.host import Host, Session, SessionState, Use
+from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import (
     ActionMark,
     Assignment,
@@ -192,28 +193,49 @@ def _first_order(place: Place, after: Instance, host: Host, *, want: Want) -> As
 # -- what it costs --------------------------------------------------------------------------------
 
 
-def charged(location: Seen[Location], quota: Seen[Quota], wanted: MoveWanted, *, op_id: str) -> Change | None:
-    """In the global store: charge what the server as it is to be costs more than it is charged. None where that is nothing.
+def prepared(
+    location: Seen[Location],
+    quota: Seen[Quota],
+    image: Seen[Image],
+    wanted: MoveWanted,
+    *,
+    now_ms: int,
+    op_id: str,
+) -> Change:
+    """In the global store, before the claim: charge what the server as it is to be costs more than it is charged, and make the record of
+    the image that its disk is to travel in. Empty where both are done.
 
     Raises:
         QuotaExceeded: the project may not have it.
     """
-    if location.value is None or quota.value is None:
-        return None
-    before = location.value.charge
-    after = most(before, charge_of(wanted.request))
-    if after == before:
-        return None
-    return Change(
-        unchanged={
-            keys.LOCATION.at(wanted.instance_id): location.revision,
-            keys.QUOTA.at(location.value.project_id): quota.revision,
-        },
-        put={
-            keys.LOCATION.at(wanted.instance_id): replace(location.value, charge=after, op_id=op_id),
-            keys.QUOTA.at(location.value.project_id): charge(quota.value, after - before, op_id=op_id),
-        },
-    )
+    unchanged: dict[str, int] = {}
+    put: dict[str, object] = {}
+    if location.value is not None and quota.value is not None:
+        before = location.value.charge
+        after = most(before, charge_of(wanted.request))
+        if after != before:
+            location_key, quota_key = (
+                keys.LOCATION.at(wanted.instance_id),
+                keys.QUOTA.at(location.value.project_id),
+            )
+            unchanged |= {location_key: location.revision, quota_key: quota.revision}
+            put[location_key] = replace(location.value, charge=after, op_id=op_id)
+            put[quota_key] = charge(quota.value, after - before, op_id=op_id)
+    if wanted.image_id and image.value is None:
+        guest = wanted.request.guest
+        image_key = keys.IMAGE.at(wanted.image_id)
+        unchanged[image_key] = 0
+        put[image_key] = Image(
+            id=wanted.image_id,
+            name=f"{guest.name}-move",
+            project_id=guest.project_id,
+            format=ImageFormat.QCOW2,
+            state=ImageState.QUEUED,
+            hidden=True,
+            create_time_ms=now_ms,
+            update_time_ms=now_ms,
+        )
+    return Change(unchanged=unchanged, put=put)
 
 
 def recharged(

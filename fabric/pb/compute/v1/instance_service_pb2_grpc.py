@@ -131,6 +131,41 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.FromString,
                 _registered_method=True)
+        self.ShelveInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ShelveInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceResponse.FromString,
+                _registered_method=True)
+        self.OffloadInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/OffloadInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceResponse.FromString,
+                _registered_method=True)
+        self.UnshelveInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/UnshelveInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceResponse.FromString,
+                _registered_method=True)
+        self.ResizeInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ResizeInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceResponse.FromString,
+                _registered_method=True)
+        self.MigrateInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/MigrateInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceResponse.FromString,
+                _registered_method=True)
+        self.ConfirmResize = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/ConfirmResize',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeResponse.FromString,
+                _registered_method=True)
+        self.RevertResize = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RevertResize',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeResponse.FromString,
+                _registered_method=True)
         self.GetConsoleLog = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/GetConsoleLog',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.GetConsoleLogRequest.SerializeToString,
@@ -285,6 +320,55 @@ class InstanceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShelveInstance(self, request, context):
+        """Put a server away: its disk becomes an image, and its host is freed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OffloadInstance(self, request, context):
+        """Free the host of a shelved server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnshelveInstance(self, request, context):
+        """Bring a shelved server back, on any host that has room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResizeInstance(self, request, context):
+        """Move a server to another flavor, on another host; to be confirmed or reverted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MigrateInstance(self, request, context):
+        """Move a server to another host while it is off; to be confirmed or reverted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmResize(self, request, context):
+        """Keep a resized or migrated server as it is now: what was left on the host it came from goes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertResize(self, request, context):
+        """Take a resized or migrated server back to where it came from, as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetConsoleLog(self, request, context):
         """The end of what the server wrote to its serial console.
         """
@@ -403,6 +487,41 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.ResetInstanceState,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.SerializeToString,
+            ),
+            'ShelveInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShelveInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceResponse.SerializeToString,
+            ),
+            'OffloadInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.OffloadInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceResponse.SerializeToString,
+            ),
+            'UnshelveInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnshelveInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceResponse.SerializeToString,
+            ),
+            'ResizeInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceResponse.SerializeToString,
+            ),
+            'MigrateInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.MigrateInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceResponse.SerializeToString,
+            ),
+            'ConfirmResize': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmResize,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeResponse.SerializeToString,
+            ),
+            'RevertResize': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertResize,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeResponse.SerializeToString,
             ),
             'GetConsoleLog': grpc.unary_unary_rpc_method_handler(
                     servicer.GetConsoleLog,
@@ -934,6 +1053,195 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/ResetInstanceState',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResetInstanceStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShelveInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ShelveInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ShelveInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OffloadInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/OffloadInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.OffloadInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnshelveInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/UnshelveInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnshelveInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ResizeInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ResizeInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MigrateInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/MigrateInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.MigrateInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmResize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/ConfirmResize',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.ConfirmResizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevertResize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RevertResize',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RevertResizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,20 @@ class InstanceServiceStub:
     """Bring a soft-deleted server back."""
     ResetInstanceState: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResetInstanceStateRequest, _instance_service_pb2.ResetInstanceStateResponse]
     """Say that a server is active, or in error, and that nothing is in flight."""
+    ShelveInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ShelveInstanceRequest, _instance_service_pb2.ShelveInstanceResponse]
+    """Put a server away: its disk becomes an image, and its host is freed."""
+    OffloadInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.OffloadInstanceRequest, _instance_service_pb2.OffloadInstanceResponse]
+    """Free the host of a shelved server."""
+    UnshelveInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnshelveInstanceRequest, _instance_service_pb2.UnshelveInstanceResponse]
+    """Bring a shelved server back, on any host that has room."""
+    ResizeInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ResizeInstanceRequest, _instance_service_pb2.ResizeInstanceResponse]
+    """Move a server to another flavor, on another host; to be confirmed or reverted."""
+    MigrateInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.MigrateInstanceRequest, _instance_service_pb2.MigrateInstanceResponse]
+    """Move a server to another host while it is off; to be confirmed or reverted."""
+    ConfirmResize: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ConfirmResizeRequest, _instance_service_pb2.ConfirmResizeResponse]
+    """Keep a resized or migrated server as it is now: what was left on the host it came from goes."""
+    RevertResize: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RevertResizeRequest, _instance_service_pb2.RevertResizeResponse]
+    """Take a resized or migrated server back to where it came from, as it was."""
     GetConsoleLog: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]
     """The end of what the server wrote to its serial console."""
     GetInstanceDiagnostics: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceDiagnosticsRequest, _instance_service_pb2.GetInstanceDiagnosticsResponse]
@@ -122,6 +136,20 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Bring a soft-deleted server back."""
     ResetInstanceState: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResetInstanceStateRequest, _instance_service_pb2.ResetInstanceStateResponse]  # type: ignore[assignment]
     """Say that a server is active, or in error, and that nothing is in flight."""
+    ShelveInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ShelveInstanceRequest, _instance_service_pb2.ShelveInstanceResponse]  # type: ignore[assignment]
+    """Put a server away: its disk becomes an image, and its host is freed."""
+    OffloadInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.OffloadInstanceRequest, _instance_service_pb2.OffloadInstanceResponse]  # type: ignore[assignment]
+    """Free the host of a shelved server."""
+    UnshelveInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnshelveInstanceRequest, _instance_service_pb2.UnshelveInstanceResponse]  # type: ignore[assignment]
+    """Bring a shelved server back, on any host that has room."""
+    ResizeInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ResizeInstanceRequest, _instance_service_pb2.ResizeInstanceResponse]  # type: ignore[assignment]
+    """Move a server to another flavor, on another host; to be confirmed or reverted."""
+    MigrateInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.MigrateInstanceRequest, _instance_service_pb2.MigrateInstanceResponse]  # type: ignore[assignment]
+    """Move a server to another host while it is off; to be confirmed or reverted."""
+    ConfirmResize: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ConfirmResizeRequest, _instance_service_pb2.ConfirmResizeResponse]  # type: ignore[assignment]
+    """Keep a resized or migrated server as it is now: what was left on the host it came from goes."""
+    RevertResize: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RevertResizeRequest, _instance_service_pb2.RevertResizeResponse]  # type: ignore[assignment]
+    """Take a resized or migrated server back to where it came from, as it was."""
     GetConsoleLog: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetConsoleLogRequest, _instance_service_pb2.GetConsoleLogResponse]  # type: ignore[assignment]
     """The end of what the server wrote to its serial console."""
     GetInstanceDiagnostics: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.GetInstanceDiagnosticsRequest, _instance_service_pb2.GetInstanceDiagnosticsResponse]  # type: ignore[assignment]
@@ -283,6 +311,62 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.ResetInstanceStateResponse, _abc.Awaitable[_instance_service_pb2.ResetInstanceStateResponse]]:
         """Say that a server is active, or in error, and that nothing is in flight."""
+
+    @_abc_1.abstractmethod
+    def ShelveInstance(
+        self,
+        request: _instance_service_pb2.ShelveInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ShelveInstanceResponse, _abc.Awaitable[_instance_service_pb2.ShelveInstanceResponse]]:
+        """Put a server away: its disk becomes an image, and its host is freed."""
+
+    @_abc_1.abstractmethod
+    def OffloadInstance(
+        self,
+        request: _instance_service_pb2.OffloadInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.OffloadInstanceResponse, _abc.Awaitable[_instance_service_pb2.OffloadInstanceResponse]]:
+        """Free the host of a shelved server."""
+
+    @_abc_1.abstractmethod
+    def UnshelveInstance(
+        self,
+        request: _instance_service_pb2.UnshelveInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.UnshelveInstanceResponse, _abc.Awaitable[_instance_service_pb2.UnshelveInstanceResponse]]:
+        """Bring a shelved server back, on any host that has room."""
+
+    @_abc_1.abstractmethod
+    def ResizeInstance(
+        self,
+        request: _instance_service_pb2.ResizeInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ResizeInstanceResponse, _abc.Awaitable[_instance_service_pb2.ResizeInstanceResponse]]:
+        """Move a server to another flavor, on another host; to be confirmed or reverted."""
+
+    @_abc_1.abstractmethod
+    def MigrateInstance(
+        self,
+        request: _instance_service_pb2.MigrateInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.MigrateInstanceResponse, _abc.Awaitable[_instance_service_pb2.MigrateInstanceResponse]]:
+        """Move a server to another host while it is off; to be confirmed or reverted."""
+
+    @_abc_1.abstractmethod
+    def ConfirmResize(
+        self,
+        request: _instance_service_pb2.ConfirmResizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.ConfirmResizeResponse, _abc.Awaitable[_instance_service_pb2.ConfirmResizeResponse]]:
+        """Keep a resized or migrated server as it is now: what was left on the host it came from goes."""
+
+    @_abc_1.abstractmethod
+    def RevertResize(
+        self,
+        request: _instance_service_pb2.RevertResizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RevertResizeResponse, _abc.Awaitable[_instance_service_pb2.RevertResizeResponse]]:
+        """Take a resized or migrated server back to where it came from, as it was."""
 
     @_abc_1.abstractmethod
     def GetConsoleLog(
