@@ -15,36 +15,20 @@ The image is in the host's cache; guests are destroyed as soon as they are measu
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import queue
-import shutil
 import statistics
-import subprocess
-import threading
 import time
-import uuid
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import libvirt
-
 from fabric.client import Client
 from fabric.client.instances import Instance
-from fabric.server.dev import bootstrap, topology
-from fabric.store import keys
-from hostd.core.tap_names import BRIDGE
+from tests.bench.bare import BareHost
+from tests.bench.changes import PATIENCE_S, Changes
 from tests.bench.measure import Memory, Row, median, memory
 from tests.e2e.running import Running, a_fabric, guest_images
 
 BENCH: Final = "overhead"
 PAIRS: Final = 15
-PATIENCE_S: Final = 60.0
-OWNER: Final = 1_900_065_000
-"""A user id at the end of hostd's range, which it gives out from the beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +47,9 @@ def run() -> list[Row]:
         client = fabric.client()
         client.flavors.create(name="bench", vcpus=1, ram_mib=512, disk_gib=1)
         client.images.create(name="bench", file=images / "cellfabric-guest.qcow2", disk_format="qcow2")
-        host = _Host(fabric)
+        host = BareHost(fabric)
         try:
-            with _Changes(fabric) as changes:
+            with Changes(fabric) as changes:
                 # The image is fetched, and libvirtd has seen a domain of its kind.
                 _pair(client, host, changes, "warm-up")
                 idle = _core_memory(fabric)
@@ -75,13 +59,13 @@ def run() -> list[Row]:
     return _rows(pairs, idle)
 
 
-def _pair(client: Client, host: _Host, changes: _Changes, name: str) -> Pair:
+def _pair(client: Client, host: BareHost, changes: Changes, name: str) -> Pair:
     ours_s, definition = _ours(client, host, changes, name)
     bare_s, files_s = host.bare(definition)
     return Pair(ours_s, bare_s, files_s)
 
 
-def _ours(client: Client, host: _Host, changes: _Changes, name: str) -> tuple[float, str]:
+def _ours(client: Client, host: BareHost, changes: Changes, name: str) -> tuple[float, str]:
     """How long a create takes, and the definition that came of it."""
     began_s = time.perf_counter()
     server = client.instances.create(name=name, flavor="bench", image="bench")
@@ -98,148 +82,6 @@ def _ours(client: Client, host: _Host, changes: _Changes, name: str) -> tuple[fl
 def _refuse_failure(seen: Instance, waited_s: float) -> None:
     if seen.status.state == "ERROR" or waited_s > PATIENCE_S:
         raise RuntimeError(f"{seen.name} is {seen.status.state} after {waited_s:.0f} s: {seen.status.fault}")
-
-
-class _Changes:
-    """Tells when the cell's store has something new of an instance."""
-
-    def __init__(self, fabric: Running) -> None:
-        self._topology = topology.load(fabric.state / "topology.json")
-        self._heard: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._loop = asyncio.new_event_loop()
-        self._listening = self._loop.create_task(self._listen())
-        self._thread = threading.Thread(target=self._run, name="changes")
-
-    def __enter__(self) -> _Changes:
-        self._thread.start()
-        self.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._listening.cancel)
-        self._thread.join()
-        self._loop.close()
-
-    def wait(self) -> None:
-        """Until there is one that was not told yet. Raises queue.Empty when nothing comes for a minute."""
-        self._heard.get(timeout=PATIENCE_S)
-
-    def _run(self) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            self._loop.run_until_complete(self._listening)
-
-    async def _listen(self) -> None:
-        (cell,) = self._topology.cells
-        async with bootstrap.opened(self._topology) as stores:
-            store = stores[cell.name]
-            revision = (await store.get(keys.INSTANCE.under())).revision
-            self._heard.put(None)
-            async for batch in store.watch(keys.INSTANCE.under(), after=revision):
-                if batch.events:
-                    self._heard.put(None)
-
-
-class _Host:
-    """The bare way to the fabric's own libvirtd."""
-
-    def __init__(self, fabric: Running) -> None:
-        ((cell,),) = (fabric.topology["cells"],)
-        (host,) = cell["hosts"]
-        self._netns: str = host["link"]["netns"]
-        self._state = fabric.state / "host" / host["name"]
-        self._folder = self._state / "bench"
-        self._connection = libvirt.open(f"qemu+unix:///system?socket={self._state}/lv/run/libvirt-sock")
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def definition(self, instance_id: str) -> str:
-        """What the fabric has defined, as it is on disk."""
-        text: str = self._connection.lookupByUUIDString(instance_id).XMLDesc(
-            libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
-        )
-        return text
-
-    def bare(self, definition: str) -> tuple[float, float]:
-        """Seconds for defining and starting, and for making files and tap before that."""
-        domain_id = str(uuid.uuid4())
-        with self._made(domain_id) as (tap, files_s):
-            document = self._adapted(definition, domain_id, tap)
-            began_s = time.perf_counter()
-            domain = self._connection.defineXML(document)
-            domain.create()
-            took_s = time.perf_counter() - began_s
-            domain.destroy()
-            domain.undefine()
-        return took_s, files_s
-
-    @contextlib.contextmanager
-    def _made(self, domain_id: str) -> Iterator[tuple[str, float]]:
-        """Overlay, config drive and tap; and how long they took."""
-        tap = f"bench{domain_id[:6]}"
-        (base,) = (each for each in (self._state / "hostd" / "images").iterdir() if each.suffix == ".raw")
-        self._folder.mkdir(mode=0o711)
-        self._folder.chmod(0o711)
-        tree = self._folder / "tree" / "openstack" / "latest"
-        tree.mkdir(parents=True)
-        (tree / "meta_data.json").write_text("{}", encoding="ascii")
-        overlay, drive, log = (self._folder / name for name in ("root.qcow2", "config.iso", "console.log"))
-        began_s = time.perf_counter()
-        try:
-            for words in (
-                ("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(base), "-F", "raw", str(overlay), "1G"),
-                (
-                    "genisoimage",
-                    "-quiet",
-                    "-J",
-                    "-r",
-                    "-V",
-                    "config-2",
-                    "-o",
-                    str(drive),
-                    str(tree.parents[1]),
-                ),
-                (*self._ip(), "tuntap", "add", tap, "mode", "tap", "vnet_hdr"),
-                (*self._ip(), "link", "set", tap, "master", BRIDGE, "up"),
-            ):
-                subprocess.run(words, check=True, capture_output=True)
-            files_s = time.perf_counter() - began_s
-            log.touch()
-            for path in (overlay, drive):
-                os.chown(path, OWNER, OWNER)
-            yield tap, files_s
-        finally:
-            subprocess.run((*self._ip(), "link", "del", tap), check=False, capture_output=True)
-            shutil.rmtree(self._folder)
-
-    def _ip(self) -> tuple[str, ...]:
-        return ("ip", "-n", self._netns)
-
-    def _adapted(self, definition: str, domain_id: str, tap: str) -> str:
-        """The same domain with a name, id, address and files of its own."""
-        root = ET.fromstring(definition)  # noqa: S314 - from libvirt, which parsed it before us
-        _found(root, "name").text = f"bench-{domain_id}"
-        _found(root, "uuid").text = domain_id
-        for entry in root.iterfind("sysinfo/system/entry"):
-            if entry.get("name") in {"serial", "uuid"}:
-                entry.text = domain_id
-        root.remove(_found(root, "metadata"))
-        names = iter(("root.qcow2", "config.iso"))
-        for source in root.iterfind("devices/disk/source"):
-            source.set("file", str(self._folder / next(names)))
-        _found(root, "devices/interface/mac").set("address", f"52:54:00:{domain_id[:2]}:{domain_id[2:4]}:01")
-        _found(root, "devices/interface/target").set("dev", tap)
-        for element in root.iterfind("devices/*/log"):
-            element.set("file", str(self._folder / "console.log"))
-        for label in root.iterfind("seclabel[@model='dac']/label"):
-            label.text = f"+{OWNER}:+{OWNER}"
-        return ET.tostring(root, encoding="unicode")
-
-
-def _found(root: ET.Element, path: str) -> ET.Element:
-    element = root.find(path)
-    assert element is not None, path
-    return element
 
 
 def _core_memory(fabric: Running) -> dict[str, Memory]:

@@ -66,7 +66,9 @@ class ApiServer:
         self.handlers = InstanceHandlers(
             catalogue=self.catalogue,
             cells=self.cells,
-            ledger=Ledger(catalogue_store, ids=world.ids, jitter=world.jitter),
+            ledger=Ledger(
+                catalogue_store, ids=world.ids, jitter=world.jitter, failpoints=world.failpoints_of(name)
+            ),
             conductors=SimConductors(world, name),
             pages=Pages(),
             clock=world.clock,

@@ -56,12 +56,12 @@ def topology_for(seed: int) -> Topology:
 
 def run(seed: int, *, verbose: bool = False, faults: bool = True, horizon_s: float = HORIZON_S) -> Outcome:
     """Run a seed to its end."""
-    with _unlogged(), graveyard():
+    with unlogged(), graveyard():
         return _run(seed, verbose=verbose, faults=faults, horizon_s=horizon_s)
 
 
 @contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
+def unlogged() -> Iterator[None]:
     """A world in trouble has much to say, at no cost to whoever logs after it in this process."""
     before = structlog.get_config()
     structlog.configure(

@@ -25,6 +25,7 @@ from fabric.model.identity import Principal, Project, Role
 from fabric.model.image import Image, ImageFormat, ImageState, Visibility
 from fabric.model.network import Network as GuestNetwork
 from fabric.model.quota import Charge, Quota
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.service import SchedulerService
 from fabric.scheduler.settings import SchedulerSettings
@@ -162,11 +163,17 @@ class World:
             slots=50,
         )
         await self.servers[cell].memory.commit(Txn(put={keys.HOST.at(name): codec.encode(host)}))
-        self.machines[name] = FakeMachine(
-            name, total=self.topology.host_capacity, delays=self._delays, record=self._machine_event
-        )
+        self.machines[name] = self.machine_of(name, self._machine_event)
         self.journals[name] = JournalMemory()
         self._cell_of[name] = cell
+
+    def machine_of(self, name: str, record: Callable[[MachineEvent], None]) -> FakeMachine:
+        """What a host is."""
+        return FakeMachine(name, total=self.topology.host_capacity, delays=self._delays, record=record)
+
+    def failpoints_of(self, process: str) -> Failpoints:
+        """What hears how far a process has come."""
+        return NO_FAILPOINTS
 
     def populate(self) -> None:
         """Make every process, and start it."""
@@ -193,7 +200,13 @@ class World:
         return SchedulerService(
             self.store_for(name, "global"),
             {cell: self.store_for(name, cell) for cell in self.cells},
-            Ports(settings=SchedulerSettings(), clock=self.clock, ids=self.ids, jitter=self.jitter),
+            Ports(
+                settings=SchedulerSettings(),
+                clock=self.clock,
+                ids=self.ids,
+                jitter=self.jitter,
+                failpoints=self.failpoints_of(name),
+            ),
         )
 
     def _conductor(self, name: str, cell: str) -> ConductorService:
@@ -218,6 +231,7 @@ class World:
             dialer=SimDialer(self, host),
             boot_id=f"{host}-boot-{machine.boot}",
             jitter=self.jitter,
+            failpoints=self.failpoints_of(host),
         )
 
     def conductors_of(self, cell: str) -> list[str]:

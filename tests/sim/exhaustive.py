@@ -1,0 +1,429 @@
+"""Every step of every action, broken in every way: the action completes, or is taken back with its reason, and nothing is left behind.
+
+python -m tests.sim.exhaustive                 everything, as Markdown: docs/reports/failpoints.md
+python -m tests.sim.exhaustive pause suspend   these actions only
+
+First an action is run whole, and everything that it does is noted: each place that a host daemon says it has reached, each call on the
+host's machine, each write of a store. Then it is run again for each of them, in a new world, with one thing broken just there; what was
+killed comes back after some seconds. Chance decides nothing here, so what is broken is what was noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Final
+
+from fabric.errors import FabricError, NotFound
+from fabric.lifecycle.core import allowed_actions
+from fabric.lifecycle.table import BY_ACTION, RULES, shown
+from fabric.model.faults import FaultCode
+from fabric.model.quota import Charge
+from fabric.model.states import Action, TaskState, VmState
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from hostd.driver.fake import Delays, FakeMachine, MachineEvent
+from tests.history.invariants import Violation
+from tests.sim.clients import METHODS
+from tests.sim.loop import PROCESS, SimLoop, graveyard
+from tests.sim.run import unlogged
+from tests.sim.world import Topology, World
+
+BACK_S: Final = 3.0
+"""After how long what was killed is started again."""
+
+POWER_S: Final = 15.0
+"""How long a machine is without power."""
+
+MARGIN_S: Final = 400.0
+"""How long after the action's own deadline everything must be at rest."""
+
+LOOKS: Final = frozenset(
+    {"observe", "domains", "held", "free_gib", "find_copy", "open", "prune", "console_log"}
+)
+"""Calls on a machine that change nothing: what breaks there is measured again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something can be broken: by its name, whose it is, and the how-manieth time (from 1)."""
+
+    kind: str
+    """`reach`, `step` or `write`."""
+    name: str
+    whose: str
+    visit: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.visit})" if self.visit > 1 else self.name
+
+
+BREAKS: Final[dict[str, tuple[str, ...]]] = {
+    "reach": ("kill hostd", "kill conductor", "lose power"),
+    "write": ("kill the process",),
+    "step": ("fail",),
+}
+
+
+@dataclass(slots=True)
+class Run:
+    """One world's history: what was reached, and how it ended."""
+
+    places: list[Place] = field(default_factory=list)
+    ended: str = ""
+    violation: str = ""
+    is_broken: bool = False
+
+
+class Wired(FakeMachine):
+    """A machine that tells of every call before it is carried out."""
+
+    def __init__(self, told: Callable[[str, str], FaultCode | None], *args: Any, **facts: Any) -> None:
+        super().__init__(*args, **facts)
+        self._told = told
+
+    def pop_fault(self, step: str) -> FaultCode | None:
+        return super().pop_fault(step) or self._told(self.name, step)
+
+
+class Reached:
+    """The failpoints of one process."""
+
+    def __init__(self, told: Callable[[str, str], bool], process: str) -> None:
+        self._told = told
+        self._process = process
+
+    async def reach(self, name: str) -> None:
+        if self._told(self._process, name):
+            # Whoever was killed here never goes on.
+            await asyncio.sleep(0)
+
+
+class OneBreak(World):
+    """A small world in which one thing breaks at one place, or nothing does."""
+
+    def __init__(self, loop: SimLoop, place: Place | None, how: str) -> None:
+        super().__init__(
+            loop,
+            0,
+            Topology(
+                hosts_per_cell=3,
+                apis=1,
+                schedulers=1,
+                conductors_per_cell=1,
+                projects=1,
+                quota=Charge(instances=20, vcpus=40, ram_mib=40960),
+            ),
+        )
+        self.network.lose_answers = 0.0
+        self.network.double_frames = 0.0
+        self._delays = Delays()
+        self.found = Run()
+        self.is_watching = False
+        self._place = place
+        self._how = how
+        self._visits: Counter[tuple[str, str, str]] = Counter()
+
+    # ---------------------------------------------------------------- noticing
+
+    def failpoints_of(self, process: str) -> Reached:
+        return Reached(self._has_reached, process)
+
+    def machine_of(self, name: str, record: Callable[[MachineEvent], None]) -> FakeMachine:
+        return Wired(
+            self._is_about_to, name, total=self.topology.host_capacity, delays=self._delays, record=record
+        )
+
+    def _has_reached(self, process: str, name: str) -> bool:
+        return self._meets(Place("reach", name, process, 0)) is not None
+
+    def _is_about_to(self, host: str, step: str) -> FaultCode | None:
+        if step in LOOKS or self._meets(Place("step", step, host, 0)) is None:
+            return None
+        return FaultCode.HOST_FAILED
+
+    def _committed(self, process: str) -> None:
+        super()._committed(process)
+        if process.startswith(("api", "scheduler", "cell")):
+            self._meets(Place("write", f"{process.rstrip('0123456789')} writes", process, 0))
+
+    def _meets(self, place: Place) -> Place | None:
+        """Note it; break what is to be broken here. The place, where it was."""
+        if not self.is_watching:
+            return None
+        key = (place.kind, place.name, place.whose)
+        self._visits[key] += 1
+        place = replace(place, visit=self._visits[key])
+        if self._place is None:
+            self.found.places.append(place)
+            return None
+        if self.found.is_broken or place != self._place:
+            return None
+        self.found.is_broken = True
+        self._strike(place)
+        return place
+
+    def _strike(self, place: Place) -> None:
+        conductors = self.conductors_of(self.cells[0])
+        match self._how:
+            case "kill hostd" | "kill the process":
+                self._kill(place.whose)
+            case "kill conductor":
+                for name in conductors:
+                    self._kill(name)
+            case "lose power":
+                self.lose_power(place.whose)
+                self._later(POWER_S, lambda: self.restore_power(place.whose))
+
+    def _kill(self, process: str) -> None:
+        self.kill(process)
+        self._later(BACK_S, lambda: self.start(process))
+
+    def _later(self, delay_s: float, act: Callable[[], None]) -> None:
+        context = self.network.world.copy()
+        context.run(PROCESS.set, None)
+        self.loop.call_later(delay_s, act, context=context)
+
+
+# -------------------------------------------------------------------- scenarios
+
+
+def way_to(action: Action) -> tuple[Action, ...]:
+    """The shortest way from a server that runs to one that may be asked for the action, by actions that a client can ask for."""
+    ways: dict[VmState, tuple[Action, ...]] = {VmState.ACTIVE: ()}
+    queue = [VmState.ACTIVE]
+    while queue:
+        state = queue.pop(0)
+        if action in allowed_actions(state, TaskState.NONE):
+            return ways[state]
+        for rule in RULES:
+            final = rule.final
+            if (
+                state in rule.allowed
+                and word_of(rule.action) in METHODS
+                and final is not None
+                and final not in ways
+            ):
+                ways[final] = (*ways[state], rule.action)
+                queue.append(final)
+    raise LookupError(f"nothing leads to {action}")
+
+
+def word_of(action: Action) -> str:
+    """The client's word for an action."""
+    return "reboot" if action in {Action.REBOOT_SOFT, Action.REBOOT_HARD} else str(action)
+
+
+def actions() -> Iterator[Action]:
+    """What is broken: the create, the delete, and everything that a client can ask for and that is under way for a while."""
+    yield Action.CREATE
+    yield Action.DELETE
+    for rule in RULES:
+        if rule.task is not TaskState.NONE and word_of(rule.action) in METHODS:
+            yield rule.action
+
+
+class Story:
+    """A server's life up to an action, the action, and its end."""
+
+    def __init__(self, world: OneBreak) -> None:
+        self._world = world
+        self._who = world.principals()[0]
+        self._asked = 0
+
+    async def tell(self, action: Action) -> str:
+        """Run it. Returns how the action ended, in words. Raises Violation."""
+        world = self._world
+        await world.furnish()
+        world.populate()
+        await self._at_rest(60.0, "at first")
+        if action is Action.CREATE:
+            world.is_watching = True
+        server = await self._create()
+        before = VmState.BUILDING
+        if action is not Action.CREATE:
+            await self._at_rest(120.0, "after the create")
+            for step in way_to(action):
+                await self._ask(step, server)
+                await self._at_rest(BY_ACTION[step].deadline_s, f"after {step}")
+            before = await self._state(server) or before
+            world.is_watching = True
+            await self._ask(action, server)
+        rule = BY_ACTION[action]
+        await self._at_rest(rule.deadline_s, f"after {action}")
+        world.is_watching = False
+        ended = await self._how_it_ended(action, before, server)
+        if await self._state(server) is not None:
+            await self._ask(Action.DELETE, server)
+            await self._at_rest(BY_ACTION[Action.DELETE].deadline_s, "after its delete")
+        return ended
+
+    async def _how_it_ended(self, action: Action, before: VmState, server: str) -> str:
+        state = await self._state(server)
+        rule = BY_ACTION[action]
+        fault = await self._fault(server)
+        if state is None:
+            return "done" if action is Action.DELETE else "gone"
+        wanted = rule.final or before
+        if state is wanted and not fault:
+            return "done"
+        if not fault:
+            return f"{shown(state, TaskState.NONE)} without a reason"
+        return (
+            "taken back, with its reason"
+            if state is before
+            else f"{shown(state, TaskState.NONE)}, with its reason"
+        )
+
+    async def _create(self) -> str:
+        request = pb.CreateInstanceRequest(
+            request_id="create", name="web", flavor="small", image="tiny", network="default"
+        )
+        answer = await self._call("create_instance", request)
+        self._world.checker.accepted.add(answer.instance.id)
+        return str(answer.instance.id)
+
+    async def _ask(self, action: Action, server: str) -> None:
+        self._asked += 1
+        rid = f"{action}-{self._asked}"
+        if action is Action.DELETE:
+            await self._call("delete_instance", pb.DeleteInstanceRequest(request_id=rid, instance=server))
+            self._world.checker.deleted.add(server)
+            return
+        method, fields = METHODS[word_of(action)]
+        chosen = {name: values[0] for name, values in fields.items()}
+        if action in {Action.REBOOT_SOFT, Action.REBOOT_HARD}:
+            chosen["kind"] = pb.REBOOT_KIND_HARD if action is Action.REBOOT_HARD else pb.REBOOT_KIND_SOFT
+        await self._call(method.attribute, method.request(request_id=rid, instance=server, **chosen))
+
+    async def _call(self, handler: str, request: Any) -> Any:
+        """As a client does: the same request again until it is answered."""
+        for _ in range(60):
+            asking = asyncio.ensure_future(self._world.call("api0", handler, request, self._who))
+            done, _pending = await asyncio.wait({asking}, timeout=5.0)
+            if done:
+                error = asking.exception()
+                if error is None:
+                    return asking.result()
+                if not isinstance(error, FabricError) or error.reason not in _AGAIN:
+                    raise error
+            await asyncio.sleep(0.5)
+        raise Violation(f"{handler} was never answered")
+
+    async def _get(self, server: str) -> pb.Instance | None:
+        try:
+            answer = await self._call("get_instance", pb.GetInstanceRequest(instance=server))
+        except NotFound:
+            return None
+        found: pb.Instance = answer.instance
+        return None if found.status.state == "DELETED" else found
+
+    async def _state(self, server: str) -> VmState | None:
+        found = await self._get(server)
+        return None if found is None else VmState[found.status.vm_state.upper()]
+
+    async def _fault(self, server: str) -> str:
+        found = await self._get(server)
+        return "" if found is None else found.status.fault.code
+
+    async def _at_rest(self, deadline_s: float, when: str) -> None:
+        world = self._world
+        until_s = world.loop.time() + deadline_s + MARGIN_S
+        await asyncio.sleep(1.0)
+        while True:
+            await world.approve_quarantined()
+            world.check_alive()
+            if world.violation is not None:
+                raise world.violation
+            left = world.unsettled()
+            if left is None and all(process.is_up for process in world.processes.values()):
+                return
+            if world.loop.time() > until_s:
+                raise Violation(f"not at rest {when}: {left}")
+            await asyncio.sleep(0.5)
+
+
+_AGAIN: Final = frozenset({"UNAVAILABLE", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED"})
+
+
+def run(action: Action, place: Place | None = None, how: str = "") -> Run:
+    """One world, with one thing broken in it or none."""
+    with unlogged(), graveyard():
+        return _run(action, place, how)
+
+
+def _run(action: Action, place: Place | None, how: str) -> Run:
+    loop = SimLoop(Random(0))
+    world = OneBreak(loop, place, how)
+    try:
+        world.found.ended = loop.run_world(Story(world).tell(action))
+    except (Violation, FabricError) as broken:
+        world.found.violation = f"{type(broken).__name__}: {broken}"
+    return world.found
+
+
+def breaks(place: Place) -> tuple[str, ...]:
+    """Every way to break something at a place."""
+    if place.kind == "reach" and not place.name.startswith("hostd"):
+        return ("kill the process",)
+    return BREAKS[place.kind]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One thing broken, and what became of it."""
+
+    action: Action
+    place: Place
+    how: str
+    run: Run
+
+
+def everything(chosen: Iterable[Action]) -> Iterator[Found]:
+    """Break everything there is to break in these actions, one thing at a time."""
+    for action in chosen:
+        whole = run(action)
+        if whole.violation or whole.ended != "done":
+            yield Found(action, Place("whole", "nothing", "", 1), "nothing is broken", whole)
+            continue
+        for place in whole.places:
+            for how in breaks(place):
+                yield Found(action, place, how, run(action, place, how))
+
+
+def is_well(found: Found) -> bool:
+    """Whether it ended as it may: at rest, with nothing left, done or taken back or in ERROR with a reason."""
+    return not found.run.violation and "without a reason" not in found.run.ended and found.run.ended != "gone"
+
+
+def page(results: Iterable[Found]) -> str:
+    """The report."""
+    rows = list(results)
+    bad = [each for each in rows if not is_well(each)]
+    lines = [
+        "# Everything broken once",
+        "",
+        f"{len(rows)} runs, {len(bad)} that ended as they may not. Made by `python -m tests.sim.exhaustive`, which says how.",
+        "",
+        "| action | broken at | how | ended |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {each.action} | {each.place} | {each.how} | {each.run.violation or each.run.ended} |"
+        for each in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str]) -> int:
+    """Break the actions named, or all; 1 when any ended as it may not."""
+    rows = list(everything([Action(word) for word in words] or actions()))
+    print(page(rows))
+    return 0 if all(map(is_well, rows)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
