@@ -170,25 +170,30 @@ def show(session: Session, *, server: str, shape: Shape) -> None:
 @server.command(
     epilog=examples("fabric server delete nebula_web_01", "fabric server delete --wait web-1 web-2")
 )
+@click.option(
+    "--force", is_flag=True, help="At once and for good, where the fabric keeps deleted servers for a while."
+)
 @many_servers
 @waiting(300)
 @pass_session
-def delete(session: Session, *, servers: tuple[str, ...], wait: bool, wait_timeout_s: float) -> None:
-    """End servers, whatever they are doing. Their disks are gone with them."""
+def delete(
+    session: Session, *, force: bool, servers: tuple[str, ...], wait: bool, wait_timeout_s: float
+) -> None:
+    """End servers, whatever they are doing. Their disks are gone with them, at once or when the time to restore them is over."""
     instances = session.client.instances
     going: dict[str, Instance] = {}
 
     def end(name: str) -> None:
         # By id from here on: between two calls another server may be given the name.
         before = instances.get(name)
-        instances.delete(before.id)
+        instances.delete(before.id, force=force)
         going[name] = before
 
     def wait_until_gone(name: str) -> None:
         if (before := going.get(name)) is None:
             return
         left = instances.wait_until_gone(
-            before, timeout_s=wait_timeout_s, on_change=lambda seen: session.say(line(seen))
+            before, timeout_s=wait_timeout_s, force=force, on_change=lambda seen: session.say(line(seen))
         )
         if left is not None:
             raise Failed(f"server {left.name} could not be deleted: {why(left)}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fabric.client.flavors import Flavors
     from fabric.client.hosts import Hosts
     from fabric.client.images import Images
+    from fabric.client.instance_events import InstanceEvents
     from fabric.client.instances import Instances
     from fabric.client.keypairs import Keypairs
     from fabric.client.networks import Networks, Subnets
@@ -154,6 +155,13 @@ class Client:
         from fabric.client.instances import Instances
 
         return Instances(self._calls)
+
+    @cached_property
+    def instance_events(self) -> InstanceEvents:
+        """What was done to servers, and what changes about them."""
+        from fabric.client.instance_events import InstanceEvents
+
+        return InstanceEvents(self._calls)
 
     @cached_property
     def hosts(self) -> Hosts:

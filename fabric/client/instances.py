@@ -87,9 +87,14 @@ class Instances:
         )
         return self._calls.unary(self._stub.CreateInstance, request).instance
 
-    def delete(self, instance: str) -> None:
-        """Ask for its end, by id or name; `wait_until_gone` waits for it."""
-        request = pb.DeleteInstanceRequest(request_id=self._calls.request_id(), instance=instance)
+    def delete(self, instance: str, *, force: bool = False) -> None:
+        """Ask for its end, by id or name; `wait_until_gone` waits for it.
+
+        A fabric may keep it for a while, to be restored; with `force` it is gone at once.
+        """
+        request = pb.DeleteInstanceRequest(
+            request_id=self._calls.request_id(), instance=instance, force=force
+        )
         self._calls.delete(self._stub.DeleteInstance, request)
 
     def act(self, action: str, instance: str, **fields: object) -> Instance:
@@ -115,6 +120,11 @@ class Instances:
             kind=pb.REBOOT_KIND_HARD if hard else pb.REBOOT_KIND_SOFT,
         )
         return self._calls.unary(self._stub.RebootInstance, request).instance
+
+    def reset_state(self, instance: str, state: str) -> Instance:
+        """Say that it is `active` or in `error`, and that nothing is in flight. For system administrators."""
+        onto = {"active": pb.RESET_TO_ACTIVE, "error": pb.RESET_TO_ERROR}[state]
+        return self.act("reset-state", instance, state=onto)
 
     def console_log(self, instance: str, *, lines: int = 0) -> bytes:
         """The end of what it wrote to its serial console, as the guest wrote it: do not show it to a terminal unfiltered."""
@@ -163,6 +173,7 @@ class Instances:
         before: Instance,
         *,
         timeout_s: float,
+        force: bool = False,
         on_change: OnChange | None = None,
         pace: Pace | None = None,
     ) -> Instance | None:
@@ -171,16 +182,17 @@ class Instances:
         Args:
             before: the server as it was read before it was to be deleted.
             timeout_s: how long to wait.
+            force: as the delete was asked for.
             on_change: told of every change.
             pace: how often to look.
 
         Returns:
-            None when it is gone; the server, with its fault, when it could not be deleted.
+            None when it is gone, or kept to be restored; the server, with its fault, when it could not be deleted.
 
         Raises:
             Unavailable: it is still there after `timeout_s`.
         """
-        generation = generation_of_delete(before)
+        generation = generation_of_delete(before, force=force)
         found = self._watch(
             before,
             lambda seen: verdict_of_delete(seen, generation=generation),
@@ -189,7 +201,7 @@ class Instances:
             pace=pace or Pace(),
             visible_after_s=0.0,
         )
-        return None if found is None or found.status.state == "DELETED" else found
+        return None if found is None or found.status.state in {"DELETED", "SOFT_DELETED"} else found
 
     def _watch(
         self,

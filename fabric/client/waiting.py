@@ -50,7 +50,8 @@ def verdict(seen: Instance, *, state: str, generation: int) -> Verdict:
 
 
 def verdict_of_delete(seen: Instance, *, generation: int) -> Verdict:
-    """Whether a server that can still be read is on its way out, or has failed to go. Only one that is not found is gone.
+    """Whether a server that can still be read is on its way out, or has failed to go. Only one that is not found is gone; one that is kept
+    for a while has gone as far as it was asked to.
 
     Args:
         seen: what was read.
@@ -59,12 +60,14 @@ def verdict_of_delete(seen: Instance, *, generation: int) -> Verdict:
     status = seen.status
     if status.state == "DELETED":
         return Verdict.DONE
-    if status.generation >= generation and status.state == "ERROR" and not status.task_state:
-        return Verdict.FAILED
-    return Verdict.GOING
+    if status.generation < generation or status.task_state:
+        return Verdict.GOING
+    return {"ERROR": Verdict.FAILED, "SOFT_DELETED": Verdict.DONE}.get(status.state, Verdict.GOING)
 
 
-def generation_of_delete(before: Instance) -> int:
+def generation_of_delete(before: Instance, *, force: bool = False) -> int:
     """The generation that deleting `before` makes, or has made already."""
-    is_under_way = before.status.task_state.lower() == "deleting"
-    return before.status.generation + (0 if is_under_way else 1)
+    status = before.status
+    is_under_way = status.task_state == "deleting"
+    is_kept = not force and (status.task_state == "soft_deleting" or status.state == "SOFT_DELETED")
+    return status.generation + (0 if is_under_way or is_kept else 1)

@@ -306,6 +306,7 @@ RULES: tuple[Rule, ...] = (
         want=Want.RUN,
         final=VmState.ACTIVE,
         deadline_s=90,
+        verb="restore",
     ),
     Rule(
         action=Action.DELETE,
@@ -379,6 +380,7 @@ RULES: tuple[Rule, ...] = (
         is_unplaced=True,
         # Whoever may lock may unlock; whom a lock by an administrator stops, the method's own check decides.
         despite_lock=True,
+        verb="unlock",
     ),
     Rule(
         action=Action.RESET_STATE,
