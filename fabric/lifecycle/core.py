@@ -14,7 +14,7 @@ from typing import Final
 
 from fabric.errors import WrongState
 from fabric.lifecycle.events import closed, noted, opened
-from fabric.lifecycle.moves import heard, returned
+from fabric.lifecycle.moves import MOVING, heard, returned
 from fabric.lifecycle.table import (
     BY_ACTION,
     BY_TASK,
@@ -25,6 +25,7 @@ from fabric.lifecycle.table import (
     shown,
 )
 from fabric.model.event import EventStep
+from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.instance import ActionMark, Assignment, Fault, Guest, ImageRef, Instance, OneShot, Request
 from fabric.model.network import Port
 from fabric.model.session import HostState
@@ -106,7 +107,8 @@ def begin(
             instance=now.id,
         )
     _refuse_between_hosts(now, action)
-    asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE
+    # Who is to go elsewhere is told so: a read that is older than the request must not look like its outcome.
+    asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE or rule.task in MOVING
     mark = now.action
     if rule.one_shot is not OneShot.NONE:
         mark = ActionMark(seq=now.action.seq + 1, kind=rule.one_shot, image_id=image_id)
@@ -273,6 +275,11 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
     if now.want is not word.fulfils:
         return _went_its_way(now, seen, word)
     rule = BY_TASK.get(now.task)
+    if rule is not None and rule.one_shot is OneShot.SNAPSHOT and not is_handed_in(now):
+        # Whoever skipped it, by a lost journal or on purpose: without the image it was not done.
+        code = FaultCode.IMAGE_UPLOAD_FAILED
+        unsaid = replace(said, fault_code=code, fault_message=FAULT_TEXT[code])
+        return _unable(now, seen, unsaid, word, now_ms=now_ms, op_id=op_id)
     if _is_said_to_be_in_error(now):
         return Refused.KNOWN if _same_but_for_times(now, seen) else seen
     if rule is None and now.vm_state not in FREE_TO_DRIFT and said.state is HostState.STOPPED:
@@ -295,6 +302,11 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
         carrier_id=now.carrier_id if final in _IN_AN_IMAGE else "",
     )
     return Refused.KNOWN if _same_but_for_times(now, after) else after
+
+
+def is_handed_in(now: Instance) -> bool:
+    """Whether the image that the latest snapshot was to become has its bytes."""
+    return now.uploaded is not None and now.uploaded.id == now.action.image_id
 
 
 STATE_RESET: Final = "STATE_RESET"

@@ -140,7 +140,7 @@ def nowhere_to_go(
         task=TaskState.NONE,
         task_deadline_ms=0,
         want=Want.STOP if is_shelved else now.want,
-        # Its host is asked again how the server is: what it said meanwhile was not taken in.
+        # Its host is asked again how the server is: what it said meanwhile was seen, and ended nothing.
         generation=now.generation + (now.host != ""),
         fault=fault,
         decision=decision if decision is not None else now.decision,
@@ -192,6 +192,7 @@ def undone(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
         task_deadline_ms=0,
         want=move.want,
         generation=now.generation + 1,
+        action=replace(now.action, kind=OneShot.NONE, image_id=""),
         move=None,
         carrier_id="",
         uploaded=None,
@@ -320,8 +321,6 @@ def heard(
 
     `seen` is the record with what the host says to be there; `fault` what it could not do.
     """
-    if now.task is TaskState.SHELVING and state is HostState.STOPPED and fault is None:
-        return None if carried(seen) is not None else _not_shelved(seen, now_ms=now_ms, op_id=op_id)
     if now.task is TaskState.RESIZE_PREP and now.move is None and fault is None:
         # Nothing was asked of its host yet: what it says is seen, and ends nothing.
         return seen
@@ -358,24 +357,8 @@ def _heard_before(
     return switched(seen, disk, now_ms=now_ms, op_id=op_id)
 
 
-def _not_shelved(seen: Instance, *, now_ms: int, op_id: str) -> Instance:
-    """Its host says that the image is made, and nobody has it: the server is off, and still there."""
-    fault = _not_handed_in(seen, now_ms=now_ms)
-    return replace(
-        seen,
-        vm_state=VmState.STOPPED,
-        task=TaskState.NONE,
-        task_deadline_ms=0,
-        carrier_id="",
-        fault=fault,
-        event=_failed(seen, fault, now_ms=now_ms),
-        update_time_ms=now_ms,
-        op_id=op_id,
-    )
-
-
 def _not_handed_in(seen: Instance, *, now_ms: int) -> Fault:
-    code = FaultCode.IMAGE_UNAVAILABLE
+    code = FaultCode.IMAGE_UPLOAD_FAILED
     return Fault(code=code, message=FAULT_TEXT[code], host=seen.host, time_ms=now_ms)
 
 
@@ -416,6 +399,7 @@ def settled_down(now: Instance, *, now_ms: int, op_id: str) -> Instance:
         now,
         want=move.want,
         generation=now.generation + 1,
+        action=replace(now.action, kind=OneShot.NONE, image_id=""),
         move=None,
         carrier_id="",
         uploaded=None,

@@ -69,7 +69,9 @@ def _check_cell(action: Action, vm_state: VmState, task: TaskState) -> None:
     assert (action in allowed_actions(vm_state, task)) is may
     if may:
         after = _begin(now, action)
-        asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE
+        asks_host = (
+            rule.want is not None or rule.one_shot is not OneShot.NONE or rule.task is TaskState.RESIZE_PREP
+        )
         assert (after.task, after.want) == (rule.task, rule.want or now.want)
         assert after.generation == now.generation + asks_host
         assert after.vm_state is vm_state
@@ -242,7 +244,7 @@ def test_what_was_asked_for_and_done_is_final(rule: Rule, vm_state: VmState) -> 
         else _begin(instance(vm_state, want=WANTED.get(vm_state, Want.RUN)), action, image_id="image-2")
     )
 
-    after = _settled(replace(now, uploaded=replace(GUEST.image, id=now.carrier_id)), DONE[now.want])
+    after = _settled(replace(now, uploaded=replace(GUEST.image, id=now.action.image_id)), DONE[now.want])
 
     assert after.vm_state is (
         rule.final or vm_state if vm_state is not VmState.ERROR else rule.final or after.vm_state
