@@ -19,7 +19,10 @@ from enum import Enum
 from typing import Final
 
 from fabric.model.firewall import (
+    ICMPV6,
     PROTOCOLS_WITH_PORTS,
+    TCP,
+    UDP,
     Direction,
     EtherType,
     HostFilters,
@@ -45,6 +48,7 @@ INGRESS_HOOKS: Final = {"ingress-forward": "forward priority 20", "ingress-host"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _MAC: Final = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+# Words of nft's grammar. Other protocols go by number: their names are in a file that a machine may not have.
 _PROTOCOL_WORDS: Final = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _SUFFIX: Final = {Direction.INGRESS: "in", Direction.EGRESS: "out"}
 _UNICAST: Final = "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00"
@@ -227,13 +231,13 @@ def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
         ),
     )
     for name, hook in EGRESS_HOOKS.items():
-        yield name, Chain((f"{established} meta l4proto tcp accept", "iifname vmap @egress"), hook)
+        yield name, Chain((f"{established} meta l4proto {TCP} accept", "iifname vmap @egress"), hook)
     for name, hook in INGRESS_HOOKS.items():
         yield (
             name,
             Chain(
                 (
-                    f"{established} meta l4proto tcp oifname . ether daddr @macs accept",
+                    f"{established} meta l4proto {TCP} oifname . ether daddr @macs accept",
                     "oifname vmap @ingress",
                     f'oifname "{TAP_PREFIX}*" drop',
                 ),
@@ -246,7 +250,7 @@ def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
         "egress-known",
         Chain(
             (
-                "meta l4proto vmap { udp : jump egress-udp, ipv6-icmp : jump egress-icmpv6 }",
+                f"meta l4proto vmap {{ {UDP} : jump egress-udp, {ICMPV6} : jump egress-icmpv6 }}",
                 f"{established} accept",
                 f"{invalid} drop",
                 _BEGINS_WITH_SYN,
@@ -294,7 +298,7 @@ def _common(tracking: Tracking) -> Iterator[tuple[str, Chain]]:
             (
                 f"{established} accept",
                 f"{invalid} drop",
-                "meta l4proto vmap { udp : jump ingress-udp, ipv6-icmp : jump ingress-icmpv6 }",
+                f"meta l4proto vmap {{ {UDP} : jump ingress-udp, {ICMPV6} : jump ingress-icmpv6 }}",
                 _BEGINS_WITH_SYN,
             )
         ),
