@@ -20,7 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^#@/ { printf "\n%s\n", substr($$0, 4) } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 #@ To run it
-.PHONY: setup demo down image
+.PHONY: setup demo down image containers
 setup: ## everything this tree needs, to run it and to test it
 	@tools/setup test
 
@@ -29,8 +29,13 @@ demo: ## from a bare machine to a server you can log in to
 	@tools/guest_image/build
 	@$(AS_ROOT) $(BIN)/fabric dev demo
 
-down: ## end what `make demo` started, and leave nothing behind
+down: ## end what `make demo` and `make containers` started, and leave nothing behind
 	@if [ -x $(BIN)/fabric ]; then $(AS_ROOT) $(BIN)/fabric dev down; fi
+	@if [ -d .cache/containers ]; then $(AS_ROOT) tools/containers/run down; fi
+
+containers: ready ## two hosts in containers with all they need, until Ctrl-C
+	@tools/guest_image/build
+	@$(AS_ROOT) tools/containers/run up
 
 image: ## build the small guest image
 	@tools/setup demo

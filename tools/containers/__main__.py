@@ -11,14 +11,12 @@ down                         end what an `up` that was killed might have left
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +32,7 @@ from tools.containers.engine import (
     docker,
     environment,
     running,
+    sweep,
 )
 
 COMPOSE: Final = Path(__file__).parent / "compose.yaml"
@@ -51,7 +50,7 @@ def write_site(folder: Path) -> dict[str, str]:
     """Certificates and settings in `folder`; what compose.yaml has to be told of them."""
     site.write(folder, site.plans(resources()), now_ms=time.time_ns() // 1_000_000)
     GUEST_IMAGES.mkdir(parents=True, exist_ok=True)
-    return {"CELLFABRIC_SITE": str(folder), "CELLFABRIC_IMAGES": str(GUEST_IMAGES)}
+    return _variables(folder)
 
 
 def main() -> int:
@@ -61,16 +60,20 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("verb", choices=("build", "up", "docker", "compose", "site", "down"))
-    parser.add_argument("words", nargs=argparse.REMAINDER)
-    parser.add_argument(
-        "--docker-host", default="", help="another engine to build in, as unix:///var/run/docker.sock"
-    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    build = verbs.add_parser("build")
+    build.add_argument("--docker-host", default="", help="build in this engine: unix:///var/run/docker.sock")
+    verbs.add_parser("up")
+    verbs.add_parser("down")
+    verbs.add_parser("site").add_argument("folder", type=Path)
+    for name in ("docker", "compose"):
+        verbs.add_parser(name, add_help=False).add_argument("words", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     # Ending by exception ends the engine in good order.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(128 + signal.SIGHUP))
     try:
-        return _run(arguments.verb, arguments.words, arguments.docker_host)
+        return _run(arguments)
     except (BuildError, NoEngineError, DockerError) as failed:
         print(f"containers: {failed}", file=sys.stderr)
         return 1
@@ -78,25 +81,25 @@ def main() -> int:
         return 130
 
 
-def _run(verb: str, words: Sequence[str], docker_host: str) -> int:
-    if verb == "build":
+def _run(said: argparse.Namespace) -> int:
+    if said.verb == "build":
         FOLDER.mkdir(parents=True, exist_ok=True)
-        with contextlib.nullcontext() if docker_host else Engine() as engine:
-            images.build(engine.environment if engine else environment(docker_host, FOLDER), say=_say)
-    elif verb == "up":
+        if said.docker_host:
+            images.build(environment(said.docker_host, FOLDER), say=_say)
+        else:
+            with Engine() as engine:
+                images.build(engine.environment, say=_say)
+    elif said.verb == "up":
         _up()
-    elif verb == "site":
-        if len(words) != 1:
-            raise BuildError("say which folder: python -m tools.containers site DIR")
-        for name, value in write_site(Path(words[0]).resolve()).items():
-            print(f"export {name}={value}")
-    elif verb == "down":
-        with contextlib.suppress(NoEngineError):
-            _end(running())
+    elif said.verb == "down":
+        sweep(FOLDER)
+    elif said.verb == "site":
+        for name, value in write_site(said.folder.resolve()).items():
+            print(f"export {name}={shlex.quote(value)}")
     else:
         told = {**os.environ, **environment(running(), FOLDER), **_variables(FOLDER / "site")}
-        within = ("compose", "--file", str(COMPOSE)) if verb == "compose" else ()
-        return subprocess.run(("docker", *within, *words), env=told, check=False).returncode
+        within = ("compose", "--file", str(COMPOSE)) if said.verb == "compose" else ()
+        return subprocess.run(("docker", *within, *said.words), env=told, check=False).returncode
     return 0
 
 
@@ -118,18 +121,12 @@ def _up() -> None:
             "both hosts are up; from another shell: tools/containers/run compose exec operator fabric host list"
         )
         _say("Ctrl-C ends all of it")
-        threading.Event().wait()
+        engine.wait()
+        _say("somebody else has ended it")
 
 
 def _variables(folder: Path) -> dict[str, str]:
     return {"CELLFABRIC_SITE": str(folder), "CELLFABRIC_IMAGES": str(GUEST_IMAGES)}
-
-
-def _end(host: str) -> None:
-    """Kill the engine behind a DOCKER_HOST; its containers end with it."""
-    pid = int(host.split("/")[4])
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def _say(text: str) -> None:

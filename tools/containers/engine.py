@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -88,18 +89,23 @@ class Engine:
             # unshare passes on no signals; what it started is its only child, and that one tells the engine.
             for child in _children(self._process.pid):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, 15)
+                    os.kill(child, signal.SIGTERM)
             try:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
             self._process = None
-        remove_groups(self._group)
+        remove_groups(group_of(self.folder))
         (self.folder / "engine.pid").unlink(missing_ok=True)
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def wait(self) -> None:
+        """Wait until it ends, which it does not do by itself."""
+        assert self._process is not None
+        self._process.wait()
 
     def docker(self, *words: str, timeout_s: float = 120.0) -> str:
         """What a `docker` command prints. Raises DockerError."""
@@ -117,11 +123,6 @@ class Engine:
     def environment(self) -> dict[str, str]:
         """What a `docker` needs in its environment to speak to this engine."""
         return environment(self.host, self.folder)
-
-    @property
-    def _group(self) -> str:
-        """The control group above all containers. Named after the inode of the folder: others' engines have others."""
-        return f"cellfabric-{self.folder.stat().st_ino:x}"
 
     def _require(self) -> None:
         if os.geteuid() != 0:
@@ -154,7 +155,7 @@ class Engine:
                     *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
                     *("sh", "-c", _INSIDE, "engine"),
                     *("--host", "unix:///run/docker.sock", "--data-root", str(self.folder / "engine")),
-                    *("--cgroup-parent", f"/{self._group}", "--init-path", _program("tini-static")),
+                    *("--cgroup-parent", f"/{group_of(self.folder)}", "--init-path", _program("tini-static")),
                     *("--log-level", "warn"),
                 ),
                 env={**os.environ, "PATH": _search_path()},
@@ -245,13 +246,32 @@ def running(folder: Path = FOLDER) -> str:
     raise NoEngineError(f"no engine runs on {folder}")
 
 
-def remove_groups(name: str) -> None:
-    """Remove the control groups that containers were in: those without a process, in every hierarchy there is."""
-    for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")):
-        top = hierarchy / name
+def sweep(folder: Path = FOLDER) -> None:
+    """End the engine on `folder`, whoever started it, and remove what one that was killed has left. None there is fine."""
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(NoEngineError, ProcessLookupError):
+        os.kill(int(running(folder).split("/")[4]), signal.SIGKILL)
+    # A process that is killed holds its group until the kernel is done with it.
+    until_s = time.monotonic() + STOP_S
+    while not remove_groups(group_of(folder)) and time.monotonic() < until_s:
+        time.sleep(0.1)
+    (folder / "engine.pid").unlink(missing_ok=True)
+
+
+def group_of(folder: Path) -> str:
+    """The control group above all containers of an engine. Named after the inode of its folder: others' engines have others."""
+    return f"cellfabric-{folder.stat().st_ino:x}"
+
+
+def remove_groups(name: str) -> bool:
+    """Remove the control groups that containers were in, those without a process, in every hierarchy there is; whether none is left."""
+    tops = [hierarchy / name for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*"))]
+    for top in tops:
         for folder in (*sorted(top.glob("**/"), reverse=True), top):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+    return not any(top.exists() for top in tops)
 
 
 def _children(pid: int) -> Iterator[int]:

@@ -54,8 +54,10 @@ def plans(each: Resources) -> tuple[HostPlan, ...]:
     return tuple(HostPlan(name, each, f"10.64.{number}.0/24") for number, name in enumerate(HOSTS, start=1))
 
 
-def write(folder: Path, hosts: tuple[HostPlan, ...], *, now_ms: int) -> None:
-    """Make the folder anew, with everything for a first start."""
+def write(
+    folder: Path, hosts: tuple[HostPlan, ...], *, now_ms: int, owner: tuple[int, int] = (USER, USER)
+) -> None:
+    """Make the folder anew, with everything for a first start. What the hosts are not given belongs to `owner`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o711, parents=True)
     password = secrets.token_urlsafe(24)
@@ -80,7 +82,7 @@ def write(folder: Path, hosts: tuple[HostPlan, ...], *, now_ms: int) -> None:
     pki.write_private(folder / "api" / "admin-password", f"{password}\n".encode())
     _operator(folder / "operator", ours, hosts, serials, password)
     for name in (*MEMBERS, "api", "scheduler", "conductor", "operator"):
-        _give(folder / name)
+        _give(folder / name, owner)
 
 
 def _settings(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, msgspec.Struct]]:
@@ -169,7 +171,7 @@ def _operator(
     (folder / "plan.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
 
 
-def _give(folder: Path) -> None:
+def _give(folder: Path, owner: tuple[int, int]) -> None:
     """To the user of the services, who alone may read the keys."""
     for path in (folder, *folder.rglob("*")):
-        os.chown(path, USER, USER)
+        os.chown(path, *owner)

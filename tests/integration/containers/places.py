@@ -17,7 +17,7 @@ from testcontainers.compose import DockerCompose
 from tests.e2e.running import Running, a_fabric, guest_images
 from tools.containers import images
 from tools.containers.__main__ import COMPOSE, write_site
-from tools.containers.engine import FOLDER, Engine
+from tools.containers.engine import FOLDER, Engine, group_of
 from tools.containers.site import HOSTS
 
 LIVE: list[DockerCompose] = []
@@ -165,7 +165,7 @@ def left_of(engine_folder: Path) -> list[str]:
         for line in Path("/proc/self/mounts").read_text().splitlines()
         if f"{engine_folder}/engine" in line or "docker" in line.split()[1]
     ]
-    group = f"cellfabric-{engine_folder.stat().st_ino:x}"
+    group = group_of(engine_folder)
     hierarchies = (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*"))
     found += [str(each / group) for each in hierarchies if (each / group).exists()]
     for entry in Path("/proc").iterdir():
