@@ -106,6 +106,49 @@ class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     in_flight: Annotated[int, Meta(ge=1, description="Calls under way at the same time.")] = 100
 
 
+class ConsoleSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Consoles, at a terminal and in a browser."""
+
+    idle_s: Annotated[
+        Seconds, Meta(description="A console in which nothing is typed or shown for so long is ended.")
+    ] = 1800.0
+    longest_s: Annotated[
+        float, Meta(gt=0, le=3540, description="No console lasts longer, in use or not.")
+    ] = 3540.0
+    listen: Annotated[
+        str,
+        Meta(
+            pattern=r"^(.+:[0-9]{1,5})?$",
+            description="Where browsers connect to servers' screens, `host:port`; empty: they cannot.",
+        ),
+    ] = ""
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(https?://[^/?#]+(/[^?#]*[^/?#])?)?$",
+            description="Under which address browsers find that; empty: as it listens.",
+        ),
+    ] = ""
+    tls: Annotated[
+        TlsSettings | None,
+        Meta(description="The certificate browsers are shown. Without it: the public port's."),
+    ] = None
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            max_length=32, description="Pages elsewhere that may open consoles, each `https://host[:port]`."
+        ),
+    ] = ()
+    novnc_path: Annotated[
+        Path | None,
+        Meta(
+            description="noVNC's folder, with `core` and `vendor` in it, for the page that shows a screen. Without it"
+            " there is the WebSocket alone."
+        ),
+    ] = None
+    most: Annotated[int, Meta(ge=1, description="Browsers at the same time.")] = 200
+
+
 class _Common(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: Annotated[LogSettings, Meta(description="The log.")] = msgspec.field(default_factory=LogSettings)
     reflection: Annotated[
@@ -156,6 +199,9 @@ class ApiSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True
     )
     limits: Annotated[LimitsSettings, Meta(description="What one principal may ask.")] = msgspec.field(
         default_factory=LimitsSettings
+    )
+    console: Annotated[ConsoleSettings, Meta(description="Consoles, at a terminal and in a browser.")] = (
+        msgspec.field(default_factory=ConsoleSettings)
     )
 
 

@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
 from fabric.api.conductors import RemoteConductors
+from fabric.api.consoles import ConsoleOptions
 from fabric.api.service import Administrator, ApiOptions, ApiService
 from fabric.clock import SystemClock
 from fabric.config.load import load
@@ -37,6 +39,9 @@ from fabric.server.audit_file import AuditFile
 from fabric.store.etcd.client import EtcdStore
 from fabric.store.etcd.settings import EtcdSettings
 from fabric.workers import Threads
+
+if TYPE_CHECKING:
+    from fabric.server.web_console import ConsoleDoor
 
 log = structlog.get_logger()
 
@@ -83,6 +88,11 @@ def options_of(settings: ApiSettings) -> ApiOptions:
         ),
         image_limits=ImageLimits(max_bytes=images.max_bytes, max_virtual_bytes=images.max_virtual_bytes),
         administrator=None if settings.bootstrap is None else _administrator(settings.bootstrap),
+        consoles=ConsoleOptions(
+            idle_s=settings.console.idle_s,
+            longest_s=settings.console.longest_s,
+            url=_console_url(settings),
+        ),
         soft_delete=settings.soft_delete,
         sweep_s=images.sweep_s,
     )
@@ -105,18 +115,22 @@ class _Ports:
 
     public: RpcServer
     internal: RpcServer
+    door: ConsoleDoor | None
 
     async def start(self) -> None:
         for server in (self.public, self.internal):
             # Calls are welcome when the service is ready, not when the port is open.
             await server.start(serving=False)
+        if self.door is not None:
+            await self.door.start()
 
     async def serving(self) -> None:
         for server in (self.public, self.internal):
             await server.serving(True)
 
     async def stop(self) -> None:
-        await asyncio.gather(self.public.stop(), self.internal.stop())
+        doors = [] if self.door is None else [self.door.stop()]
+        await asyncio.gather(self.public.stop(), self.internal.stop(), *doors)
 
 
 async def serve(settings: ApiSettings, options: ApiOptions, failpoints: Failpoints) -> None:
@@ -172,6 +186,7 @@ def _ports(
         in_flight=settings.limits.in_flight,
     )
     return _Ports(
+        door=_door(settings, service, clock),
         public=RpcServer(
             ServerSettings(
                 listen=settings.listen,
@@ -205,6 +220,34 @@ def _ports(
                 stages.authorize,
             ),
         ),
+    )
+
+
+def _console_url(settings: ApiSettings) -> str:
+    """Where browsers find consoles; empty where they do not."""
+    console = settings.console
+    scheme = "http" if console.tls is None and settings.tls is None else "https"
+    return (console.url or f"{scheme}://{console.listen}") if console.listen else ""
+
+
+def _door(settings: ApiSettings, service: ApiService, clock: SystemClock) -> ConsoleDoor | None:
+    console = settings.console
+    if not console.listen:
+        return None
+    # Imported where it is wanted: a fabric without browsers does without its memory.
+    from fabric.server.web_console import ConsoleDoor, DoorSettings
+
+    return ConsoleDoor(
+        DoorSettings(
+            listen=console.listen,
+            url=_console_url(settings),
+            tls=_tls(console.tls or settings.tls),
+            origins=console.origins,
+            novnc=console.novnc_path,
+            most=console.most,
+        ),
+        service.consoles,
+        clock,
     )
 
 

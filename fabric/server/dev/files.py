@@ -19,6 +19,7 @@ from fabric.config.settings import (
     ApiSettings,
     BootstrapSettings,
     ConductorSettings,
+    ConsoleSettings,
     HostdSettings,
     LogSettings,
     SchedulerSettings,
@@ -32,6 +33,9 @@ from fabric.server.dev.topology import CellTopology, HostTopology, StoreTopology
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 OPERATOR: Final = "operator"
 """Whose certificates the supervisor uses: to write records, and to ask servers for their health."""
+
+NOVNC: Final = Path("/usr/share/novnc")
+"""Where Debian's package `novnc` puts it."""
 
 _ACCELERATORS: Final[Mapping[str, Any]] = {"auto": "auto", "kvm": "kvm", "qemu": "tcg"}
 
@@ -151,6 +155,10 @@ def _api(topology: Topology) -> ApiSettings:
         internal_tls=_tls(paths.pki, "api"),
         bootstrap=BootstrapSettings(password_path=paths.admin_password),
         reflection=True,
+        console=ConsoleSettings(
+            listen=f"127.0.0.1:{topology.console_port}" if topology.console_port else "",
+            novnc_path=NOVNC if NOVNC.is_dir() else None,
+        ),
     )
 
 

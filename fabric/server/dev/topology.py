@@ -108,6 +108,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     scheduler_port: int
     global_store: StoreTopology
     cells: tuple[CellTopology, ...]
+    console_port: int = 0
+    """Where browsers connect; 0 in a fabric that was made before there was such a port."""
 
     @property
     def paths(self) -> Paths:
@@ -212,6 +214,7 @@ def draw_up(
         api_port=api_port,
         internal_port=next(free),
         scheduler_port=next(free),
+        console_port=next(free),
         global_store=_store("global", options.etcd_members, free),
         cells=tuple(
             CellTopology(
@@ -238,7 +241,7 @@ def draw_up(
 
 def ports_needed(options: Options) -> int:
     """How many ports `draw_up` hands out, besides the API's."""
-    return 2 + 3 * options.etcd_members + options.cells * (3 * options.etcd_members + 1)
+    return 3 + 3 * options.etcd_members + options.cells * (3 * options.etcd_members + 1)
 
 
 def free_block(tag: str, taken: Iterable[str]) -> int:

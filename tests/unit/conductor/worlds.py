@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from fabric.conductor.service import ConductorService
 from fabric.conductor.settings import ConductorSettings
-from fabric.errors import Ambiguous, Unavailable
+from fabric.errors import Ambiguous, NotFound, Unavailable
 from fabric.model.host import Host, Resources, Session, SessionState, Use
-from fabric.model.image import ImageFormat
+from fabric.model.image import ImageFormat, ImageOffer
 from fabric.model.instance import ActionMark, Assignment, Guest, ImageRef, Instance, Request
 from fabric.model.session import (
     Beat,
@@ -153,6 +153,13 @@ class MemoryBlobs:
         yield f"{sha256}@{offset_bytes}".encode()
 
 
+class NoImages:
+    """Where no image waits for its bytes."""
+
+    async def take(self, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> ImageRef:
+        raise NotFound("no image waits", kind="image", name=offer.image_id)
+
+
 class World:
     """See the module. Use as an async context manager."""
 
@@ -182,6 +189,7 @@ class World:
             ids=CountingIds(name),
             jitter=random.random,
             blobs=MemoryBlobs(),
+            images=NoImages(),
         )
         self._tasks.append(asyncio.create_task(service.run()))
         await asyncio.sleep(0.01)

@@ -53,6 +53,7 @@ def ports_of(topology: Topology) -> list[int]:
         topology.api_port,
         topology.internal_port,
         topology.scheduler_port,
+        topology.console_port,
         *(cell.conductor_port for cell in topology.cells),
         *(port for member in members for port in (member.client_port, member.peer_port, member.metrics_port)),
     ]
