@@ -52,7 +52,6 @@ class Firewall:
         self._unchecked: frozenset[str] = frozenset()
         self._departed: frozenset[tuple[str, str]] = frozenset()
         self._fresh: set[int] = set()
-        self._bridged: frozenset[str] = frozenset()
         self._changing = asyncio.Lock()
 
     async def apply(self, filters: HostFilters, bridges: Mapping[str, str]) -> None:
@@ -156,13 +155,13 @@ class Firewall:
         return await self._namespace.inside(nfnetlink.ruleset_generation)
 
     async def _lead_through_inet(self, bridges: Iterable[str]) -> None:
-        """Per bridge, so that the machine's other bridges stay as they are."""
-        for bridge in sorted(set(bridges) - self._bridged):
-            await self._namespace.run(
-                *("ip", "link", "set", "dev", bridge, "type", "bridge"),
-                *("nf_call_iptables", "1", "nf_call_ip6tables", "1"),
-            )
-        self._bridged = frozenset(bridges)
+        """Per bridge, so that the machine's other bridges stay as they are; every time, for one may have been made anew."""
+        lines = [
+            f"link set dev {bridge} type bridge nf_call_iptables 1 nf_call_ip6tables 1\n"
+            for bridge in sorted(set(bridges))
+        ]
+        if lines:
+            await self._namespace.run("ip", "-batch", "-", stdin="".join(lines))
 
     # -------------------------------------------------------------- changing it
 

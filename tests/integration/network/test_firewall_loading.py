@@ -79,7 +79,7 @@ async def test_changes_lead_where_loading_it_whole_would(host: str) -> None:
     chance = random.Random(11)
     firewall = Firewall(Namespace(host))
     filters = cases.filters(chance)
-    for _ in range(40):
+    for _ in range(25):
         await firewall.apply(filters, BRIDGES)
         stepwise = listed(host)
         await Firewall(Namespace(host)).apply(filters, BRIDGES)
@@ -210,12 +210,25 @@ async def test_a_bridge_that_is_not_there_is_an_error_and_the_next_try_is_whole(
     assert await firewall.intact()
 
 
+async def test_a_bridge_made_anew_is_filtered_like_the_one_before(host: str) -> None:
+    firewall = Firewall(Namespace(host))
+    filters = cases.filters(random.Random(6))
+    await firewall.apply(filters, BRIDGES)
+    led = ip("-d", "link", "show", "br0", netns=host).count("nf_call_iptables 1")
+    ip("link", "del", "br0", netns=host)
+    ip("link", "add", "br0", "type", "bridge", netns=host)
+
+    await firewall.apply(filters, BRIDGES)
+
+    assert ip("-d", "link", "show", "br0", netns=host).count("nf_call_iptables 1") == led
+
+
 async def test_an_apply_cut_short_anywhere_is_made_good_by_the_next(host: str) -> None:
     """hostd is killed between any two things it does: whoever comes next finds its way from there."""
     chance = random.Random(12)
     filters = cases.filters(chance)
     firewall = Firewall(Namespace(host))
-    for delay_ms in range(0, 60, 3):
+    for delay_ms in range(0, 60, 5):
         filters = cases.changed(chance, filters)
         cut = asyncio.create_task(firewall.apply(filters, BRIDGES))
         await asyncio.sleep(delay_ms / 1000)
