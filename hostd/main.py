@@ -121,6 +121,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         journal=SqliteJournal(settings.state_path / "journal.sqlite"),
         driver=machine.driver,
         disks=machine.disks,
+        volumes=machine.volumes,
         wires=machine.wires,
         dialer=dialer,
         boot_id=_BOOT_ID.read_text(encoding="ascii").strip(),

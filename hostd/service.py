@@ -34,6 +34,7 @@ from hostd.resources.audit import Audit
 from hostd.rpc.base import Dialer
 from hostd.session import Desk, Gate, Session, SessionOver
 from hostd.settings import HostSettings, Timers
+from hostd.volumes.base import Volumes
 
 _log = structlog.get_logger(__name__)
 
@@ -61,6 +62,7 @@ class HostDaemon:
         journal: Journal,
         driver: Driver,
         disks: Disks,
+        volumes: Volumes,
         wires: Wires,
         dialer: Dialer,
         boot_id: str,
@@ -72,6 +74,7 @@ class HostDaemon:
         self._journal = journal
         self._driver = driver
         self._disks = disks
+        self._volumes = volumes
         self._wires = wires
         self._dialer = dialer
         self._boot_id = boot_id
@@ -134,6 +137,7 @@ class HostDaemon:
         return Site(
             driver=self._driver,
             disks=self._disks,
+            volumes=self._volumes,
             wires=self._wires,
             journal=self._journal,
             clock=self._clock,

@@ -41,6 +41,11 @@ class FaultCode(enum.StrEnum):
     CONSOLE_IN_USE = "CONSOLE_IN_USE"
     SNAPSHOT_FAILED = "SNAPSHOT_FAILED"
     IMAGE_UPLOAD_FAILED = "IMAGE_UPLOAD_FAILED"
+    VOLUME_LOST = "VOLUME_LOST"
+    VOLUME_UNREACHABLE = "VOLUME_UNREACHABLE"
+    VOLUME_ATTACH_FAILED = "VOLUME_ATTACH_FAILED"
+    INTERFACE_ATTACH_FAILED = "INTERFACE_ATTACH_FAILED"
+    DEVICE_HELD = "DEVICE_HELD"
 
 
 FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
@@ -72,6 +77,11 @@ FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
         FaultCode.CONSOLE_IN_USE: "somebody else has the server's console",
         FaultCode.SNAPSHOT_FAILED: "the host could not copy the server's disk",
         FaultCode.IMAGE_UPLOAD_FAILED: "the image of the server's disk could not be handed in",
+        FaultCode.VOLUME_LOST: "the volume's data is gone from its host",
+        FaultCode.VOLUME_UNREACHABLE: "the host cannot reach its volumes",
+        FaultCode.VOLUME_ATTACH_FAILED: "the host's hypervisor could not plug the volume into the server",
+        FaultCode.INTERFACE_ATTACH_FAILED: "the host's hypervisor could not plug the interface into the server",
+        FaultCode.DEVICE_HELD: "the guest did not let go of the device: unmount it there, or stop the server, and ask again",
     }
 )
 

@@ -86,13 +86,40 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What is claimed of a host: the compare-and-set point of every claim. `slots` are the taken address slots, ascending."""
+    """What is claimed of a host: the compare-and-set point of every claim. `slots` are the taken address slots, ascending.
+
+    `claimed` is what its servers take; `volumes_gib` what volumes take besides, whoever has them.
+    """
 
     host: str
     claimed: Resources = field(default_factory=Resources)
     instances: int = 0
     slots: tuple[int, ...] = ()
     op_id: str = ""
+    volumes_gib: int = 0
+
+    @property
+    def taken(self) -> Resources:
+        """Everything that is claimed."""
+        return self.claimed + Resources(disk_gib=self.volumes_gib)
+
+    def with_volumes(self, more_gib: int, *, op_id: str) -> Use:
+        """With so much more for volumes, or less. Raises ValueError when more would be given back than was claimed."""
+        if self.volumes_gib + more_gib < 0:
+            raise ValueError(f"volumes of host {self.host} give back more than they took")
+        return replace(self, volumes_gib=self.volumes_gib + more_gib, op_id=op_id)
+
+    def with_slot(self, slot: int, *, op_id: str) -> Use:
+        """With one more address taken, by a guest that is counted already. Raises ValueError when it is taken."""
+        if slot in self.slots:
+            raise ValueError(f"slot {slot} of host {self.host} is taken")
+        return replace(self, slots=tuple(sorted((*self.slots, slot))), op_id=op_id)
+
+    def without_slot(self, slot: int, *, op_id: str) -> Use:
+        """With one address fewer. Raises ValueError when nobody has it."""
+        if slot not in self.slots:
+            raise ValueError(f"slot {slot} of host {self.host} is free already")
+        return replace(self, slots=tuple(taken for taken in self.slots if taken != slot), op_id=op_id)
 
     def free_slot(self, limit: int) -> int | None:
         """The lowest address slot below `limit` that nobody has, or None."""

@@ -13,6 +13,7 @@ from fabric.model.network import Port
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge
 from fabric.model.states import PowerState, TaskState, VmState, Want
+from fabric.model.volume import GuestVolume, Plug
 
 
 class OneShot(enum.IntEnum):
@@ -93,6 +94,7 @@ class Guest:
     create_time_ms: int = 0
     standalone: bool = False
     rescue: Rescue | None = None
+    volumes: tuple[GuestVolume, ...] = ()
 
     def resources(self) -> Resources:
         """What the guest takes of its host."""
@@ -187,7 +189,8 @@ class Instance:
     `vm_state_time_ms` is since when the server has been in its state. `highest_epoch` is the highest placement epoch ever claimed: a server
     that went back to where it came from has a lower one. `move` is there while the server has a claim on a second host. `disk` is what the
     root disk of this placement is a copy of, where that is not the guest's image, and `carrier_id` the image that is kept only because it
-    carries the server's disk: from one host to another, or while the server is shelved.
+    carries the server's disk: from one host to another, or while the server is shelved. `plugs` are the devices that its host has still to
+    plug in or out.
     """
 
     id: str
@@ -228,6 +231,7 @@ class Instance:
     event: Event | None = None
     locked_by_admin: bool = False
     tags: tuple[str, ...] = ()
+    plugs: tuple[Plug, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,10 +249,14 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tombstone:
-    """The host must forget every copy of the instance with a placement epoch up to this one, then say so."""
+    """The host must forget every copy of the instance with a placement epoch up to this one, then say so.
+
+    One of a volume, which has an id like a server's, is for its file. `volumes` are those that the instance had: free when it is gone.
+    """
 
     instance_id: str
     placement_epoch: int
+    volumes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """What servers cost: how many, and their vCPUs and memory."""
+    """What servers and volumes cost: how many, the vCPUs and the memory of those, the size of these."""
 
     instances: int = 0
     vcpus: int = 0
     ram_mib: int = 0
+    volumes: int = 0
+    volume_gib: int = 0
 
     def __add__(self, other: Charge) -> Charge:
         return Charge(
             instances=self.instances + other.instances,
             vcpus=self.vcpus + other.vcpus,
             ram_mib=self.ram_mib + other.ram_mib,
+            volumes=self.volumes + other.volumes,
+            volume_gib=self.volume_gib + other.volume_gib,
         )
 
     def __sub__(self, other: Charge) -> Charge:
@@ -25,6 +29,8 @@ class Charge:
             instances=self.instances - other.instances,
             vcpus=self.vcpus - other.vcpus,
             ram_mib=self.ram_mib - other.ram_mib,
+            volumes=self.volumes - other.volumes,
+            volume_gib=self.volume_gib - other.volume_gib,
         )
 
 

@@ -9,7 +9,13 @@ from fabric.errors import Bug, QuotaExceeded
 from fabric.model.instance import Request
 from fabric.model.quota import Charge, Quota
 
-COUNTED = (("instances", "servers"), ("vcpus", "vCPUs"), ("ram_mib", "MiB of memory"))
+COUNTED = (
+    ("instances", "servers"),
+    ("vcpus", "vCPUs"),
+    ("ram_mib", "MiB of memory"),
+    ("volumes", "volumes"),
+    ("volume_gib", "GiB of volumes"),
+)
 """What is counted, and its words for people."""
 
 
@@ -41,7 +47,7 @@ def charge(quota: Quota, asked: Charge, *, op_id: str) -> Quota:
 def refund(quota: Quota, given_back: Charge, *, op_id: str) -> Quota:
     """The quota with `given_back` no longer charged. Raises Bug when more would be given back than was ever charged."""
     used = quota.used - given_back
-    if min(used.instances, used.vcpus, used.ram_mib) < 0:
+    if min(getattr(used, name) for name, _ in COUNTED) < 0:
         raise Bug("a refund of more than was charged", project=quota.project_id)
     return replace(quota, used=used, op_id=op_id)
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 
 from fabric.errors import InvalidRequest, Reason
 from fabric.mapping import Mapping
-from fabric.model import host, instance, network, session
+from fabric.model import host, instance, network, session, volume
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 
 FROM_HOST_LIMIT_BYTES: Final = 1024 * 1024
@@ -24,6 +24,7 @@ _MAPPING = Mapping(
         host.Resources: pb.Amounts,
         network.Port: pb.Port,
         instance.ImageRef: pb.ImageRef,
+        volume.GuestVolume: pb.GuestVolume,
         instance.Guest: pb.Guest,
         instance.Rescue: pb.Rescue,
         session.Hello: pb.Hello,

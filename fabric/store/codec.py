@@ -25,6 +25,7 @@ from fabric.model import (
     placement,
     quota,
     security_group,
+    volume,
 )
 from fabric.pb.record.v1 import (
     catalogue_pb2,
@@ -35,6 +36,7 @@ from fabric.pb.record.v1 import (
     network_pb2,
     placement_pb2,
     quota_pb2,
+    volume_pb2,
 )
 from fabric.store.schema import SCHEMA_VERSION
 
@@ -77,6 +79,10 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     host.CellCapacity: host_pb2.CellCapacity,
     event.EventStep: event_pb2.EventStep,
     event.Event: event_pb2.Event,
+    volume.GuestVolume: volume_pb2.GuestVolume,
+    volume.VolumeEntry: volume_pb2.VolumeEntry,
+    volume.Volume: volume_pb2.Volume,
+    volume.Plug: volume_pb2.Plug,
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,
     instance.Guest: instance_pb2.Guest,

@@ -15,6 +15,7 @@ from hostd.core.reconcile import Patience
 from hostd.driver.base import Driver
 from hostd.images.base import Disks, Fetch, HandOver
 from hostd.network.base import Wires
+from hostd.volumes.base import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class Site:
 
     driver: Driver
     disks: Disks
+    volumes: Volumes
     wires: Wires
     journal: Journal
     clock: Clock

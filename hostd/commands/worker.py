@@ -7,7 +7,6 @@ What to do is `hostd.core.reconcile`'s to decide; here it is only done.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.session import HostState, Order, Progress, Release, Released, Status
 from fabric.model.states import Want
+from fabric.model.volume import VOLUME_EPOCH, GuestVolume
 from hostd.commands import snapshots
 from hostd.commands.journal import JournalRow
 from hostd.commands.site import Site
@@ -27,14 +27,19 @@ from hostd.core.reconcile import Resume, Seen
 from hostd.core.step_log import StepLog
 from hostd.core.steps import (
     Act,
+    AttachDisk,
+    AttachInterface,
     Capture,
     ClearDisks,
     CutPower,
     Define,
+    DetachDisk,
+    DetachInterface,
     DropCopies,
     Effort,
     EnsureFiles,
     EnsureImage,
+    EnsureVolumes,
     Forget,
     GoOn,
     HandIn,
@@ -49,6 +54,7 @@ from hostd.core.steps import (
     PressPower,
     PressReset,
     RemoveFiles,
+    Rewire,
     Settled,
     Start,
     Step,
@@ -56,15 +62,16 @@ from hostd.core.steps import (
     Unplug,
     Wait,
 )
-from hostd.driver.base import DomainSpec, DriverError
+from hostd.driver.base import DiskFile, DomainSpec, DriverError
 from hostd.images.base import DiskError
 from hostd.network.base import NetworkError, Wiring
+from hostd.volumes.base import VolumeError
 
 T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_SPAWNING = (EnsureImage, EnsureFiles, Plug, Define, Start)
+_SPAWNING = (EnsureImage, EnsureFiles, EnsureVolumes, Plug, Define, Start)
 _AT_ONCE = 0.0
 _AFTER_A_BUG_S = 5.0
 
@@ -79,7 +86,7 @@ class Fenced(Exception):
 
 def fault_of(error: Exception) -> FaultCode:
     """The word for a failure of a port. What we have no word for is a failure of the host."""
-    if isinstance(error, DriverError | DiskError | NetworkError):
+    if isinstance(error, DriverError | DiskError | NetworkError | VolumeError):
         return as_fault_code(error.code)
     return FaultCode.IMAGE_UNAVAILABLE if isinstance(error, FabricError) else FaultCode.HOST_FAILED
 
@@ -96,7 +103,7 @@ def _spec(order: Order, step: Define) -> DomainSpec:
         guest=order.guest.booted(),
         placement_epoch=order.placement_epoch,
         generation=order.generation,
-        disks=step.files.disks,
+        disks=(*step.files.disks, *step.volumes),
         interfaces=step.interfaces,
         kernel_path=step.files.kernel_path,
         ramdisk_path=step.files.ramdisk_path,
@@ -202,9 +209,12 @@ class Worker:
                 _log.exception("worker.failed", instance=self.instance_id)
                 wait_s = _AFTER_A_BUG_S
             if wait_s != _AT_ONCE:
-                with contextlib.suppress(TimeoutError):
+                try:
                     async with within(wait_s):
                         await self._wake.wait()
+                except TimeoutError:
+                    # Where all is done, it was time to look; else there is something to try again.
+                    self._is_looking = self._is_looking or self.settled is not None
 
     async def _advance(self) -> float | None:
         """Take one step. Returns how long to wait for a change before the next: None is for as long as it takes."""
@@ -270,12 +280,16 @@ class Worker:
     async def _measure(self, goal: Order | Release) -> Seen:
         domain = await self._site.driver.observe(self.instance_id)
         if not reconcile.looks_everywhere(goal):
-            return Seen(domain=domain)
+            return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id))
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()
+        files = {one.placement_epoch for one in held if one.instance_id == self.instance_id}
+        if isinstance(goal, Release) and self.instance_id in await self._site.volumes.held():
+            # It is a volume that is let go of.
+            files.add(VOLUME_EPOCH)
         return Seen(
             domain=domain,
-            files=frozenset(one.placement_epoch for one in held if one.instance_id == self.instance_id),
+            files=frozenset(files),
             wired=wired.get(self.instance_id),
         )
 
@@ -345,7 +359,9 @@ class Worker:
                 found["files"] = await self._site.disks.ensure_guest(
                     order.guest, order.placement_epoch, made=made
                 )
-            case Plug():
+            case EnsureVolumes():
+                found["volumes"] = tuple([await self._volume(each) for each in self._order().guest.volumes])
+            case Plug() | Rewire():
                 order = self._order()
                 self._show(goal, "networking", 0)
                 wiring = Wiring(guest=order.guest.booted(), placement_epoch=order.placement_epoch)
@@ -367,12 +383,22 @@ class Worker:
                 await driver.hold(self.instance_id, power)
             case GoOn():
                 await driver.go_on(self.instance_id)
+            case AttachDisk(volume):
+                await driver.attach_disk(self.instance_id, await self._volume(volume))
+            case DetachDisk(serial):
+                await driver.detach_disk(self.instance_id, serial)
+            case AttachInterface(interface):
+                await driver.attach_interface(self.instance_id, interface)
+            case DetachInterface(mac):
+                await driver.detach_interface(self.instance_id, mac)
             case Forget():
                 await driver.forget(self.instance_id)
             case Unplug(placement_epoch):
                 await self._site.wires.unplug(self.instance_id, placement_epoch)
             case RemoveFiles(placement_epoch) | ClearDisks(placement_epoch):
                 await self._site.disks.remove(self.instance_id, placement_epoch)
+                if isinstance(goal, Release):
+                    await self._site.volumes.remove(self.instance_id)
             case Capture():
                 self._show(goal, "image_snapshot", 0)
                 found["copy"] = await self._unless_changed(snapshots.capture(self._site, self._order(), step))
@@ -390,6 +416,11 @@ class Worker:
         if not isinstance(step, PressReset):
             effort = reconcile.after(self._effort, step, now_s=self._site.clock.boot_s())
             self._effort = replace(effort, **found)
+
+    async def _volume(self, volume: GuestVolume) -> DiskFile:
+        """The disk of one of the guest's volumes, for whoever its own disks belong to."""
+        owner = await self._site.disks.owner(self.instance_id, self._order().placement_epoch)
+        return await self._site.volumes.ensure(volume, owner)
 
     async def _unless_changed(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what may be left undone: give it up when something else is wanted."""
@@ -421,7 +452,7 @@ class Worker:
     async def _watch_over(self, order: Order, settled: Settled) -> float | None:
         """Nothing is to be done but to see whether it stays so."""
         if not self._is_looking:
-            return None
+            return reconcile.look_again_s(settled)
         self._is_looking = False
         try:
             domain = await self._site.driver.observe(self.instance_id)

@@ -19,16 +19,22 @@ from fabric.model.states import PowerState, Want
 from hostd.commands.journal import JournalRow
 from hostd.core.faults import FaultCode
 from hostd.core.holds import HOLDS, Held, word_of
+from hostd.core.plugging import HELD_LOOK_S, is_plugged, next_plug
 from hostd.core.steps import (
     Act,
+    AttachDisk,
+    AttachInterface,
     Capture,
     ClearDisks,
     CutPower,
     Define,
+    DetachDisk,
+    DetachInterface,
     DropCopies,
     Effort,
     EnsureFiles,
     EnsureImage,
+    EnsureVolumes,
     Forget,
     GoOn,
     HandIn,
@@ -42,6 +48,7 @@ from hostd.core.steps import (
     PressPower,
     PressReset,
     RemoveFiles,
+    Rewire,
     Settled,
     Start,
     Step,
@@ -83,12 +90,13 @@ class Patience:
 class Seen:
     """What was measured of one instance: its domain, the placements with files, the placement its wires are of.
 
-    `files` and `wired` are measured only where `looks_everywhere` says so.
+    `files` and `wired` are measured only where `looks_everywhere` says so, `macs` (what the host's network has for it) only where not.
     """
 
     domain: Domain | None = None
     files: frozenset[int] = frozenset()
     wired: int | None = None
+    macs: frozenset[str] | None = None
 
 
 def looks_everywhere(goal: Order | Release) -> bool:
@@ -140,6 +148,12 @@ def next_step(
         step = _toward_hold(HOLDS[goal.want], domain, effort)
     else:
         step = _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
+    if isinstance(step, Hold) or (isinstance(step, Settled) and step.state is not HostState.ERROR):
+        plug = next_plug(goal.guest, domain, seen.macs, effort, now_s=now_s)
+        if plug is not None and not isinstance(plug, FaultCode):
+            return plug
+        if plug is not None and isinstance(step, Settled):
+            step = replace(step, fault=step.fault or plug)
     if isinstance(step, Settled) and step.state is not HostState.ERROR:
         return _snapshot(goal, row, domain, effort, step)
     return step
@@ -312,8 +326,10 @@ def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) ->
         return MarkMade()
     if effort.interfaces is None:
         return Plug()
+    if effort.volumes is None and order.guest.volumes:
+        return EnsureVolumes()
     if not effort.is_defined:
-        return Define(effort.files, effort.interfaces)
+        return Define(effort.files, effort.interfaces, effort.volumes or ())
     return Start() if permitted else Wait(None, "no permit to start guests")
 
 
@@ -348,7 +364,16 @@ def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
             return replace(effort, is_handed_in=True)
         case DropCopies():
             return replace(effort, are_copies_dropped=True)
-        case EnsureFiles() | Plug():
+        case AttachDisk(volume):
+            return replace(effort, pushed=effort.pushed | {volume.serial})
+        case AttachInterface(interface):
+            return replace(effort, pushed=effort.pushed | {interface.mac})
+        case DetachDisk(name) | DetachInterface(name):
+            first_s, _ = effort.pulled.get(name, (now_s, now_s))
+            return replace(effort, pulled={**effort.pulled, name: (first_s, now_s)})
+        case Rewire():
+            return replace(effort, is_rewired=True)
+        case EnsureFiles() | EnsureVolumes() | Plug():
             return effort
 
 
@@ -391,6 +416,9 @@ def after_failure(
     if isinstance(step, DropCopies):
         # The next snapshot, or the end of the placement, removes them.
         return after(effort, step, now_s=now_s), None
+    if isinstance(step, AttachDisk | DetachDisk | Rewire | AttachInterface | DetachInterface):
+        # The guest keeps the devices that it has.
+        return replace(effort, misplugged=fault), None
     if isinstance(step, Hold | GoOn):
         # The guest goes on as it is: to be measured, and told with the fault.
         return replace(effort, unable=fault), None
@@ -399,6 +427,11 @@ def after_failure(
     if isinstance(goal, Release) or effort.told is fault:
         return retrying, None
     return replace(retrying, told=fault), Settled(HostState.ERROR, fault=fault)
+
+
+def look_again_s(said: Settled) -> float | None:
+    """How soon to look whether it is still so, where nobody may say that it is not."""
+    return HELD_LOOK_S if said.fault is FaultCode.DEVICE_HELD else None
 
 
 class Resume:
@@ -419,6 +452,9 @@ def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resum
         if order.want is Want.STOP:
             return Resume()
         if said.state is word_of(power):
+            if said.fault is FaultCode.DEVICE_HELD and domain is not None and is_plugged(order.guest, domain):
+                # It has let go after all.
+                return replace(said, power=power, fault=None)
             # The same as was told, with or without a fault.
             return None if said.power is power else replace(said, power=power)
         now = Settled(word_of(power), power)

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fabric.model.instance import ImageRef
 from fabric.model.session import HostState
 from fabric.model.states import PowerState
+from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
-from hostd.driver.base import Interface
+from hostd.driver.base import DiskFile, Interface
 from hostd.images.base import DiskCopy, GuestDisks
 
 
@@ -30,6 +32,13 @@ class EnsureFiles:
 
     reached: ClassVar[str] = "hostd.spawn.files"
     made: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureVolumes:
+    """Have the disks of the guest's volumes, for it alone."""
+
+    reached: ClassVar[str] = "hostd.spawn.volumes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ class Define:
     reached: ClassVar[str] = "hostd.spawn.defined"
     files: GuestDisks
     interfaces: tuple[Interface, ...]
+    volumes: tuple[DiskFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,45 @@ class Hold:
 
     reached: ClassVar[str] = "hostd.hold.held"
     power: PowerState
+
+
+@dataclass(frozen=True, slots=True)
+class AttachDisk:
+    """Have a volume's disk, and plug it into the running guest."""
+
+    reached: ClassVar[str] = "hostd.plug.disk"
+    volume: GuestVolume
+
+
+@dataclass(frozen=True, slots=True)
+class DetachDisk:
+    """Ask the running guest to let go of a disk."""
+
+    reached: ClassVar[str] = "hostd.unplug.disk"
+    serial: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewire:
+    """Have the running guest's taps, those it has and those it is to have, and no others."""
+
+    reached: ClassVar[str] = "hostd.plug.wired"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachInterface:
+    """Plug an interface into the running guest."""
+
+    reached: ClassVar[str] = "hostd.plug.interface"
+    interface: Interface
+
+
+@dataclass(frozen=True, slots=True)
+class DetachInterface:
+    """Ask the running guest to let go of an interface."""
+
+    reached: ClassVar[str] = "hostd.unplug.interface"
+    mac: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +262,7 @@ class LetGo:
 Act = (
     EnsureImage
     | EnsureFiles
+    | EnsureVolumes
     | Plug
     | Define
     | Start
@@ -221,6 +271,11 @@ Act = (
     | CutPower
     | Hold
     | GoOn
+    | AttachDisk
+    | DetachDisk
+    | Rewire
+    | AttachInterface
+    | DetachInterface
     | Forget
     | Unplug
     | RemoveFiles
@@ -245,6 +300,9 @@ class Effort:
     Instants are of the boot clock. `failures` counts the failures in a row, `told` whether one was reported. `unable` is why the
     guest cannot be brought to what is wanted, although it goes on as it is, `missed` why a snapshot was not taken. `was_captured_on` tells
     that the guest held memory when its disk was copied, or begun to be.
+
+    `pulled` are devices that the guest was asked to let go of, by serial number or MAC: first and last when. `pushed` were plugged in, and
+    `misplugged` is why the guest's devices stay as they are.
     """
 
     began_s: float
@@ -268,6 +326,11 @@ class Effort:
     is_handed_in: bool = False
     are_copies_dropped: bool = False
     missed: FaultCode | None = None
+    volumes: tuple[DiskFile, ...] | None = None
+    pulled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    pushed: frozenset[str] = frozenset()
+    is_rewired: bool = False
+    misplugged: FaultCode | None = None
     let_go: frozenset[type] = field(default_factory=frozenset)
     failures: int = 0
     retry_s: float = 0.0

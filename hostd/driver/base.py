@@ -44,7 +44,8 @@ class Hypervisor:
 class Domain:
     """A domain as the hypervisor has it. The marks are read from the domain's own metadata (R3), empty/0 where it carries none.
 
-    `ours` tells whether it carries our mark: what does not is never touched, only reported.
+    `ours` tells whether it carries our mark: what does not is never touched, only reported. `disks` are the serial numbers of its disks and
+    `macs` its interfaces, of one that holds memory (as it runs, or as it was saved); only `Driver.observe` says them.
     """
 
     name: str
@@ -53,6 +54,8 @@ class Domain:
     generation: int
     power: PowerState
     ours: bool = True
+    disks: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,31 @@ class Driver(Protocol):
         The copy has no backing file; the guest goes on meanwhile. What is in flight of an earlier copy is ended first, and this one is when
         the caller gives up. Raises DriverError: GUEST_OFF where the domain does not run, DISK_FULL, SNAPSHOT_FAILED.
         """
+        ...
+
+    async def attach_disk(self, instance_id: str, disk: DiskFile) -> None:
+        """Plug a disk into a running or paused domain; one with its serial number there already is success.
+
+        Raises DriverError: GUEST_OFF, VOLUME_ATTACH_FAILED.
+        """
+        ...
+
+    async def detach_disk(self, instance_id: str, serial: str) -> None:
+        """Ask the guest to let go of a disk. Returns at once: it is gone when `observe` does not show it any more. Absent is success.
+
+        Raises DriverError: GUEST_OFF, HYPERVISOR_FAILED.
+        """
+        ...
+
+    async def attach_interface(self, instance_id: str, interface: Interface) -> None:
+        """Plug an interface into a running or paused domain; one with its MAC there already is success.
+
+        Raises DriverError: GUEST_OFF, INTERFACE_ATTACH_FAILED.
+        """
+        ...
+
+    async def detach_interface(self, instance_id: str, mac: str) -> None:
+        """Ask the guest to let go of an interface, as `detach_disk`."""
         ...
 
     async def press_power_button(self, instance_id: str) -> None:

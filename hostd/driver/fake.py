@@ -12,8 +12,8 @@ import contextlib
 import contextvars
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 from fabric.model.host import Resources
 from fabric.model.states import PowerState
@@ -29,83 +29,21 @@ from hostd.driver.base import (
     Interface,
 )
 from hostd.driver.fake_consoles import FakeConsoles
+from hostd.driver.fake_parts import INSTANT, POWER_LOST, Delays, FakeCopy, FakeDomain, MachineEvent
 from hostd.images.base import GuestDisks, Held
 
+__all__ = [
+    "INSTANT",
+    "POWER_LOST",
+    "Delays",
+    "FakeCopy",
+    "FakeDomain",
+    "FakeDriver",
+    "FakeMachine",
+    "MachineEvent",
+]
+
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delays:
-    """How long things take on the machine, in seconds of the loop's time."""
-
-    observe_s: float = 0.001
-    define_s: float = 0.003
-    hold_s: float = 0.01
-    start_s: float = 0.05
-    cut_power_s: float = 0.02
-    guest_shutdown_s: float = 3.0
-    wire_s: float = 0.03
-    disk_s: float = 0.03
-    copy_s: float = 0.2
-    image_chunk_s: float = 0.005
-
-
-POWER_LOST: Final = "power lost"
-
-INSTANT: Final = Delays(
-    observe_s=0,
-    define_s=0,
-    hold_s=0,
-    start_s=0,
-    cut_power_s=0,
-    guest_shutdown_s=0,
-    wire_s=0,
-    disk_s=0,
-    copy_s=0,
-    image_chunk_s=0,
-)
-"""No delays, for tests that are not about time: each operation still yields to the loop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineEvent:
-    """Something physical happened: what a checker of "one server runs once" is fed with.
-
-    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `files_removed`, `power_lost` or `power_back`; the last two have
-    no instance. `detail` says by what.
-    """
-
-    host: str
-    kind: str
-    instance_id: str = ""
-    placement_epoch: int = 0
-    generation: int = 0
-    detail: str = ""
-
-
-@dataclass(slots=True)
-class FakeDomain:
-    """A domain: what it is defined as, what it runs as where it runs, and whose memory is saved. They differ after a redefine."""
-
-    defined: DomainSpec
-    running: DomainSpec | None = None
-    saved: DomainSpec | None = None
-    power: PowerState = PowerState.SHUTDOWN
-    boots: int = 0
-
-    @property
-    def spec(self) -> DomainSpec:
-        """The definition that shows: the running one where there is one."""
-        return self.running or self.defined
-
-
-@dataclass(slots=True)
-class FakeCopy:
-    """A copy of a root disk: the file's path while it is being made, what is in it, and whether it is sealed."""
-
-    path: str
-    data: bytes | None = None
-    is_sealed: bool = False
 
 
 @dataclass(slots=True)
@@ -114,9 +52,10 @@ class FakeMachine:
 
     Attributes for tests: `fail_next` maps a step (`start`, `define`, `plug`, `ensure_image`, …) to the fault codes its next
     calls end with; `lost_events` is how many of the next events nobody hears; `deaf` are instances whose guest ignores the
-    power button, `agentless` those without an agent, which otherwise sets `passwords` by instance and user; `hypervisor_up` False
-    is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests have
-    written to their disks: in images that were made of such disks, and in each placement's root disk.
+    power button, `stubborn` those whose guest lets go of no device, `agentless` those without an agent, which otherwise sets `passwords`
+    by instance and user; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests
+    have written to their disks: in images that were made of such disks, and in each placement's root disk. `volumes` maps ids to GiB; a
+    negative size is a volume whose data is lost.
     """
 
     name: str
@@ -135,10 +74,12 @@ class FakeMachine:
     wires: dict[str, tuple[int, tuple[Interface, ...]]] = field(default_factory=dict)
     fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
     lost_events: int = 0
+    volumes: dict[str, int] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     agentless: set[str] = field(default_factory=set)
     passwords: dict[tuple[str, str], str] = field(default_factory=dict)
     off_bells: dict[str, list[asyncio.Event]] = field(default_factory=dict)
+    stubborn: set[str] = field(default_factory=set)
     hypervisor_up: bool = True
     powered: bool = True
     boot: int = 1
@@ -271,6 +212,8 @@ class FakeMachine:
         domain = self.domains[instance_id]
         if domain.running is not None:
             return
+        for disk in (domain.saved or domain.defined).disks:
+            self._refuse_shared(instance_id, disk, FaultCode.DOMAIN_START_FAILED)
         domain.running, domain.saved = domain.saved or domain.defined, None
         is_resumed = domain.power is PowerState.SUSPENDED
         domain.power = PowerState.RUNNING
@@ -301,6 +244,44 @@ class FakeMachine:
         if domain.power is not PowerState.RUNNING:
             domain.power = PowerState.RUNNING
             self._tell(instance_id, PowerState.RUNNING, "resumed")
+
+    def plug(self, instance_id: str, device: DiskFile | Interface) -> None:
+        """Plug a device into a running domain. One like it is there already: nothing to do."""
+        domain = self.domains[instance_id]
+        running = domain.running
+        if running is None:
+            raise _error(FaultCode.GUEST_OFF)
+        if isinstance(device, DiskFile):
+            if all(each.serial != device.serial for each in running.disks):
+                self._refuse_shared(instance_id, device, FaultCode.VOLUME_ATTACH_FAILED)
+                domain.running = replace(running, disks=(*running.disks, device))
+                self._happened("plugged", running, device.serial)
+        elif all(each.mac != device.mac for each in running.interfaces):
+            domain.running = replace(running, interfaces=(*running.interfaces, device))
+            self._happened("plugged", running, device.mac)
+
+    def unplug(self, instance_id: str, name: str) -> None:
+        """The guest lets go of the device with this serial number or MAC, where it runs and has it."""
+        domain = self.domains.get(instance_id)
+        running = None if domain is None else domain.running
+        if domain is None or running is None or instance_id in self.stubborn:
+            return
+        domain.running = replace(
+            running,
+            disks=tuple(each for each in running.disks if each.serial != name),
+            interfaces=tuple(each for each in running.interfaces if each.mac != name),
+        )
+        if domain.running != running:
+            self._happened("unplugged", running, name)
+
+    def _refuse_shared(self, instance_id: str, disk: DiskFile, code: FaultCode) -> None:
+        """As QEMU does by its locks: who writes to a disk has it alone."""
+        for other_id, other in self.domains.items():
+            if other_id == instance_id or other.running is None or disk.readonly:
+                continue
+            if any(each.path == disk.path for each in other.running.disks):
+                self._happened("shared", other.running, disk.serial)
+                raise _error(code, "another guest has the disk open")
 
     def reset(self, instance_id: str) -> None:
         """The guest reboots itself: same definition, same process."""
@@ -438,7 +419,7 @@ class FakeDriver(FakeConsoles):
     async def observe(self, instance_id: str) -> Domain | None:
         def read() -> Domain | None:
             domain = self._machine.domains.get(instance_id)
-            return None if domain is None else _seen(domain)
+            return None if domain is None else _seen(domain, in_full=True)
 
         return await self._do("", "observe", self._machine.delays.observe_s, read)
 
@@ -480,6 +461,36 @@ class FakeDriver(FakeConsoles):
             made.data = self._machine.written.get(held, b"")
 
         await self._do(instance_id, "copy_disk", self._machine.delays.copy_s, copy)
+
+    async def attach_disk(self, instance_id: str, disk: DiskFile) -> None:
+        await self._plug(instance_id, "attach_disk", lambda: self._machine.plug(instance_id, disk))
+
+    async def detach_disk(self, instance_id: str, serial: str) -> None:
+        await self._pull(instance_id, "detach_disk", serial)
+
+    async def attach_interface(self, instance_id: str, interface: Interface) -> None:
+        await self._plug(instance_id, "attach_interface", lambda: self._machine.plug(instance_id, interface))
+
+    async def detach_interface(self, instance_id: str, mac: str) -> None:
+        await self._pull(instance_id, "detach_interface", mac)
+
+    async def _plug(self, instance_id: str, step: str, work: Callable[[], None]) -> None:
+        def plug() -> None:
+            self._need(instance_id)
+            work()
+
+        await self._do(instance_id, step, self._machine.delays.plug_s, plug)
+
+    async def _pull(self, instance_id: str, step: str, name: str) -> None:
+        def ask() -> None:
+            running = self._need(instance_id).running
+            if running is None:
+                raise _error(FaultCode.GUEST_OFF)
+            machine = self._machine
+            # In its own time; a paused one does nothing until it goes on.
+            machine.after(machine.delays.let_go_s, lambda: machine.unplug(instance_id, name))
+
+        await self._do(instance_id, step, self._machine.delays.plug_s, ask)
 
     async def press_power_button(self, instance_id: str) -> None:
         def press() -> None:
@@ -565,11 +576,14 @@ def _error(code: FaultCode, detail: str = "") -> DriverError:
     return DriverError(code, fault_text(code, detail))
 
 
-def _seen(domain: FakeDomain) -> Domain:
+def _seen(domain: FakeDomain, *, in_full: bool = False) -> Domain:
+    held = (domain.running or domain.saved) if in_full else None
     return Domain(
         name=f"cellfabric-{domain.spec.guest.id}",
         instance_id=domain.spec.guest.id,
         placement_epoch=domain.spec.placement_epoch,
         generation=domain.spec.generation,
         power=domain.power,
+        disks=() if held is None else tuple(disk.serial for disk in held.disks if disk.serial),
+        macs=() if held is None else tuple(each.mac for each in held.interfaces),
     )

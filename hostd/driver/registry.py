@@ -17,6 +17,7 @@ from hostd.core.tap_names import BRIDGE
 from hostd.driver.base import Driver
 from hostd.images.base import Disks
 from hostd.network.base import Wires
+from hostd.volumes.base import Volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Machine:
 
     driver: Driver
     disks: Disks
+    volumes: Volumes
     wires: Wires
 
 
@@ -53,6 +55,7 @@ def _libvirt(settings: MachineSettings, clock: Clock) -> Machine:
     from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
     from hostd.images.disks import DiskSettings, LocalDisks
     from hostd.network.driver import LinuxWires, NetworkSettings
+    from hostd.volumes.files import FileVolumes
 
     return Machine(
         driver=LibvirtDriver(
@@ -66,6 +69,7 @@ def _libvirt(settings: MachineSettings, clock: Clock) -> Machine:
         disks=LocalDisks(
             DiskSettings(state=settings.state, cache_max_age_s=settings.image_cache_max_age_s), clock
         ),
+        volumes=FileVolumes(settings.state / "volumes"),
         wires=LinuxWires(
             NetworkSettings(
                 state=settings.state,
@@ -83,9 +87,15 @@ def _fake(settings: MachineSettings, _clock: Clock) -> Machine:
     from hostd.driver.fake import FakeDriver, FakeMachine
     from hostd.images.fake import FakeDisks
     from hostd.network.fake import FakeWires
+    from hostd.volumes.fake import FakeVolumes
 
     machine = FakeMachine(settings.host)
-    return Machine(driver=FakeDriver(machine), disks=FakeDisks(machine), wires=FakeWires(machine))
+    return Machine(
+        driver=FakeDriver(machine),
+        disks=FakeDisks(machine),
+        volumes=FakeVolumes(machine),
+        wires=FakeWires(machine),
+    )
 
 
 MACHINES: Final[Mapping[str, Callable[[MachineSettings, Clock], Machine]]] = MappingProxyType(

@@ -80,6 +80,13 @@ class Disks(Protocol):
         """
         ...
 
+    async def owner(self, instance_id: str, placement_epoch: int) -> int | None:
+        """The user id that the placement's disks belong to, None where all files belong to whoever runs this.
+
+        Raises DiskError: DISK_LOST where there is no root disk.
+        """
+        ...
+
     async def find_copy(self, instance_id: str, placement_epoch: int, action_seq: int) -> DiskCopy | None:
         """The copy that an action has made and sealed before; None where there is none."""
         ...

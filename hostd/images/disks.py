@@ -115,6 +115,13 @@ class LocalDisks:
         with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
             await asyncio.to_thread(self._copies.drop, self._folder(instance_id, placement_epoch))
 
+    async def owner(self, instance_id: str, placement_epoch: int) -> int | None:
+        path = self._folder(instance_id, placement_epoch) / ROOT
+        with disk_faults("owner"):
+            if not path.exists():
+                raise disk_error(FaultCode.DISK_LOST)
+            return self._owner(path)
+
     async def remove(self, instance_id: str, placement_epoch: int) -> None:
         async with self._folders.setdefault(instance_id, asyncio.Lock()):
             with disk_faults("remove"):

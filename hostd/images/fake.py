@@ -77,6 +77,13 @@ class FakeDisks:
 
         return await self._do(f"folder/{guest.id}", "ensure_guest", make)
 
+    async def owner(self, instance_id: str, placement_epoch: int) -> int | None:
+        def look() -> None:
+            if Held(instance_id, placement_epoch) not in self._machine.folders:
+                raise _error(FaultCode.DISK_LOST)
+
+        return await self._do("folders", "owner", look)
+
     async def remove(self, instance_id: str, placement_epoch: int) -> None:
         def drop() -> None:
             for held in sorted(self._machine.folders):

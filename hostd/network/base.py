@@ -49,6 +49,10 @@ class Wires(Protocol):
         """Which instances have wires here, with their placement epoch."""
         ...
 
+    async def wired(self, instance_id: str) -> frozenset[str]:
+        """The MACs of the instance's ports that are wired here, as they were last asked for. Quick. Raises NetworkError."""
+        ...
+
     async def close(self) -> None:
         """Stop what only this process serves (the metadata server); guests' traffic goes on."""
         ...

@@ -116,6 +116,12 @@ class LinuxWires:
                 marks = [tap.mark for tap in taps.values() if tap.mark is not None]
         return {mark.instance_id: mark.placement_epoch for mark in marks}
 
+    async def wired(self, instance_id: str) -> frozenset[str]:
+        async with self._changing:
+            with _network_faults("wired"):
+                wiring = self._known().get(instance_id)
+        return frozenset() if wiring is None else frozenset(port.mac for port in wiring.guest.ports)
+
     async def close(self) -> None:
         self._dnsmasq.release()
         await self._metadata.close()

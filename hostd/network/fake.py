@@ -53,6 +53,10 @@ class FakeWires:
             "plugged", lambda: {instance_id: epoch for instance_id, (epoch, _) in self._machine.wires.items()}
         )
 
+    async def wired(self, instance_id: str) -> frozenset[str]:
+        _, interfaces = self._machine.wires.get(instance_id, (0, ()))
+        return frozenset(each.mac for each in interfaces)
+
     async def close(self) -> None:
         """Nothing of a simulated host is served by the daemon itself."""
 

@@ -27,6 +27,7 @@ from hostd.network.fake import FakeWires
 from hostd.rpc.dialer import GrpcDialer
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
+from hostd.volumes.fake import FakeVolumes
 
 
 async def _serve(topology: Topology, host: HostTopology) -> None:
@@ -52,6 +53,7 @@ async def _serve(topology: Topology, host: HostTopology) -> None:
         journal=SqliteJournal(settings.state_path / "journal.sqlite"),
         driver=FakeDriver(machine),
         disks=FakeDisks(machine),
+        volumes=FakeVolumes(machine),
         wires=FakeWires(machine),
         dialer=dialer,
         boot_id=f"boot-{host.name}",

@@ -38,6 +38,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings
+from hostd.volumes.fake import FakeVolumes
 from tests.history.events import Destroyed, Event, Made, PowerLost, Started, Stopped, Wrote
 from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
@@ -227,6 +228,7 @@ class World:
             journal=MemoryJournal(self.journals[host]),
             driver=FakeDriver(machine),
             disks=FakeDisks(machine),
+            volumes=FakeVolumes(machine),
             wires=FakeWires(machine),
             dialer=SimDialer(self, host),
             boot_id=f"{host}-boot-{machine.boot}",

@@ -75,6 +75,7 @@ ADAPTERS = {
     "hostd/network/nfnetlink.py": "asks the kernel over netlink, in a thread of netns.py's",
     "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
+    "hostd/volumes/files.py": "is the disk that volumes are kept on, likewise",
 }
 """The real adapters, by file or folder: the only shipped code that may use WORLD."""
 

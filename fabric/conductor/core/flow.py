@@ -230,7 +230,7 @@ def _room(draft: Draft, instance: Instance, name: str) -> int | None:
     if session is None or session.state is not SessionState.UP or inventory is None or not inventory.enabled:
         return None
     use = draft.get(USE, name) or Use(host=name)
-    if not inventory.capacity.covers(use.claimed + instance.request.guest.resources()):
+    if not inventory.capacity.covers(use.taken + instance.request.guest.resources()):
         return None
     return use.free_slot(slot_limit(inventory))
 

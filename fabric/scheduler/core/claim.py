@@ -77,7 +77,7 @@ def claim(
             or not host.value.enabled
             or session.value is None
             or session.value.state is not SessionState.UP
-            or not (host.value.capacity - use.claimed).covers(guest.resources())
+            or not (host.value.capacity - use.taken).covers(guest.resources())
         ):
             left.append(build)
             continue

@@ -346,7 +346,7 @@ class HostPicture:
         )
         capacity = Resources() if host is None else host.capacity
         use = known.use.value or Use(host=self._keys[row][1])
-        free = capacity - use.claimed
+        free = capacity - use.taken
         for column, number in (
             ("free_vcpus", free.vcpus),
             ("free_ram_mib", free.ram_mib),

@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,7 +23,16 @@ from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
 from fabric.rpc.stream import Stream
 from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import REBOOTED, DiskFile, Domain, DomainEvent, DomainSpec, DriverError, Hypervisor
+from hostd.driver.base import (
+    REBOOTED,
+    DiskFile,
+    Domain,
+    DomainEvent,
+    DomainSpec,
+    DriverError,
+    Hypervisor,
+    Interface,
+)
 from hostd.driver.libvirt import copying, guests
 from hostd.driver.libvirt.connection import REBOOT, Connection, Lifecycle
 from hostd.driver.libvirt.descriptors import DescriptorStream
@@ -32,9 +41,12 @@ from hostd.driver.libvirt.xml import (
     NAMESPACE,
     Mark,
     Platform,
+    disk_xml,
     domain_xml,
+    interface_xml,
     offers_kvm,
     parse_architecture,
+    parse_devices,
     parse_mark,
 )
 from hostd.resources.tracker import measure_total
@@ -61,11 +73,19 @@ _HOLD: Final[Mapping[PowerState, tuple[Callable[[libvirt.virDomain], object], Fa
 }
 """How each hold is made, and the fault of failing."""
 
+_ASKED_ALREADY: Final = frozenset(
+    {libvirt.VIR_ERR_DEVICE_MISSING, libvirt.VIR_ERR_OPERATION_FAILED, libvirt.VIR_ERR_OPERATION_INVALID}
+)
+"""What libvirt says of a device that is on its way out, or gone."""
+
 SAVE_DEADLINE_S: Final = 600.0
 """How long a guest's memory may take to or from the disk: 64 GiB at 110 MB/s."""
 
 _COPY_POLL_S: Final = 0.1
 """Between two looks at a copy under way: a small disk takes a quarter of a second."""
+
+_HOLDING: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED, PowerState.SUSPENDED})
+"""Powers of a domain that has devices, open or to be opened again."""
 
 _ENDED_BADLY: Final = frozenset({libvirt.VIR_DOMAIN_SHUTOFF_CRASHED, libvirt.VIR_DOMAIN_SHUTOFF_FAILED})
 
@@ -124,7 +144,7 @@ class LibvirtDriver:
     async def observe(self, instance_id: str) -> Domain | None:
         def read(connect: libvirt.virConnect) -> Domain | None:
             try:
-                return self._seen(connect.lookupByUUIDString(instance_id))
+                return self._seen_in_full(connect.lookupByUUIDString(instance_id))
             except libvirt.libvirtError as error:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None
@@ -190,6 +210,41 @@ class LibvirtDriver:
             with contextlib.suppress(DriverError):
                 await asyncio.shield(self._on(instance_id, fault, copying.end))
             raise
+
+    async def attach_disk(self, instance_id: str, disk: DiskFile) -> None:
+        def plug(domain: libvirt.virDomain) -> None:
+            devices = parse_devices(_running(domain))
+            if disk.serial not in devices.serials:
+                _plug(domain, disk_xml(disk, devices.targets))
+
+        await self._on(instance_id, FaultCode.VOLUME_ATTACH_FAILED, plug)
+
+    async def detach_disk(self, instance_id: str, serial: str) -> None:
+        await self._pull(instance_id, serial)
+
+    async def attach_interface(self, instance_id: str, interface: Interface) -> None:
+        def plug(domain: libvirt.virDomain) -> None:
+            if interface.mac not in parse_devices(_running(domain)).macs:
+                _plug(domain, interface_xml(interface))
+
+        await self._on(instance_id, FaultCode.INTERFACE_ATTACH_FAILED, plug)
+
+    async def detach_interface(self, instance_id: str, mac: str) -> None:
+        await self._pull(instance_id, mac)
+
+    async def _pull(self, instance_id: str, name: str) -> None:
+        def ask(domain: libvirt.virDomain) -> None:
+            document = parse_devices(_running(domain)).documents.get(name)
+            if document is None:
+                return
+            try:
+                domain.detachDeviceFlags(document, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as error:
+                # It was asked before and has not answered yet, or has let go since we looked.
+                if error.get_error_code() not in _ASKED_ALREADY:
+                    raise
+
+        await self._on(instance_id, FaultCode.HYPERVISOR_FAILED, ask)
 
     async def press_power_button(self, instance_id: str) -> None:
         def press(domain: libvirt.virDomain) -> None:
@@ -307,6 +362,13 @@ class LibvirtDriver:
             ours=mark is not None,
         )
 
+    def _seen_in_full(self, domain: libvirt.virDomain) -> Domain:
+        seen = self._seen(domain)
+        if not seen.ours or seen.power not in _HOLDING:
+            return seen
+        devices = parse_devices(_saved(domain) if seen.power is PowerState.SUSPENDED else domain.XMLDesc(0))
+        return replace(seen, disks=devices.serials, macs=devices.macs)
+
     def _mark(self, domain: libvirt.virDomain) -> Mark | None:
         """Our mark, where it is ours: by this host, and about the instance whose UUID the domain has."""
         try:
@@ -366,6 +428,28 @@ def _power(domain: libvirt.virDomain) -> PowerState:
     if domain.hasManagedSaveImage(0):
         return PowerState.SUSPENDED
     return PowerState.CRASHED if reason in _ENDED_BADLY else power
+
+
+def _saved(domain: libvirt.virDomain) -> str:
+    """The XML of what a suspended domain comes back as; its definition, of hypervisors that cannot say."""
+    try:
+        return str(domain.managedSaveGetXMLDesc(0))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        return str(domain.XMLDesc(0))
+
+
+def _running(domain: libvirt.virDomain) -> str:
+    """The XML of a domain that runs. Raises DriverError: GUEST_OFF."""
+    if not domain.isActive():
+        raise DriverError(FaultCode.GUEST_OFF, fault_text(FaultCode.GUEST_OFF))
+    return str(domain.XMLDesc(0))
+
+
+def _plug(domain: libvirt.virDomain, document: str) -> None:
+    """Plug a device into the domain as it runs. Its definition is written anew at each start, and is left alone."""
+    domain.attachDeviceFlags(document, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _destroy(domain: libvirt.virDomain) -> None:

@@ -8,6 +8,7 @@ given another owner than the one `hostd/images` made it with.
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +21,10 @@ ET.register_namespace("cellfabric", NAMESPACE)
 
 _MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
 _X86: Final = "x86_64"
+
+_PCIE_PORTS: Final = 20
+"""PCI Express ports of a guest, each for one device. Without one free nothing can be plugged in later: this is room for eight volumes
+and four more interfaces beside what every guest has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +136,54 @@ def offers_kvm(capabilities: str, architecture: str) -> bool:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """What a domain has: serial numbers to target names of its disks, and each device's own XML by its serial number or MAC."""
+
+    targets: tuple[str, ...]
+    serials: tuple[str, ...]
+    macs: tuple[str, ...]
+    documents: Mapping[str, str]
+
+
+def parse_devices(document: str) -> Devices:
+    """The disks and interfaces in a domain's XML. Raises ValueError for what is no XML."""
+    try:
+        root = ET.fromstring(document)  # noqa: S314 - from libvirt, which made it
+    except ET.ParseError as broken:
+        raise ValueError("libvirt's document of a domain does not parse") from broken
+    disks = {each.findtext("serial", ""): each for each in root.iterfind("devices/disk")}
+    interfaces = {
+        mac.get("address", ""): each
+        for each in root.iterfind("devices/interface")
+        if (mac := each.find("mac")) is not None
+    }
+    return Devices(
+        targets=tuple(each.get("dev", "") for each in root.iterfind("devices/disk/target")),
+        serials=tuple(serial for serial in disks if serial),
+        macs=tuple(interfaces),
+        documents={
+            name: ET.tostring(element, encoding="unicode")
+            for name, element in {**disks, **interfaces}.items()
+            if name
+        },
+    )
+
+
+def disk_xml(disk: DiskFile, taken: Collection[str]) -> str:
+    """A disk to plug in, at the first target name that is not taken. Raises ValueError where none is left."""
+    names = (f"vd{chr(letter)}" for letter in range(ord("a"), ord("z") + 1))
+    name = next((each for each in names if each not in taken), None)
+    if name is None:
+        raise ValueError("no target name is left for another disk")
+    return ET.tostring(_disk(disk, name), encoding="unicode")
+
+
+def interface_xml(interface: Interface) -> str:
+    """An interface to plug in."""
+    return ET.tostring(_interface(interface), encoding="unicode")
+
+
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> ET.Element:
     element = ET.SubElement(parent, tag, attributes)
     element.text = text
@@ -185,8 +238,12 @@ def _clock(domain: ET.Element, platform: Platform, *, kvm: bool) -> None:
 
 def _devices(domain: ET.Element, spec: DomainSpec, platform: Platform) -> None:
     devices = ET.SubElement(domain, "devices")
+    if platform.architecture in _MACHINES:
+        ET.SubElement(devices, "controller", {"type": "pci", "index": "0", "model": "pcie-root"})
+        for _ in range(_PCIE_PORTS):
+            ET.SubElement(devices, "controller", {"type": "pci", "model": "pcie-root-port"})
     for number, disk in enumerate(spec.disks):
-        devices.append(_disk(disk, number))
+        devices.append(_disk(disk, f"vd{chr(ord('a') + number)}"))
     for interface in spec.interfaces:
         devices.append(_interface(interface))
     serial = ET.SubElement(devices, "serial", {"type": "pty"})
@@ -226,7 +283,7 @@ def _screen(devices: ET.Element, platform: Platform) -> None:
     ET.SubElement(ET.SubElement(devices, "video"), "model", {"type": model})
 
 
-def _disk(disk: DiskFile, number: int) -> ET.Element:
+def _disk(disk: DiskFile, target: str) -> ET.Element:
     """A virtio disk. The guest finds disks by serial or label: names follow the PCI order, not `dev`."""
     element = ET.Element("disk", {"type": "file", "device": "disk"})
     # writeback is as safe as the guest's own flushes, lets guests of one image share its pages, and works on any filesystem.
@@ -234,7 +291,7 @@ def _disk(disk: DiskFile, number: int) -> ET.Element:
     ET.SubElement(element, "driver", driver if disk.readonly else driver | {"discard": "unmap"})
     _source(element, disk)
     _backing(element, disk.backing)
-    ET.SubElement(element, "target", {"dev": f"vd{chr(ord('a') + number)}", "bus": "virtio"})
+    ET.SubElement(element, "target", {"dev": target, "bus": "virtio"})
     if disk.readonly:
         ET.SubElement(element, "readonly")
     if disk.serial:

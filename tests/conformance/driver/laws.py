@@ -10,7 +10,7 @@ import pytest
 
 from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode
-from hostd.driver.base import DiskFile, Domain, DomainEvent, DomainSpec, Driver, DriverError
+from hostd.driver.base import DiskFile, Domain, DomainEvent, DomainSpec, Driver, DriverError, Interface
 from tests.conformance.guests import an_id
 
 ID = an_id("server")
@@ -39,6 +39,14 @@ class Rig(Protocol):
 
     def crash(self) -> None:
         """Kill the guest's process."""
+        ...
+
+    def another_disk(self, word: str) -> DiskFile:
+        """Another disk, empty, that the guest may have."""
+        ...
+
+    def interface(self, number: int) -> Interface | None:
+        """A tap for the guest; None where the machine has no network."""
         ...
 
     async def add_foreign(self) -> str:
@@ -346,6 +354,81 @@ async def a_copy_that_is_given_up_does_not_hinder_the_next(rig: Rig) -> None:
     assert rig.holds_a_copy(target)
 
 
+async def a_disk_plugged_in_is_seen_and_twice_is_success(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.attach_disk(ID, rig.another_disk("one"))
+    await rig.driver.attach_disk(ID, rig.another_disk("two"))
+    await rig.driver.attach_disk(ID, rig.another_disk("one"))
+
+    assert (await seen(rig.driver)).disks == (
+        "root",
+        rig.another_disk("one").serial,
+        rig.another_disk("two").serial,
+    )
+
+
+async def what_was_plugged_in_goes_with_the_power(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.attach_disk(ID, rig.another_disk("one"))
+    await rig.driver.cut_power(ID)
+    await rig.driver.start(ID)
+
+    assert (await seen(rig.driver)).disks == ("root",)
+
+
+async def what_was_plugged_in_is_seen_while_it_is_held(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.attach_disk(ID, rig.another_disk("one"))
+    for power in (PowerState.PAUSED, PowerState.SUSPENDED):
+        await rig.driver.hold(ID, power)
+
+        assert (await seen(rig.driver)).disks == ("root", rig.another_disk("one").serial)
+
+
+async def an_interface_plugged_in_is_seen_and_twice_is_success(rig: Rig) -> None:
+    interface = rig.interface(1)
+    if interface is None:
+        pytest.skip("the machine has no network")
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.attach_interface(ID, interface)
+    await rig.driver.attach_interface(ID, interface)
+
+    assert (await seen(rig.driver)).macs == (interface.mac,)
+
+
+async def asking_for_what_is_not_there_is_success(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+
+    await rig.driver.detach_disk(ID, rig.another_disk("one").serial)
+    await rig.driver.detach_interface(ID, "fa:16:3e:00:00:77")
+
+
+async def who_is_asked_twice_for_a_disk_is_no_failure(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    await rig.driver.attach_disk(ID, rig.another_disk("one"))
+
+    await rig.driver.detach_disk(ID, rig.another_disk("one").serial)
+    await rig.driver.detach_disk(ID, rig.another_disk("one").serial)
+
+
+async def nothing_is_plugged_into_who_is_off(rig: Rig) -> None:
+    with pytest.raises(DriverError) as missing:
+        await rig.driver.attach_disk(ID, rig.another_disk("one"))
+    assert missing.value.code == FaultCode.DOMAIN_MISSING
+
+    await rig.driver.define(rig.spec())
+    for act in (rig.driver.attach_disk(ID, rig.another_disk("one")), rig.driver.detach_disk(ID, "root")):
+        with pytest.raises(DriverError) as refused:
+            await act
+        assert refused.value.code == FaultCode.GUEST_OFF
+
+
 LAWS: tuple[Law, ...] = (
     opening_says_what_is_there,
     what_was_never_defined_is_not_there,
@@ -372,4 +455,11 @@ LAWS: tuple[Law, ...] = (
     a_guest_that_is_off_has_no_disk_to_copy_for_its_hypervisor,
     a_disk_that_is_not_there_is_not_copied,
     a_copy_that_is_given_up_does_not_hinder_the_next,
+    a_disk_plugged_in_is_seen_and_twice_is_success,
+    what_was_plugged_in_goes_with_the_power,
+    what_was_plugged_in_is_seen_while_it_is_held,
+    an_interface_plugged_in_is_seen_and_twice_is_success,
+    asking_for_what_is_not_there_is_success,
+    who_is_asked_twice_for_a_disk_is_no_failure,
+    nothing_is_plugged_into_who_is_off,
 )

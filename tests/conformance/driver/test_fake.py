@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from hostd.driver.base import DiskFile, DomainSpec, Driver
+from fabric.model.volume import serial_of
+from hostd.driver.base import DiskFile, DomainSpec, Driver, Interface
 from hostd.driver.fake import INSTANT, FakeCopy, FakeDriver, FakeMachine
 from hostd.images.base import Held
 from tests.conformance.driver.laws import ID, LAWS, Law
-from tests.conformance.guests import a_guest
+from tests.conformance.guests import a_guest, an_id
 
 
 class FakeRig:
@@ -42,6 +43,12 @@ class FakeRig:
 
     def crash(self) -> None:
         self.machine.crash_guest(ID)
+
+    def another_disk(self, word: str) -> DiskFile:
+        return DiskFile(path=f"/fake/{word}", format="raw", serial=serial_of(an_id(word)))
+
+    def interface(self, number: int) -> Interface | None:
+        return Interface(tap=f"cft{number}", mac=f"fa:16:3e:00:00:{number:02x}", mtu=1500)
 
     async def add_foreign(self) -> str:
         self.machine.strays.append("somebody-elses")

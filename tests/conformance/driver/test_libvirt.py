@@ -12,6 +12,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from fabric.model.volume import serial_of
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError, Interface
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
@@ -73,6 +74,20 @@ class LibvirtRig:
 
     def crash(self) -> None:
         self.machine.kill(domain_name(ID))
+
+    def another_disk(self, word: str) -> DiskFile:
+        path = self.machine.folder / f"{word}.raw"
+        if not path.exists():
+            path.touch(mode=0o600)
+            os.truncate(path, 1 << 20)
+            os.chown(path, GUEST_USER, GUEST_USER)
+        return DiskFile(path=str(path), format="raw", serial=serial_of(an_id(word)))
+
+    def interface(self, number: int) -> Interface | None:
+        name = f"cft{number}"
+        tuntap = ("tuntap", "add", "dev", name, "mode", "tap", "user", str(GUEST_USER))
+        subprocess.run(("ip", "-n", self.machine.netns, *tuntap), check=True)
+        return Interface(tap=name, mac=f"fa:16:3e:00:00:{number:02x}", mtu=1500)
 
     async def add_foreign(self) -> str:
         define(self.machine, f"<domain type='qemu'><name>foreign</name><uuid>{FOREIGN}</uuid>{TINY}</domain>")

@@ -12,14 +12,17 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError
+from fabric.model.volume import serial_of
+from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError, Interface
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
 from hostd.driver.libvirt.xml import Platform
 from tests.conformance.driver import laws
 from tests.conformance.driver.laws import ID, LAWS, Law
-from tests.conformance.guests import a_guest
+from tests.conformance.guests import a_guest, an_id
 
 URI = "test:///default"
+
+NO_PLUGS = "plugs nothing in while a domain runs"
 
 NOT_KEPT: dict[Law, str] = {
     laws.forgetting_twice_is_success_and_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
@@ -29,6 +32,11 @@ NOT_KEPT: dict[Law, str] = {
     laws.the_disk_of_a_guest_that_runs_or_is_paused_is_copied: "runs no jobs: knows no backup",
     laws.a_copy_that_is_given_up_does_not_hinder_the_next: "runs no jobs: knows no backup",
     laws.a_crash_is_told_and_seen: "its guests have no process that could be killed",
+    laws.a_disk_plugged_in_is_seen_and_twice_is_success: NO_PLUGS,
+    laws.what_was_plugged_in_goes_with_the_power: NO_PLUGS,
+    laws.what_was_plugged_in_is_seen_while_it_is_held: NO_PLUGS,
+    laws.an_interface_plugged_in_is_seen_and_twice_is_success: NO_PLUGS,
+    laws.who_is_asked_twice_for_a_disk_is_no_failure: NO_PLUGS,
 }
 """The laws that the simulator cannot keep, and why. Real QEMU keeps them all (test_libvirt.py)."""
 
@@ -76,6 +84,12 @@ class SimulatorRig:
 
     def crash(self) -> None:
         raise AssertionError(NOT_KEPT[laws.a_crash_is_told_and_seen])
+
+    def another_disk(self, word: str) -> DiskFile:
+        return DiskFile(path=f"/simulated/{word}", format="raw", serial=serial_of(an_id(word)))
+
+    def interface(self, number: int) -> Interface | None:
+        return Interface(tap=f"cft{number}", mac=f"fa:16:3e:00:00:{number:02x}", mtu=1500)
 
     async def add_foreign(self) -> str:
         self.beside.defineXML(

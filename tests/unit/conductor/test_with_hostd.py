@@ -25,6 +25,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings
+from hostd.volumes.fake import FakeVolumes
 from tests.unit.conductor.worlds import SERIAL, MemoryBlobs, World, instance_id, run, until
 
 
@@ -96,6 +97,7 @@ class Hosts:
             journal=MemoryJournal(JournalMemory()),
             driver=FakeDriver(machine),
             disks=FakeDisks(machine),
+            volumes=FakeVolumes(machine),
             wires=FakeWires(machine),
             dialer=dialer,
             boot_id=f"boot-{name}",

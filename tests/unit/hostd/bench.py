@@ -40,6 +40,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
+from hostd.volumes.fake import FakeVolumes
 from tests.console_doubles import NoTunnels
 from tests.sim.loop import SimLoop, graveyard
 from tests.sim.process import Process
@@ -293,6 +294,7 @@ class Bench:
             journal=MemoryJournal(self.memory),
             driver=FakeDriver(self.machine),
             disks=FakeDisks(self.machine),
+            volumes=FakeVolumes(self.machine),
             wires=FakeWires(self.machine),
             dialer=Net(self.conductors),
             boot_id=f"boot-{self.machine.boot}",

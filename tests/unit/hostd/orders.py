@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import replace
 from typing import Final
 
 from fabric.model.image import ImageFormat
@@ -11,6 +12,7 @@ from fabric.model.instance import Guest, ImageRef, OneShot
 from fabric.model.network import Port
 from fabric.model.session import Order, Release
 from fabric.model.states import Want
+from fabric.model.volume import GuestVolume
 
 IMAGE_BYTES: Final = b"an image of a guest that does nothing at all" * 40
 IMAGE: Final = ImageRef(
@@ -21,6 +23,7 @@ IMAGE: Final = ImageRef(
     size_bytes=len(IMAGE_BYTES),
     virtual_size_bytes=1 << 20,
 )
+VOLUME: Final = GuestVolume(id=str(uuid.UUID(int=0x70000000000040008000000000000001)), size_gib=3)
 SNAPSHOT_ID: Final = str(uuid.UUID(int=9))
 
 
@@ -91,3 +94,14 @@ def snapshot(want: Want = Want.RUN, *, generation: int = 2, action_seq: int = 1)
 
 def release(*, number: int = 1, placement_epoch: int = 1, epoch: int = 1) -> Release:
     return Release(epoch=epoch, instance_id=instance_id(number), placement_epoch=placement_epoch)
+
+
+def with_volume(before: Order, *volumes: GuestVolume) -> Order:
+    """The order for a guest with these volumes, and no others."""
+    return replace(before, guest=replace(before.guest, volumes=volumes))
+
+
+def with_ports(before: Order, *numbers: int) -> Order:
+    """The order for a guest with the ports that guests of these numbers have."""
+    ports = tuple(port for number in numbers for port in guest(number).ports)
+    return replace(before, guest=replace(before.guest, ports=ports))

@@ -16,9 +16,19 @@ from hypothesis import strategies as st
 from fabric.model.instance import OneShot
 from fabric.model.session import HostState, Order
 from fabric.model.states import Want
+from fabric.model.volume import is_serial
 from hostd.driver.fake import MachineEvent
 from tests.unit.hostd.bench import Bench, on_a_bench
-from tests.unit.hostd.orders import SNAPSHOT_ID, instance_id, order, release, snapshot
+from tests.unit.hostd.orders import (
+    SNAPSHOT_ID,
+    VOLUME,
+    instance_id,
+    order,
+    release,
+    snapshot,
+    with_ports,
+    with_volume,
+)
 
 ONE = instance_id(1)
 
@@ -97,6 +107,32 @@ FLOWS = (
             (Want.STOP, HostState.STOPPED),
         )
     ),
+    Flow("plug", (RAISED, with_volume(order(generation=2), VOLUME)), HostState.ACTIVE, runs=True, boots=1),
+    Flow(
+        "plug and pull",
+        (RAISED, with_volume(order(generation=2), VOLUME), order(generation=3)),
+        HostState.ACTIVE,
+        runs=True,
+        boots=1,
+    ),
+    Flow(
+        "boot with a volume",
+        (
+            RAISED,
+            with_volume(order(Want.STOP, generation=2), VOLUME),
+            with_volume(order(generation=3), VOLUME),
+        ),
+        HostState.ACTIVE,
+        runs=True,
+        boots=2,
+    ),
+    Flow(
+        "another interface, and none",
+        (RAISED, with_ports(order(generation=2), 1, 2), order(generation=3)),
+        HostState.ACTIVE,
+        runs=True,
+        boots=1,
+    ),
     Flow("delete", (RAISED, order(Want.ABSENT, generation=2)), HostState.ABSENT, runs=False, boots=1),
     Flow("release", (RAISED,), HostState.ACTIVE, runs=False, boots=1, released=True),
 )
@@ -141,6 +177,15 @@ def check(bench: Bench, flow: Flow) -> None:
     if flow.has_image:
         assert bench.conductor.images.keys() == {SNAPSHOT_ID}
     assert bench.machine.copies == {}
+    if flow.runs:
+        guest, running = flow.orders[-1].guest, bench.machine.domains[ONE].running
+        assert running is not None
+        assert [disk.serial for disk in running.disks if is_serial(disk.serial)] == [
+            volume.serial for volume in guest.volumes
+        ]
+        macs = {port.mac for port in guest.ports}
+        assert {each.mac for each in running.interfaces} == macs
+        assert {each.mac for each in bench.machine.wires[ONE][1]} == macs
     boots = sum(event.kind in {"started", "reset"} for event in bench.events)
     reboots = any(each.action is not OneShot.NONE for each in flow.orders)
     assert flow.boots <= boots <= flow.boots + (bench.deaths if reboots else 0)
@@ -189,6 +234,9 @@ def test_every_step_has_its_failpoint() -> None:
         "hostd.delete.removed",
         "hostd.delete.unplugged",
         "hostd.hold.held",
+        "hostd.plug.disk",
+        "hostd.plug.interface",
+        "hostd.plug.wired",
         "hostd.reboot.pressed",
         "hostd.rebuild.cleared",
         "hostd.report.sent",
@@ -202,8 +250,11 @@ def test_every_step_has_its_failpoint() -> None:
         "hostd.spawn.made",
         "hostd.spawn.plugged",
         "hostd.spawn.started",
+        "hostd.spawn.volumes",
         "hostd.stop.cut",
         "hostd.stop.pressed",
+        "hostd.unplug.disk",
+        "hostd.unplug.interface",
     }
 
 

@@ -2413,3 +2413,265 @@ class RevertResizeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RevertResizeResponse: _TypeAlias = RevertResizeResponse  # noqa: Y015
+
+@_typing.final
+class CreateInstanceImageRequest(_message.Message):
+    """Names the server whose disk is to become an image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class PropertiesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PROPERTIES_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    name: _builtins.str
+    """The image's name; unique in its project."""
+    @_builtins.property
+    def properties(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Beside what the image that the server was made from says; of the same name, these count."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        name: _builtins.str = ...,
+        properties: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "name", b"name", "properties", b"properties", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateInstanceImageRequest: _TypeAlias = CreateInstanceImageRequest  # noqa: Y015
+
+@_typing.final
+class CreateInstanceImageResponse(_message.Message):
+    """The image waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """The image."""
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """The server."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+        image_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateInstanceImageResponse: _TypeAlias = CreateInstanceImageResponse  # noqa: Y015
+
+@_typing.final
+class CreateInstanceBackupRequest(_message.Message):
+    """Names the server to back up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BACKUP_TYPE_FIELD_NUMBER: _builtins.int
+    ROTATION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    name: _builtins.str
+    """The image's name; unique in its project."""
+    backup_type: _builtins.str
+    """The kind of backup, as people call it: `daily`, `weekly`. Each kind is rotated by itself."""
+    rotation: _builtins.int
+    """How many of its kind are kept, this one among them."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        name: _builtins.str = ...,
+        backup_type: _builtins.str = ...,
+        rotation: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup_type", b"backup_type", "instance", b"instance", "name", b"name", "request_id", b"request_id", "rotation", b"rotation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateInstanceBackupRequest: _TypeAlias = CreateInstanceBackupRequest  # noqa: Y015
+
+@_typing.final
+class CreateInstanceBackupResponse(_message.Message):
+    """The image waits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """The image."""
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """The server."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+        image_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateInstanceBackupResponse: _TypeAlias = CreateInstanceBackupResponse  # noqa: Y015
+
+@_typing.final
+class RebuildInstanceRequest(_message.Message):
+    """Names the server to rebuild, and what with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KEY_NAME_FIELD_NUMBER: _builtins.int
+    USER_DATA_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    image: _builtins.str
+    """The image's id or name."""
+    key_name: _builtins.str
+    """A keypair of the caller's to let in instead; empty for the one that is let in now."""
+    user_data: _builtins.bytes
+    """What the guest's first-boot agent is given instead."""
+    name: _builtins.str
+    """Another name; empty for the one it has."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The metadata that it is to have; empty for what it has."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        image: _builtins.str = ...,
+        key_name: _builtins.str = ...,
+        user_data: _builtins.bytes | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_user_data", b"_user_data", "user_data", b"user_data"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_user_data", b"_user_data", "image", b"image", "instance", b"instance", "key_name", b"key_name", "metadata", b"metadata", "name", b"name", "request_id", b"request_id", "user_data", b"user_data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__user_data: _TypeAlias = _typing.Literal["user_data"]  # noqa: Y015
+    _WhichOneofArgType__user_data: _TypeAlias = _typing.Literal["_user_data", b"_user_data"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__user_data) -> _WhichOneofReturnType__user_data | None: ...
+
+Global___RebuildInstanceRequest: _TypeAlias = RebuildInstanceRequest  # noqa: Y015
+
+@_typing.final
+class RebuildInstanceResponse(_message.Message):
+    """What it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """It."""
+
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildInstanceResponse: _TypeAlias = RebuildInstanceResponse  # noqa: Y015

@@ -96,6 +96,21 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.FromString,
                 _registered_method=True)
+        self.CreateInstanceImage = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/CreateInstanceImage',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageResponse.FromString,
+                _registered_method=True)
+        self.CreateInstanceBackup = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/CreateInstanceBackup',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupResponse.FromString,
+                _registered_method=True)
+        self.RebuildInstance = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RebuildInstance',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceResponse.FromString,
+                _registered_method=True)
         self.UnrescueInstance = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/UnrescueInstance',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.UnrescueInstanceRequest.SerializeToString,
@@ -266,6 +281,27 @@ class InstanceServiceServicer:
 
     def RescueInstance(self, request, context):
         """Boot a server from a rescue image, with its own disk as the second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateInstanceImage(self, request, context):
+        """Make an image of a server's disk, as it is at one instant. It is there, and waits for its bytes, when this is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateInstanceBackup(self, request, context):
+        """The same as a backup: once it is there, the oldest of its kind go beyond how many are to be kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebuildInstance(self, request, context):
+        """Make a server's disk anew from an image, on its host, with its addresses. What was on the disk is lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -452,6 +488,21 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.RescueInstance,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.SerializeToString,
+            ),
+            'CreateInstanceImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateInstanceImage,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageResponse.SerializeToString,
+            ),
+            'CreateInstanceBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateInstanceBackup,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupResponse.SerializeToString,
+            ),
+            'RebuildInstance': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebuildInstance,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceResponse.SerializeToString,
             ),
             'UnrescueInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.UnrescueInstance,
@@ -864,6 +915,87 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/RescueInstance',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RescueInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateInstanceImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/CreateInstanceImage',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateInstanceBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/CreateInstanceBackup',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.CreateInstanceBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildInstance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RebuildInstance',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebuildInstanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

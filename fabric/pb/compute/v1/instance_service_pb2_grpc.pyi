@@ -58,6 +58,12 @@ class InstanceServiceStub:
     """Bring a suspended server back as it was."""
     RescueInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RescueInstanceRequest, _instance_service_pb2.RescueInstanceResponse]
     """Boot a server from a rescue image, with its own disk as the second."""
+    CreateInstanceImage: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.CreateInstanceImageRequest, _instance_service_pb2.CreateInstanceImageResponse]
+    """Make an image of a server's disk, as it is at one instant. It is there, and waits for its bytes, when this is answered."""
+    CreateInstanceBackup: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.CreateInstanceBackupRequest, _instance_service_pb2.CreateInstanceBackupResponse]
+    """The same as a backup: once it is there, the oldest of its kind go beyond how many are to be kept."""
+    RebuildInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RebuildInstanceRequest, _instance_service_pb2.RebuildInstanceResponse]
+    """Make a server's disk anew from an image, on its host, with its addresses. What was on the disk is lost."""
     UnrescueInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnrescueInstanceRequest, _instance_service_pb2.UnrescueInstanceResponse]
     """Boot a rescued server from its own disk again."""
     RenameInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RenameInstanceRequest, _instance_service_pb2.RenameInstanceResponse]
@@ -122,6 +128,12 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Bring a suspended server back as it was."""
     RescueInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RescueInstanceRequest, _instance_service_pb2.RescueInstanceResponse]  # type: ignore[assignment]
     """Boot a server from a rescue image, with its own disk as the second."""
+    CreateInstanceImage: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.CreateInstanceImageRequest, _instance_service_pb2.CreateInstanceImageResponse]  # type: ignore[assignment]
+    """Make an image of a server's disk, as it is at one instant. It is there, and waits for its bytes, when this is answered."""
+    CreateInstanceBackup: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.CreateInstanceBackupRequest, _instance_service_pb2.CreateInstanceBackupResponse]  # type: ignore[assignment]
+    """The same as a backup: once it is there, the oldest of its kind go beyond how many are to be kept."""
+    RebuildInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RebuildInstanceRequest, _instance_service_pb2.RebuildInstanceResponse]  # type: ignore[assignment]
+    """Make a server's disk anew from an image, on its host, with its addresses. What was on the disk is lost."""
     UnrescueInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnrescueInstanceRequest, _instance_service_pb2.UnrescueInstanceResponse]  # type: ignore[assignment]
     """Boot a rescued server from its own disk again."""
     RenameInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RenameInstanceRequest, _instance_service_pb2.RenameInstanceResponse]  # type: ignore[assignment]
@@ -255,6 +267,30 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.RescueInstanceResponse, _abc.Awaitable[_instance_service_pb2.RescueInstanceResponse]]:
         """Boot a server from a rescue image, with its own disk as the second."""
+
+    @_abc_1.abstractmethod
+    def CreateInstanceImage(
+        self,
+        request: _instance_service_pb2.CreateInstanceImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.CreateInstanceImageResponse, _abc.Awaitable[_instance_service_pb2.CreateInstanceImageResponse]]:
+        """Make an image of a server's disk, as it is at one instant. It is there, and waits for its bytes, when this is answered."""
+
+    @_abc_1.abstractmethod
+    def CreateInstanceBackup(
+        self,
+        request: _instance_service_pb2.CreateInstanceBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.CreateInstanceBackupResponse, _abc.Awaitable[_instance_service_pb2.CreateInstanceBackupResponse]]:
+        """The same as a backup: once it is there, the oldest of its kind go beyond how many are to be kept."""
+
+    @_abc_1.abstractmethod
+    def RebuildInstance(
+        self,
+        request: _instance_service_pb2.RebuildInstanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RebuildInstanceResponse, _abc.Awaitable[_instance_service_pb2.RebuildInstanceResponse]]:
+        """Make a server's disk anew from an image, on its host, with its addresses. What was on the disk is lost."""
 
     @_abc_1.abstractmethod
     def UnrescueInstance(

@@ -211,11 +211,13 @@ class Use(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    VOLUMES_GIB_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     host: _builtins.str
     instances: _builtins.int
     op_id: _builtins.str
+    volumes_gib: _builtins.int
     @_builtins.property
     def claimed(self) -> Global___Resources: ...
     @_builtins.property
@@ -229,10 +231,11 @@ class Use(_message.Message):
         instances: _builtins.int = ...,
         slots: _abc.Iterable[_builtins.int] | None = ...,
         op_id: _builtins.str = ...,
+        volumes_gib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "host", b"host", "instances", b"instances", "op_id", b"op_id", "schema_version", b"schema_version", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "host", b"host", "instances", b"instances", "op_id", b"op_id", "schema_version", b"schema_version", "slots", b"slots", "volumes_gib", b"volumes_gib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from fabric.pb.record.v1 import catalogue_pb2 as _catalogue_pb2
 from fabric.pb.record.v1 import event_pb2 as _event_pb2
 from fabric.pb.record.v1 import placement_pb2 as _placement_pb2
 from fabric.pb.record.v1 import quota_pb2 as _quota_pb2
+from fabric.pb.record.v1 import volume_pb2 as _volume_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -561,6 +562,7 @@ class Guest(_message.Message):
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     STANDALONE_FIELD_NUMBER: _builtins.int
     RESCUE_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     hostname: _builtins.str
@@ -590,6 +592,8 @@ class Guest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def rescue(self) -> Global___Rescue: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[_volume_pb2.GuestVolume]: ...
     def __init__(
         self,
         *,
@@ -615,10 +619,11 @@ class Guest(_message.Message):
         create_time_ms: _builtins.int = ...,
         standalone: _builtins.bool = ...,
         rescue: Global___Rescue | None = ...,
+        volumes: _abc.Iterable[_volume_pb2.GuestVolume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -760,6 +765,7 @@ class Instance(_message.Message):
     MOVE_FIELD_NUMBER: _builtins.int
     DISK_FIELD_NUMBER: _builtins.int
     CARRIER_ID_FIELD_NUMBER: _builtins.int
+    PLUGS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -811,6 +817,8 @@ class Instance(_message.Message):
     def move(self) -> Global___Move: ...
     @_builtins.property
     def disk(self) -> Global___ImageRef: ...
+    @_builtins.property
+    def plugs(self) -> _containers.RepeatedCompositeFieldContainer[_volume_pb2.Plug]: ...
     def __init__(
         self,
         *,
@@ -853,10 +861,11 @@ class Instance(_message.Message):
         move: Global___Move | None = ...,
         disk: Global___ImageRef | None = ...,
         carrier_id: _builtins.str = ...,
+        plugs: _abc.Iterable[_volume_pb2.Plug] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "move", b"move", "request", b"request", "uploaded", b"uploaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "carrier_id", b"carrier_id", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "carrier_id", b"carrier_id", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "plugs", b"plugs", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1086,20 +1095,24 @@ class Tombstone(_message.Message):
     SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
     placement_epoch: _builtins.int
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         schema_version: _builtins.int = ...,
         instance_id: _builtins.str = ...,
         placement_epoch: _builtins.int = ...,
+        volumes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "schema_version", b"schema_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "schema_version", b"schema_version", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

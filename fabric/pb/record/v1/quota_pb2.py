@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61\x62ric/record/v1/quota.proto\x12\x10\x66\x61\x62ric.record.v1\";\n\x06\x43harge\x12\x11\n\tinstances\x18\x01 \x01(\x03\x12\r\n\x05vcpus\x18\x02 \x01(\x03\x12\x0f\n\x07ram_mib\x18\x03 \x01(\x03\"\x93\x01\n\x05Quota\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\'\n\x05limit\x18\x03 \x01(\x0b\x32\x18.fabric.record.v1.Charge\x12&\n\x04used\x18\x04 \x01(\x0b\x32\x18.fabric.record.v1.Charge\x12\r\n\x05op_id\x18\x05 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x66\x61\x62ric/record/v1/quota.proto\x12\x10\x66\x61\x62ric.record.v1\"`\n\x06\x43harge\x12\x11\n\tinstances\x18\x01 \x01(\x03\x12\r\n\x05vcpus\x18\x02 \x01(\x03\x12\x0f\n\x07ram_mib\x18\x03 \x01(\x03\x12\x0f\n\x07volumes\x18\x04 \x01(\x03\x12\x12\n\nvolume_gib\x18\x05 \x01(\x03\"\x93\x01\n\x05Quota\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\'\n\x05limit\x18\x03 \x01(\x0b\x32\x18.fabric.record.v1.Charge\x12&\n\x04used\x18\x04 \x01(\x0b\x32\x18.fabric.record.v1.Charge\x12\r\n\x05op_id\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fabric.pb.record.v1.quota_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHARGE']._serialized_start=50
-  _globals['_CHARGE']._serialized_end=109
-  _globals['_QUOTA']._serialized_start=112
-  _globals['_QUOTA']._serialized_end=259
+  _globals['_CHARGE']._serialized_end=146
+  _globals['_QUOTA']._serialized_start=149
+  _globals['_QUOTA']._serialized_end=296
 # @@protoc_insertion_point(module_scope)

@@ -19,26 +19,32 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Charge(_message.Message):
-    """What servers cost: how many, and their vCPUs and memory."""
+    """What servers and volumes cost: how many, the vCPUs and the memory of those, the size of these."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCES_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
     RAM_MIB_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    VOLUME_GIB_FIELD_NUMBER: _builtins.int
     instances: _builtins.int
     vcpus: _builtins.int
     ram_mib: _builtins.int
+    volumes: _builtins.int
+    volume_gib: _builtins.int
     def __init__(
         self,
         *,
         instances: _builtins.int = ...,
         vcpus: _builtins.int = ...,
         ram_mib: _builtins.int = ...,
+        volumes: _builtins.int = ...,
+        volume_gib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "ram_mib", b"ram_mib", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "ram_mib", b"ram_mib", "vcpus", b"vcpus", "volume_gib", b"volume_gib", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

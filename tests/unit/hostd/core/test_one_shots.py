@@ -32,7 +32,7 @@ from hostd.core.steps import (
 )
 from hostd.driver.base import Domain
 from hostd.images.base import DiskCopy, GuestDisks
-from tests.unit.hostd.orders import IMAGE, instance_id, order, snapshot
+from tests.unit.hostd.orders import IMAGE, guest, instance_id, order, snapshot
 
 ON, OFF = PowerState.RUNNING, PowerState.SHUTDOWN
 COPY = DiskCopy(sha256="0" * 64, size_bytes=1, virtual_size_bytes=2)
@@ -42,7 +42,10 @@ FETCHED = replace(FRESH, images=frozenset({IMAGE.sha256}))
 
 
 def domain(power: PowerState = ON) -> Domain:
-    return Domain(name="d", instance_id=instance_id(), placement_epoch=1, generation=1, power=power)
+    macs = tuple(port.mac for port in guest().ports)
+    return Domain(
+        name="d", instance_id=instance_id(), placement_epoch=1, generation=1, power=power, macs=macs
+    )
 
 
 def row(*, started: int = 0, done: int = 0, made: bool = True, generation: int = 2) -> JournalRow:

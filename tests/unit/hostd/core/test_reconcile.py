@@ -41,7 +41,7 @@ from hostd.core.steps import (
 )
 from hostd.driver.base import Domain
 from hostd.images.base import GuestDisks
-from tests.unit.hostd.orders import IMAGE, instance_id, order, release
+from tests.unit.hostd.orders import IMAGE, guest, instance_id, order, release
 
 ON, OFF, PAUSED, CRASHED = PowerState.RUNNING, PowerState.SHUTDOWN, PowerState.PAUSED, PowerState.CRASHED
 SUSPENDED = PowerState.SUSPENDED
@@ -60,6 +60,7 @@ def domain(
         generation=generation,
         power=power,
         ours=ours,
+        macs=tuple(port.mac for port in guest().ports),
     )
 
 

@@ -1,0 +1,99 @@
+"""Volumes: disks with a life of their own. What people name is in the global store, where it is and whose guest has it in one cell's."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from typing import Final
+
+VOLUME_EPOCH: Final = 1
+"""The placement epoch of a volume's file: a host lets go of a volume as it does of a server's placement, and there is only one."""
+
+_SERIAL: Final = re.compile(r"[0-9a-f]{20}")
+
+
+class VolumeState(enum.IntEnum):
+    """What a volume is, as its cell knows it."""
+
+    UNSPECIFIED = 0
+    AVAILABLE = 1
+    IN_USE = 2
+    DETACHING = 3
+    DELETING = 4
+    DELETED = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestVolume:
+    """A volume that a guest has: what its host needs to make it and to plug it in."""
+
+    id: str
+    size_gib: int
+
+    @property
+    def serial(self) -> str:
+        """The serial number of the disk, by which the guest finds it: /dev/disk/by-id/virtio-SERIAL."""
+        return serial_of(self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeEntry:
+    """The global index row of a volume: whose it is, what it is called, what it is charged.
+
+    `cell` is where it is used, empty until it first is: from then on it stays there. `op_id` names the write that made this value (R12).
+    """
+
+    id: str
+    project_id: str
+    user_id: str
+    name: str
+    size_gib: int
+    cell: str = ""
+    create_time_ms: int = 0
+    update_time_ms: int = 0
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A volume in its cell. There from its first use on; and, DELETED, for a while after its end, so that nothing late raises it again.
+
+    `host` has its file, and claims `size_gib` there; empty: none has. `instance_id` is the one server that has it, or is to let it go,
+    `ends_with_instance` whether it goes when that server does.
+    """
+
+    id: str
+    project_id: str
+    state: VolumeState
+    size_gib: int = 0
+    host: str = ""
+    instance_id: str = ""
+    ends_with_instance: bool = False
+    attach_time_ms: int = 0
+    update_time_ms: int = 0
+    op_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plug:
+    """A device on its way into a guest or out of it: the guest's host has not yet said of `generation` that it is so.
+
+    Either a volume or a port. `slot` is the address slot of a port that leaves: nobody has it until the host has let go of it.
+    """
+
+    generation: int
+    volume_id: str = ""
+    port_id: str = ""
+    slot: int = 0
+    is_leaving: bool = False
+
+
+def serial_of(volume_id: str) -> str:
+    """The serial number of a volume's disk: the 20 last digits of its id, as many as virtio carries."""
+    return volume_id.replace("-", "")[-20:]
+
+
+def is_serial(text: str) -> bool:
+    """Whether a disk with this serial number is a volume: a guest's own disks have words."""
+    return _SERIAL.fullmatch(text) is not None

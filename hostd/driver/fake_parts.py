@@ -1,0 +1,88 @@
+"""What a simulated machine is made of: how long it takes, what it tells, and the domains and copies that it has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fabric.model.states import PowerState
+from hostd.driver.base import DomainSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delays:
+    """How long things take on the machine, in seconds of the loop's time."""
+
+    observe_s: float = 0.001
+    define_s: float = 0.003
+    hold_s: float = 0.01
+    start_s: float = 0.05
+    cut_power_s: float = 0.02
+    plug_s: float = 0.02
+    let_go_s: float = 0.3
+    guest_shutdown_s: float = 3.0
+    wire_s: float = 0.03
+    disk_s: float = 0.03
+    copy_s: float = 0.2
+    image_chunk_s: float = 0.005
+
+
+POWER_LOST: Final = "power lost"
+
+INSTANT: Final = Delays(
+    observe_s=0,
+    define_s=0,
+    hold_s=0,
+    start_s=0,
+    cut_power_s=0,
+    plug_s=0,
+    let_go_s=0,
+    guest_shutdown_s=0,
+    wire_s=0,
+    disk_s=0,
+    copy_s=0,
+    image_chunk_s=0,
+)
+"""No delays, for tests that are not about time: each operation still yields to the loop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineEvent:
+    """Something physical happened: what a checker of "one server runs once" is fed with.
+
+    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `files_removed`, `plugged`, `unplugged`, `shared`, `power_lost` or
+    `power_back`; the last two have no instance. `shared` is a guest that was given a disk which another has open: it was refused, and
+    should never have been asked for. `detail` says by what.
+    """
+
+    host: str
+    kind: str
+    instance_id: str = ""
+    placement_epoch: int = 0
+    generation: int = 0
+    detail: str = ""
+
+
+@dataclass(slots=True)
+class FakeDomain:
+    """A domain: what it is defined as, what it runs as where it runs, and whose memory is saved. They differ after a redefine."""
+
+    defined: DomainSpec
+    running: DomainSpec | None = None
+    saved: DomainSpec | None = None
+    power: PowerState = PowerState.SHUTDOWN
+    boots: int = 0
+
+    @property
+    def spec(self) -> DomainSpec:
+        """The definition that shows: the running one where there is one."""
+        return self.running or self.defined
+
+
+@dataclass(slots=True)
+class FakeCopy:
+    """A copy of a root disk: the file's path while it is being made, what is in it, and whether it is sealed."""
+
+    path: str
+    data: bytes | None = None
+    is_sealed: bool = False

@@ -1,0 +1,72 @@
+"""Volumes of a simulated machine: they are the `FakeMachine`'s, and outlive its daemons and its power."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from fabric.ids import is_id
+from fabric.model.volume import GuestVolume
+from hostd.core.faults import FaultCode, fault_text
+from hostd.driver.base import DiskFile
+from hostd.driver.fake import FakeMachine
+from hostd.volumes.base import VolumeError
+
+_T = TypeVar("_T")
+
+
+class FakeVolumes:
+    """`Volumes` on a `FakeMachine`."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def ensure(self, volume: GuestVolume, owner: int | None) -> DiskFile:
+        path = self.path(volume.id)
+
+        def make() -> None:
+            before_gib = self._machine.volumes.get(volume.id, 0)
+            if before_gib < 0:
+                raise _error(FaultCode.VOLUME_LOST)
+            self._machine.volumes[volume.id] = max(before_gib, volume.size_gib)
+
+        await self._do(volume.id, "ensure_volume", make)
+        return DiskFile(path=path, format="raw", serial=volume.serial)
+
+    async def grow(self, volume_id: str, size_gib: int) -> None:
+        def enlarge() -> None:
+            before_gib = self._machine.volumes.get(volume_id, -1)
+            if before_gib < 0:
+                raise _error(FaultCode.VOLUME_LOST)
+            self._machine.volumes[volume_id] = max(before_gib, size_gib)
+
+        await self._do(volume_id, "grow_volume", enlarge)
+
+    async def remove(self, volume_id: str) -> None:
+        await self._do(volume_id, "remove_volume", lambda: self._machine.volumes.pop(volume_id, None))
+
+    async def held(self) -> frozenset[str]:
+        return await self._do("", "held_volumes", lambda: frozenset(self._machine.volumes))
+
+    def path(self, volume_id: str) -> str:
+        if not is_id(volume_id):
+            raise _error(FaultCode.DISK_FAILED, "the volume's id is not a UUID")
+        return f"/fake/volumes/{volume_id}.raw"
+
+    async def _do(self, lock: str, step: str, work: Callable[[], _T]) -> _T:
+        def checked() -> _T:
+            fault = self._machine.pop_fault(step)
+            if fault is not None:
+                raise _error(fault)
+            return work()
+
+        return await self._machine.operate(
+            f"volume/{lock}",
+            self._machine.delays.disk_s,
+            checked,
+            lambda: _error(FaultCode.DISK_FAILED, "the host lost power"),
+        )
+
+
+def _error(code: FaultCode, detail: str = "") -> VolumeError:
+    return VolumeError(code, fault_text(code, detail))

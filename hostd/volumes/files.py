@@ -1,0 +1,142 @@
+"""`Volumes` as files below one folder.
+
+    ROOT/ID.raw     the disk: flat, sparse, readable to the guest's own user id and to nobody else
+    ROOT/ID.made    says that the disk was made once: where only this is left, data is lost, and nobody makes an empty one in its stead
+
+A flat file has no header, so nothing that a guest writes to its beginning can be taken for one: the format is said to the hypervisor, and
+there is nothing underneath. Needs root to give files away; without, everything belongs to whoever runs this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fabric.ids import is_id
+from fabric.model.volume import GuestVolume
+from hostd.core.faults import FaultCode, fault_text
+from hostd.driver.base import DiskFile
+from hostd.images.storage import publish
+from hostd.resources.tracker import GIB, measure_free_gib
+from hostd.volumes.base import VolumeError
+
+_log = structlog.get_logger(__name__)
+
+_DISK: Final = ".raw"
+_MADE: Final = ".made"
+
+
+class FileVolumes:
+    """`Volumes` below one folder of this host. One process at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._is_root = os.geteuid() == 0
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def ensure(self, volume: GuestVolume, owner: int | None) -> DiskFile:
+        async with self._locks.setdefault(volume.id, asyncio.Lock()):
+            with volume_faults("ensure"):
+                await asyncio.to_thread(self._ensure, volume, owner)
+        return DiskFile(path=self.path(volume.id), format="raw", serial=volume.serial)
+
+    async def grow(self, volume_id: str, size_gib: int) -> None:
+        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+            with volume_faults("grow"):
+                await asyncio.to_thread(self._grow, Path(self.path(volume_id)), size_gib)
+
+    async def remove(self, volume_id: str) -> None:
+        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+            with volume_faults("remove"):
+                await asyncio.to_thread(self._remove, Path(self.path(volume_id)))
+        self._locks.pop(volume_id, None)
+
+    async def held(self) -> frozenset[str]:
+        with volume_faults("held"):
+            return frozenset(await asyncio.to_thread(self._held))
+
+    def path(self, volume_id: str) -> str:
+        if not is_id(volume_id):
+            raise volume_error(FaultCode.DISK_FAILED, "the volume's id is not a UUID")
+        return str(self._root / f"{volume_id}{_DISK}")
+
+    # ---------------------------------------------------------------- for those who keep them elsewhere
+
+    def prepare(self) -> None:
+        """Have the folder. Raises VolumeError, OSError."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        # Searchable, because each guest's hypervisor runs as a user of its own; listed by nobody else.
+        self._root.chmod(0o711)
+
+    def check(self) -> None:
+        """See that the folder is what it should be. Raises VolumeError."""
+
+    # ------------------------------------------------------------------ on the disk
+
+    def _ensure(self, volume: GuestVolume, owner: int | None) -> None:
+        self.check()
+        self.prepare()
+        path = Path(self.path(volume.id))
+        if not path.exists():
+            if path.with_suffix(_MADE).exists():
+                raise volume_error(FaultCode.VOLUME_LOST)
+            part = path.with_suffix(".part")
+            part.unlink(missing_ok=True)
+            part.touch(mode=0o600)
+            self._grow(part, volume.size_gib)
+            publish(part, path)
+        else:
+            self._grow(path, volume.size_gib)
+        if self._is_root and owner is not None and path.stat().st_uid != owner:
+            os.chown(path, owner, owner)
+        path.chmod(0o600)
+        # Last, and before anybody can have written to the disk: what is marked made has been whole.
+        path.with_suffix(_MADE).touch(mode=0o600)
+
+    def _grow(self, path: Path, size_gib: int) -> None:
+        try:
+            now_bytes = path.stat().st_size
+        except FileNotFoundError:
+            raise volume_error(FaultCode.VOLUME_LOST) from None
+        more_bytes = size_gib * GIB - now_bytes
+        if more_bytes > 0:
+            # Sparse: room is taken as the guest writes. One that could never fit is refused here, where it can be said.
+            if measure_free_gib(self._root) * GIB < more_bytes:
+                raise volume_error(FaultCode.DISK_FULL)
+            os.truncate(path, size_gib * GIB)
+
+    def _remove(self, path: Path) -> None:
+        self.check()
+        for suffix in (".part", _DISK, _MADE):
+            path.with_suffix(suffix).unlink(missing_ok=True)
+
+    def _held(self) -> Iterator[str]:
+        self.check()
+        if not self._root.is_dir():
+            return
+        for path in sorted(self._root.iterdir()):
+            if path.suffix in {_DISK, _MADE, ".part"} and is_id(path.stem):
+                yield path.stem
+
+
+def volume_error(code: FaultCode, detail: str = "") -> VolumeError:
+    """The error with the code's own words."""
+    return VolumeError(code, fault_text(code, detail))
+
+
+@contextlib.contextmanager
+def volume_faults(step: str) -> Iterator[None]:
+    """Turn what goes wrong with files into VolumeErrors; their words go to the log only."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("volume.failed", step=step, words=str(error))
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise volume_error(FaultCode.DISK_FULL if full else FaultCode.DISK_FAILED) from error

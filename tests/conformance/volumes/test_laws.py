@@ -1,0 +1,134 @@
+"""Every driver of volumes keeps every law; the rest is what only files have."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from fabric.model.volume import GuestVolume
+from hostd.core.faults import FaultCode
+from hostd.driver.fake import INSTANT, FakeMachine
+from hostd.volumes.base import VolumeError, Volumes
+from hostd.volumes.fake import FakeVolumes
+from hostd.volumes.files import FileVolumes
+from hostd.volumes.shared import MARK, SharedVolumes
+from tests.conformance.volumes.laws import LAWS, ONE, Law
+
+GIB = 1 << 30
+
+
+class FakeRig:
+    def __init__(self) -> None:
+        self.machine = FakeMachine("fake-1", delays=INSTANT)
+        self.volumes: Volumes = FakeVolumes(self.machine)
+
+    def another(self) -> Volumes:
+        return FakeVolumes(self.machine)
+
+    def size_gib(self, volume_id: str) -> int:
+        return self.machine.volumes[volume_id]
+
+    def lose(self, volume_id: str) -> None:
+        self.machine.volumes[volume_id] = -1
+
+
+class FileRig:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.volumes: Volumes = self.another()
+
+    def another(self) -> Volumes:
+        return FileVolumes(self.root)
+
+    def size_gib(self, volume_id: str) -> int:
+        return Path(self.volumes.path(volume_id)).stat().st_size // GIB
+
+    def lose(self, volume_id: str) -> None:
+        Path(self.volumes.path(volume_id)).unlink()
+
+
+class SharedRig(FileRig):
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        (root / MARK).touch()
+        super().__init__(root)
+
+    def another(self) -> Volumes:
+        return SharedVolumes(self.root)
+
+
+each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+
+
+@each_law
+async def test_fake_volumes(law: Law) -> None:
+    await law(FakeRig())
+
+
+@each_law
+async def test_files_on_the_host(law: Law, tmp_path: Path) -> None:
+    await law(FileRig(tmp_path / "volumes"))
+
+
+@each_law
+async def test_a_shared_directory(law: Law, tmp_path: Path) -> None:
+    await law(SharedRig(tmp_path / "volumes"))
+
+
+async def test_a_volume_takes_no_room_before_it_is_written_to(tmp_path: Path) -> None:
+    disk = await FileVolumes(tmp_path).ensure(ONE, None)
+
+    assert Path(disk.path).stat().st_blocks * 512 < 1 << 20
+
+
+async def test_a_volume_that_could_never_fit_is_refused(tmp_path: Path) -> None:
+    volumes = FileVolumes(tmp_path)
+
+    with pytest.raises(VolumeError) as refused:
+        await volumes.ensure(GuestVolume(id=ONE.id, size_gib=1 << 24), None)
+
+    assert refused.value.code == FaultCode.DISK_FULL
+    assert (await volumes.ensure(ONE, None)).serial == ONE.serial
+
+
+async def test_a_volume_is_readable_to_its_guest_alone(tmp_path: Path) -> None:
+    volumes = FileVolumes(tmp_path)
+    mine, next_one = os.geteuid(), os.geteuid() or 1_900_000_007
+
+    for owner in (mine, next_one):
+        path = Path((await volumes.ensure(ONE, owner)).path)
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (owner, 0o600)
+
+
+async def test_what_a_guest_writes_to_its_beginning_makes_it_no_other_kind_of_disk(tmp_path: Path) -> None:
+    volumes = FileVolumes(tmp_path)
+    first = await volumes.ensure(ONE, None)
+    overwrite(Path(first.path), b"QFI\xfb\x00\x00\x00\x03")
+
+    assert await volumes.ensure(ONE, None) == first
+
+
+def overwrite(path: Path, beginning: bytes) -> None:
+    with path.open("r+b") as file:
+        file.write(beginning)
+
+
+async def test_a_directory_that_is_not_mounted_is_not_an_empty_one(tmp_path: Path) -> None:
+    volumes = SharedVolumes(tmp_path)
+
+    for act in (volumes.ensure(ONE, None), volumes.remove(ONE.id), volumes.held()):
+        with pytest.raises(VolumeError) as refused:
+            await act
+        assert refused.value.code == FaultCode.VOLUME_UNREACHABLE
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_two_who_want_a_volume_at_once_get_the_same_one(tmp_path: Path) -> None:
+    volumes = FileVolumes(tmp_path)
+
+    first, second = await asyncio.gather(volumes.ensure(ONE, None), volumes.ensure(ONE, None))
+
+    assert first == second
