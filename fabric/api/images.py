@@ -160,7 +160,8 @@ class ImageHandlers:
             Found(decode(Image, entry.value), entry.mod_revision, snapshot.revision)
             for entry in snapshot.entries.values()
         ]
-        return [each for each in found if visible(each.value, principal)], snapshot.revision
+        seen = [each for each in found if visible(each.value, principal) and not each.value.hidden]
+        return seen, snapshot.revision
 
     async def _get(self, name_or_id: str, principal: Principal) -> Found[Image]:
         """One by id, else the project's own by name, else the public one of that name.

@@ -30,10 +30,21 @@ from fabric.api.instance_view import from_build
 from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
 from fabric.api.preparing import Preparing
+from fabric.api.preparing_images import PreparingImages
 from fabric.api.records import found, txn_of
+from fabric.api.waiting_images import WaitingImages
 from fabric.clock import Clock
 from fabric.deadlines import within
-from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
+from fabric.errors import (
+    Bug,
+    Conflict,
+    FabricError,
+    InvalidRequest,
+    NotFound,
+    Reason,
+    Unavailable,
+    WrongState,
+)
 from fabric.ids import Ids, is_id
 from fabric.lifecycle.table import shown
 from fabric.model.host import CellCapacity
@@ -88,7 +99,14 @@ class InstanceHandlers:
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
-        self._preparing = Preparing(catalogue, clock=clock, ids=ids)
+        self.waiting_images = WaitingImages(catalogue, cells, clock=clock, ids=ids, jitter=jitter)
+        """To be kept running: it sweeps."""
+        self._preparing = Preparing(
+            catalogue,
+            PreparingImages(catalogue, cells, self.waiting_images),
+            clock=clock,
+            ids=ids,
+        )
         for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"]):
             if method.action:
                 setattr(self, method.attribute, partial(self._answer, method))
@@ -239,8 +257,15 @@ class InstanceHandlers:
             work=prepared.work,
             etag=getattr(request, "etag", ""),
         )
-        instance, revision = await self._act(request.instance, intent, principal)
-        return method.response(instance=instance, revision=revision)
+        try:
+            instance, revision = await self._act(request.instance, intent, principal)
+        except (Unavailable, Bug):
+            raise  # it may have been written
+        except FabricError:
+            if prepared.undo is not None:
+                await prepared.undo()
+            raise
+        return method.response(instance=instance, revision=revision, **prepared.answer)
 
     async def change_password(
         self, request: pb.ChangePasswordRequest, principal: Principal

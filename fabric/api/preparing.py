@@ -5,14 +5,14 @@ Most need nothing. What is here is asked before the intent is written, and may b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fabric.api.catalogue import Catalogue
-from fabric.api.core.intent import Change
 from fabric.api.core.moves import Work
+from fabric.api.prepared import NOTHING, Prepared
 from fabric.api.preparing_edits import EDITS
+from fabric.api.preparing_images import PreparingImages
 from fabric.api.preparing_moves import MovePreparing
 from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
 from fabric.clock import Clock
@@ -22,21 +22,8 @@ from fabric.model.identity import Principal
 from fabric.model.image import Image
 from fabric.model.states import Action
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """What `fabric.api.core.intent.Intent` takes over."""
-
-    change: Change | None = None
-    image_id: str = ""
-    also: Mapping[str, object] = field(default_factory=dict)
-    work: Work | None = None
-
-
 Prepare = Callable[[Any, Principal], Awaitable[Prepared]]
 """From a request of the action's own type. Raises InvalidRequest, naming the field."""
-
-NOTHING = Prepared()
 
 
 def _working(work: Callable[[Any, Principal], Awaitable[Work]]) -> Prepare:
@@ -51,12 +38,15 @@ def _working(work: Callable[[Any, Principal], Awaitable[Work]]) -> Prepare:
 class Preparing:
     """The actions that need something, each with how it is got."""
 
-    def __init__(self, catalogue: Catalogue, *, clock: Clock, ids: Ids) -> None:
+    def __init__(self, catalogue: Catalogue, images: PreparingImages, *, clock: Clock, ids: Ids) -> None:
         self._catalogue = catalogue
         self._clock = clock
         moves = MovePreparing(catalogue, clock=clock, ids=ids)
         self._by_action: dict[Action, Prepare] = {
             Action.RESCUE: self._rescue,
+            Action.CREATE_IMAGE: images.create_image,
+            Action.CREATE_BACKUP: images.create_backup,
+            Action.REBUILD: images.rebuild,
             Action.RESIZE: _working(moves.resize),
             Action.MIGRATE: _working(moves.migrate),
             Action.UNSHELVE: _working(moves.unshelve),

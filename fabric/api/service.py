@@ -42,6 +42,7 @@ from fabric.identity.tokens import Tokens
 from fabric.ids import Ids
 from fabric.images.base import Blobs
 from fabric.images.core.inspect import ImageLimits
+from fabric.images.intake import Intake
 from fabric.images.service import keep_swept
 from fabric.model.network import Network
 from fabric.model.quota import Charge, NetworkLimits
@@ -144,6 +145,7 @@ class ApiService:
             jitter=jitter,
             soft_delete=options.soft_delete,
         )
+        self._intake = Intake(global_store, blobs, limits=options.image_limits, clock=clock, jitter=jitter)
         self._images = ImageHandlers(
             global_store, blobs, limits=options.image_limits, clock=clock, ids=ids, jitter=jitter
         )
@@ -223,7 +225,7 @@ class ApiService:
     def internal(self) -> tuple[Bound, ...]:
         """What other servers of the fabric are served."""
         service = blob_service_pb2.DESCRIPTOR.services_by_name["BlobService"]
-        return bind(service, BlobHandlers(self._blobs))
+        return bind(service, BlobHandlers(self._blobs, self._intake))
 
     async def run(self) -> None:
         """Keep everything going until cancelled.
@@ -240,6 +242,7 @@ class ApiService:
             tasks.create_task(self._cells.run())
             tasks.create_task(self.tokens.run())
             tasks.create_task(self._forget())
+            tasks.create_task(self.instances.waiting_images.run())
             tasks.create_task(keep_swept(self._blobs, self._images.used_blobs, every_s=self._options.sweep_s))
 
     async def _prepare(self) -> None:

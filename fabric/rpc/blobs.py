@@ -1,17 +1,19 @@
-"""Image bytes from the API servers' internal port, for a conductor that relays them to its hosts."""
+"""Image bytes from and to the API servers' internal port, for a conductor that relays them for its hosts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
 
 from fabric.errors import FabricError, Unavailable
+from fabric.model.image import ImageFormat, ImageOffer
+from fabric.model.instance import ImageRef
 from fabric.pb.image.v1 import blob_service_pb2, blob_service_pb2_grpc
 from fabric.rpc.channel import channel
-from fabric.rpc.status import DETAILS_KEY, from_status
 from fabric.rpc.tls import TlsFiles
+from fabric.rpc.uploads import error_of, send_all
 
 
 class RemoteBlobs:
@@ -36,7 +38,7 @@ class RemoteBlobs:
                     is_begun = True
                     yield response.data
             except grpc.aio.AioRpcError as raised:
-                failure = _error(raised)
+                failure = error_of(raised)
                 if is_begun or not isinstance(failure, Unavailable):
                     raise failure from None
             else:
@@ -45,14 +47,48 @@ class RemoteBlobs:
                 call.cancel()
         raise failure
 
+    async def take(self, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> ImageRef:
+        """Hand an image in. Raises NotFound where none waits for it, InvalidRequest, TooMuch, Unavailable.
+
+        Another server is asked only as long as no byte was taken from the chunks: who offers them offers them once.
+        """
+        failure: FabricError = Unavailable("no API server is configured to hand images to")
+        has_begun = False
+
+        async def requests() -> AsyncGenerator[blob_service_pb2.TakeImageRequest, None]:
+            nonlocal has_begun
+            header = blob_service_pb2.OfferedImage(
+                image_id=offer.image_id,
+                instance_id=offer.instance_id,
+                sha256=offer.sha256,
+                size_bytes=offer.size_bytes,
+                virtual_size_bytes=offer.virtual_size_bytes,
+            )
+            yield blob_service_pb2.TakeImageRequest(header=header)
+            async for chunk in chunks:
+                has_begun = True
+                yield blob_service_pb2.TakeImageRequest(data=chunk)
+
+        for each in self._channels:
+            try:
+                # A server that is away shows before the first byte: the header is written to a connection that stands.
+                taken = await send_all(blob_service_pb2_grpc.BlobServiceStub(each).TakeImage(), requests())
+            except Unavailable as away:
+                failure = away
+                if has_begun:
+                    break
+            else:
+                return ImageRef(
+                    id=taken.id,
+                    name=taken.name,
+                    format=ImageFormat(taken.format),
+                    sha256=taken.sha256,
+                    size_bytes=taken.size_bytes,
+                    virtual_size_bytes=taken.virtual_size_bytes,
+                )
+        raise failure
+
     async def close(self) -> None:
         """Let go of the connections."""
         for each in self._channels:
             await each.close()
-
-
-def _error(raised: grpc.aio.AioRpcError) -> FabricError:
-    details = next((value for key, value in raised.trailing_metadata() or () if key == DETAILS_KEY), b"")
-    return from_status(
-        raised.code().value[0], raised.details() or "", details if isinstance(details, bytes) else b""
-    )

@@ -83,6 +83,7 @@ async def serve(settings: ConductorSettings) -> None:
         ids=ids,
         jitter=random.random,
         blobs=blobs,
+        images=blobs,
     )
     server = RpcServer(
         ServerSettings(

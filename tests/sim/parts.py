@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
 from fabric.conductor.service import ConductorService
-from fabric.errors import Unavailable
+from fabric.deadlines import within
+from fabric.errors import FabricError, Unavailable
+from fabric.images.core.inspect import ImageLimits
+from fabric.images.core.snapshots import ref_of
+from fabric.images.intake import Intake
+from fabric.model.image import ImageOffer
+from fabric.model.instance import ImageRef
 from fabric.quota.ledger import Ledger
 from fabric.rpc.stream import StreamClosed
 from tests.console_doubles import NoGuests, NoTunnels
@@ -28,6 +34,11 @@ EPOCH_MS: Final = 1_700_000_000_000
 
 IMAGE_BYTES: Final = b"cellfabric" * 1000
 CERT_SERIAL: Final = "00"
+
+TRANSFER_S: Final = 20.0
+"""How long a transfer between processes may stand still."""
+
+T = TypeVar("T")
 
 
 class SimClock:
@@ -76,10 +87,15 @@ class ApiServer:
             jitter=world.jitter,
         )
 
+        self.intake = Intake(
+            catalogue_store, world.blobs, limits=ImageLimits(), clock=world.clock, jitter=world.jitter
+        )
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.catalogue.run())
             tasks.create_task(self.cells.run())
+            tasks.create_task(self.handlers.waiting_images.run())
 
 
 class SimConductors(NoGuests):
@@ -107,12 +123,27 @@ class SimConductors(NoGuests):
 
 
 class SimBlobs:
-    """The one image there is."""
+    """How a conductor reaches images, through any API server that lives."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
 
     async def read(self, sha256: str, offset_bytes: int) -> AsyncIterator[bytes]:
-        for start in range(offset_bytes, len(IMAGE_BYTES), 4096):
-            await asyncio.sleep(0.005)
-            yield IMAGE_BYTES[start : start + 4096]
+        async for data in self._world.blobs.read(sha256, offset_bytes):
+            for start in range(0, len(data), 4096):
+                await asyncio.sleep(0.005)
+                yield data[start : start + 4096]
+
+    async def take(self, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> ImageRef:
+        data = b"".join([chunk async for chunk in chunks])
+        await asyncio.sleep(self._world.network.latency_s())
+        for name, process in self._world.processes.items():
+            if name.startswith("api") and isinstance(process.service, ApiServer):
+                answer = await _within(
+                    process.call(_answer(process.service.intake.take(offer, _pieces(data))))
+                )
+                return ref_of(answer)
+        raise Unavailable("no API server lives")
 
 
 class SimDialer(NoTunnels):
@@ -137,6 +168,28 @@ class SimDialer(NoTunnels):
         process.call(_serve(process.service, self._host, there))
         return here
 
+    async def upload_image(self, endpoint: str, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> None:
+        network = self._world.network
+        data = b""
+        async for chunk in chunks:
+            await asyncio.sleep(network.latency_s())
+            data += chunk
+            process = self._world.processes[endpoint]
+            if network.is_cut(self._host, endpoint) or not isinstance(process.service, ConductorService):
+                await asyncio.sleep(1.0)
+                raise Unavailable(f"{endpoint} cannot be reached")
+        service = self._world.processes[endpoint].service
+        if not isinstance(service, ConductorService):
+            raise Unavailable(f"{endpoint} cannot be reached")
+        await _within(
+            self._world.processes[endpoint].call(
+                _answer(service.upload_image(self._host, CERT_SERIAL, offer, _pieces(data)))
+            )
+        )
+        await asyncio.sleep(network.latency_s())
+        if network.is_cut(self._host, endpoint):
+            raise Unavailable(f"{endpoint} went away")
+
     async def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
         network = self._world.network
         process = self._world.processes[endpoint]
@@ -157,3 +210,29 @@ async def _serve(service: ConductorService, host: str, stream: SimStream) -> Non
         pass
     finally:
         await stream.close()
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 4096):
+        yield data[start : start + 4096]
+
+
+async def _answer(work: Awaitable[T]) -> T | FabricError:
+    """The result, or its error as a value: an exception of a task whose caller gave up would be nobody's."""
+    try:
+        return await work
+    except FabricError as error:
+        return error
+
+
+async def _within(answer: asyncio.Future[T | FabricError]) -> T:
+    """What another process answers, if it lives to answer. Raises what it raised, Unavailable where it says nothing."""
+    try:
+        # A dead process answers nothing, not even to being cancelled.
+        async with within(TRANSFER_S):
+            result = await asyncio.shield(answer)
+    except TimeoutError:
+        raise Unavailable("there was no answer") from None
+    if isinstance(result, FabricError):
+        raise result
+    return result

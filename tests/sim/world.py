@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from fabric.conductor.service import ConductorService
 from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError, Unavailable
+from fabric.images.memory import MemoryBlobs
 from fabric.model.faults import FaultCode
 from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, Host, Resources, Session, SessionState
@@ -93,6 +94,8 @@ class World:
         self.network.double_frames = Random(f"doubling {seed}").choice([0.0, 0.0, 0.03])
         self.network.on_frame = self._frame
         self.clock = SimClock(loop)
+        self.blobs = MemoryBlobs(self.clock)
+        self.blobs.put(hashlib.sha256(IMAGE_BYTES).hexdigest(), IMAGE_BYTES)
         self.ids = SimIds(Random(f"ids {seed}"))
         self.jitter: Callable[[], float] = Random(f"jitter {seed}").random
         self.cells = [f"cell{number}" for number in range(1, topology.cells + 1)]
@@ -217,7 +220,8 @@ class World:
             clock=self.clock,
             ids=self.ids,
             jitter=self.jitter,
-            blobs=SimBlobs(),
+            blobs=SimBlobs(self),
+            images=SimBlobs(self),
         )
 
     def _hostd(self, host: str) -> HostDaemon:
@@ -510,6 +514,7 @@ class World:
         """The machine goes off, and the disk with the guests' files is replaced."""
         self.lose_power(host)
         self.machines[host].folders.clear()
+        self.machines[host].copies.clear()
 
     async def set_enabled(self, host: str, *, is_enabled: bool) -> None:
         """What an operator does before and after maintenance."""

@@ -118,7 +118,7 @@ CASES: list[tuple[type[Any], Callable[[Any], Message], set[str]]] = [
     (
         Image,
         convert.image_message,
-        {"update_time_ms", "fault"},  # a refused image has no record
+        {"update_time_ms", "fault", "hidden"},  # a refused image has no record, and a hidden one is shown to nobody
     ),
     (User, convert.user_message, {"password_hash", "disabled", "update_time_ms"}),
     (Project, project, {"update_time_ms"}),

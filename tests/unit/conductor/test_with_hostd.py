@@ -15,6 +15,7 @@ from fabric.errors import FabricError, Unavailable
 from fabric.lifecycle.core import begin
 from fabric.model.faults import FaultCode
 from fabric.model.host import SessionState
+from fabric.model.image import ImageOffer
 from fabric.model.instance import Instance
 from fabric.model.states import Action, PowerState, TaskState, VmState
 from fabric.rpc.stream import Stream, memory_pair
@@ -47,6 +48,9 @@ class InMemory:
 
     def fetch_image(self, endpoint: str, image_id: str, offset: int) -> AsyncIterator[bytes]:
         return self._conductors[endpoint].fetch_image(self._host, SERIAL, image_id, offset)
+
+    async def upload_image(self, endpoint: str, offer: ImageOffer, chunks: AsyncIterator[bytes]) -> None:
+        await self._conductors[endpoint].upload_image(self._host, SERIAL, offer, chunks)
 
     async def tunnel(self, endpoint: str) -> Stream:
         here, there = memory_pair()

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 
 from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_options__pb2
+from fabric.pb.image.v1 import image_service_pb2 as fabric_dot_image_dot_v1_dot_image__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fabric/image/v1/blob_service.proto\x12\x0f\x66\x61\x62ric.image.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\"n\n\x0fReadBlobRequest\x12=\n\x06sha256\x18\x01 \x01(\tB-\x92\xb5\x18)\x08\x01\x18@\"\x0c[0-9a-f]{64}R\x15\x36\x34 hexadecimal digits\x12\x1c\n\x0coffset_bytes\x18\x02 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x00\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32h\n\x0b\x42lobService\x12Y\n\x08ReadBlob\x12 .fabric.image.v1.ReadBlobRequest\x1a!.fabric.image.v1.ReadBlobResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fabric/image/v1/blob_service.proto\x12\x0f\x66\x61\x62ric.image.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a#fabric/image/v1/image_service.proto\"n\n\x0fReadBlobRequest\x12=\n\x06sha256\x18\x01 \x01(\tB-\x92\xb5\x18)\x08\x01\x18@\"\x0c[0-9a-f]{64}R\x15\x36\x34 hexadecimal digits\x12\x1c\n\x0coffset_bytes\x18\x02 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x00\" \n\x10ReadBlobResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"f\n\x10TakeImageRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.fabric.image.v1.OfferedImageH\x00\x12\x18\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x08\x92\xb5\x18\x04\x18\x80\x80@H\x00\x42\x07\n\x05piece\"\xc8\x01\n\x0cOfferedImage\x12\x1a\n\x08image_id\x18\x01 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12=\n\x06sha256\x18\x03 \x01(\tB-\x92\xb5\x18)\x08\x01\x18@\"\x0c[0-9a-f]{64}R\x15\x36\x34 hexadecimal digits\x12\x1a\n\nsize_bytes\x18\x04 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\"\n\x12virtual_size_bytes\x18\x05 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\"\x9b\x01\n\x11TakeImageResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12,\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x1c.fabric.image.v1.ImageFormat\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x03\x12\x1a\n\x12virtual_size_bytes\x18\x06 \x01(\x03\x32\xc8\x01\n\x0b\x42lobService\x12Y\n\x08ReadBlob\x12 .fabric.image.v1.ReadBlobRequest\x1a!.fabric.image.v1.ReadBlobResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x30\x01\x12^\n\tTakeImage\x12!.fabric.image.v1.TakeImageRequest\x1a\".fabric.image.v1.TakeImageResponse\"\x08\x8a\xb5\x18\x04\x08\x06\x18\x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +38,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READBLOBREQUEST'].fields_by_name['sha256']._serialized_options = b'\222\265\030)\010\001\030@\"\014[0-9a-f]{64}R\02564 hexadecimal digits'
   _globals['_READBLOBREQUEST'].fields_by_name['offset_bytes']._loaded_options = None
   _globals['_READBLOBREQUEST'].fields_by_name['offset_bytes']._serialized_options = b'\222\265\030\002(\000'
+  _globals['_TAKEIMAGEREQUEST'].fields_by_name['data']._loaded_options = None
+  _globals['_TAKEIMAGEREQUEST'].fields_by_name['data']._serialized_options = b'\222\265\030\004\030\200\200@'
+  _globals['_OFFEREDIMAGE'].fields_by_name['image_id']._loaded_options = None
+  _globals['_OFFEREDIMAGE'].fields_by_name['image_id']._serialized_options = b'\222\265\030\004\010\001H\001'
+  _globals['_OFFEREDIMAGE'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_OFFEREDIMAGE'].fields_by_name['instance_id']._serialized_options = b'\222\265\030\004\010\001H\001'
+  _globals['_OFFEREDIMAGE'].fields_by_name['sha256']._loaded_options = None
+  _globals['_OFFEREDIMAGE'].fields_by_name['sha256']._serialized_options = b'\222\265\030)\010\001\030@\"\014[0-9a-f]{64}R\02564 hexadecimal digits'
+  _globals['_OFFEREDIMAGE'].fields_by_name['size_bytes']._loaded_options = None
+  _globals['_OFFEREDIMAGE'].fields_by_name['size_bytes']._serialized_options = b'\222\265\030\002(\001'
+  _globals['_OFFEREDIMAGE'].fields_by_name['virtual_size_bytes']._loaded_options = None
+  _globals['_OFFEREDIMAGE'].fields_by_name['virtual_size_bytes']._serialized_options = b'\222\265\030\002(\001'
   _globals['_BLOBSERVICE'].methods_by_name['ReadBlob']._loaded_options = None
   _globals['_BLOBSERVICE'].methods_by_name['ReadBlob']._serialized_options = b'\212\265\030\002\010\006'
-  _globals['_READBLOBREQUEST']._serialized_start=87
-  _globals['_READBLOBREQUEST']._serialized_end=197
-  _globals['_READBLOBRESPONSE']._serialized_start=199
-  _globals['_READBLOBRESPONSE']._serialized_end=231
-  _globals['_BLOBSERVICE']._serialized_start=233
-  _globals['_BLOBSERVICE']._serialized_end=337
+  _globals['_BLOBSERVICE'].methods_by_name['TakeImage']._loaded_options = None
+  _globals['_BLOBSERVICE'].methods_by_name['TakeImage']._serialized_options = b'\212\265\030\004\010\006\030\001'
+  _globals['_READBLOBREQUEST']._serialized_start=124
+  _globals['_READBLOBREQUEST']._serialized_end=234
+  _globals['_READBLOBRESPONSE']._serialized_start=236
+  _globals['_READBLOBRESPONSE']._serialized_end=268
+  _globals['_TAKEIMAGEREQUEST']._serialized_start=270
+  _globals['_TAKEIMAGEREQUEST']._serialized_end=372
+  _globals['_OFFEREDIMAGE']._serialized_start=375
+  _globals['_OFFEREDIMAGE']._serialized_end=575
+  _globals['_TAKEIMAGERESPONSE']._serialized_start=578
+  _globals['_TAKEIMAGERESPONSE']._serialized_end=733
+  _globals['_BLOBSERVICE']._serialized_start=736
+  _globals['_BLOBSERVICE']._serialized_end=936
 # @@protoc_insertion_point(module_scope)

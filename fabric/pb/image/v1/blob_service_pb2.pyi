@@ -4,6 +4,7 @@
 isort:skip_file
 Image bytes for the control plane itself."""
 
+from fabric.pb.image.v1 import image_service_pb2 as _image_service_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 import builtins as _builtins
@@ -64,3 +65,113 @@ class ReadBlobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadBlobResponse: _TypeAlias = ReadBlobResponse  # noqa: Y015
+
+@_typing.final
+class TakeImageRequest(_message.Message):
+    """A piece of an image that is taken in: the header first, then data."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The next bytes."""
+    @_builtins.property
+    def header(self) -> Global___OfferedImage:
+        """First of all."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___OfferedImage | None = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "piece", b"piece"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "header", b"header", "piece", b"piece"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_piece: _TypeAlias = _typing.Literal["header", "data"]  # noqa: Y015
+    _WhichOneofArgType_piece: _TypeAlias = _typing.Literal["piece", b"piece"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_piece) -> _WhichOneofReturnType_piece | None: ...
+
+Global___TakeImageRequest: _TypeAlias = TakeImageRequest  # noqa: Y015
+
+@_typing.final
+class OfferedImage(_message.Message):
+    """A disk that is offered as an image: a qcow2 that stands by itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VIRTUAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.str
+    """The image that waits for it."""
+    instance_id: _builtins.str
+    """Whose disk it is."""
+    sha256: _builtins.str
+    """The SHA-256 of its bytes, hexadecimal."""
+    size_bytes: _builtins.int
+    """How many bytes."""
+    virtual_size_bytes: _builtins.int
+    """How large a disk it makes."""
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        virtual_size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "instance_id", b"instance_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "virtual_size_bytes", b"virtual_size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferedImage: _TypeAlias = OfferedImage  # noqa: Y015
+
+@_typing.final
+class TakeImageResponse(_message.Message):
+    """The image, as hosts are told of it from now on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VIRTUAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its id."""
+    name: _builtins.str
+    """Its name."""
+    format: _image_service_pb2.ImageFormat.ValueType
+    """Its format."""
+    sha256: _builtins.str
+    """The SHA-256 of its bytes, hexadecimal."""
+    size_bytes: _builtins.int
+    """How many bytes."""
+    virtual_size_bytes: _builtins.int
+    """How large a disk it makes."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        format: _image_service_pb2.ImageFormat.ValueType = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        virtual_size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "id", b"id", "name", b"name", "sha256", b"sha256", "size_bytes", b"size_bytes", "virtual_size_bytes", b"virtual_size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeImageResponse: _TypeAlias = TakeImageResponse  # noqa: Y015

@@ -41,6 +41,11 @@ class BlobServiceStub:
                 request_serializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobRequest.SerializeToString,
                 response_deserializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobResponse.FromString,
                 _registered_method=True)
+        self.TakeImage = channel.stream_unary(
+                '/fabric.image.v1.BlobService/TakeImage',
+                request_serializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageRequest.SerializeToString,
+                response_deserializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageResponse.FromString,
+                _registered_method=True)
 
 
 class BlobServiceServicer:
@@ -54,6 +59,13 @@ class BlobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeImage(self, request_iterator, context):
+        """Take in the disk of an instance as the image that waits for it: first the header, then data. What was taken before is not taken again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BlobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_BlobServiceServicer_to_server(servicer, server):
                     servicer.ReadBlob,
                     request_deserializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobRequest.FromString,
                     response_serializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobResponse.SerializeToString,
+            ),
+            'TakeImage': grpc.stream_unary_rpc_method_handler(
+                    servicer.TakeImage,
+                    request_deserializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageRequest.FromString,
+                    response_serializer=fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class BlobService:
             '/fabric.image.v1.BlobService/ReadBlob',
             fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobRequest.SerializeToString,
             fabric_dot_image_dot_v1_dot_blob__service__pb2.ReadBlobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/fabric.image.v1.BlobService/TakeImage',
+            fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageRequest.SerializeToString,
+            fabric_dot_image_dot_v1_dot_blob__service__pb2.TakeImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

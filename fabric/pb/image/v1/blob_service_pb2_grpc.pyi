@@ -36,6 +36,8 @@ class BlobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BlobServiceAsyncStub: ...
     ReadBlob: _grpc.UnaryStreamMultiCallable[_blob_service_pb2.ReadBlobRequest, _blob_service_pb2.ReadBlobResponse]
     """The bytes of an image, from an offset."""
+    TakeImage: _grpc.StreamUnaryMultiCallable[_blob_service_pb2.TakeImageRequest, _blob_service_pb2.TakeImageResponse]
+    """Take in the disk of an instance as the image that waits for it: first the header, then data. What was taken before is not taken again."""
 
 @_typing.type_check_only
 class BlobServiceAsyncStub(BlobServiceStub):
@@ -44,6 +46,8 @@ class BlobServiceAsyncStub(BlobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ReadBlob: _aio.UnaryStreamMultiCallable[_blob_service_pb2.ReadBlobRequest, _blob_service_pb2.ReadBlobResponse]  # type: ignore[assignment]
     """The bytes of an image, from an offset."""
+    TakeImage: _aio.StreamUnaryMultiCallable[_blob_service_pb2.TakeImageRequest, _blob_service_pb2.TakeImageResponse]  # type: ignore[assignment]
+    """Take in the disk of an instance as the image that waits for it: first the header, then data. What was taken before is not taken again."""
 
 class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by fabric-api on its internal port, to conductors, by certificate."""
@@ -55,5 +59,13 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_blob_service_pb2.ReadBlobResponse], _abc.AsyncIterator[_blob_service_pb2.ReadBlobResponse]]:
         """The bytes of an image, from an offset."""
+
+    @_abc_1.abstractmethod
+    def TakeImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_blob_service_pb2.TakeImageRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_blob_service_pb2.TakeImageResponse, _abc.Awaitable[_blob_service_pb2.TakeImageResponse]]:
+        """Take in the disk of an instance as the image that waits for it: first the header, then data. What was taken before is not taken again."""
 
 def add_BlobServiceServicer_to_server(servicer: BlobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

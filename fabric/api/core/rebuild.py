@@ -1,0 +1,87 @@
+"""Rebuilding a server: the same server, on its host, with its addresses, from another image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from fabric.api.core.accept import GIB, check_image, ref_of, required_traits
+from fabric.api.core.edits import renamed
+from fabric.errors import InvalidRequest
+from fabric.model.image import Image
+from fabric.model.instance import Instance
+from fabric.model.keypair import Keypair
+from fabric.model.states import VmState, Want
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuild:
+    """What a rebuild names, looked up. What is None or empty stays as it is."""
+
+    image: Image
+    kernel: Image | None = None
+    ramdisk: Image | None = None
+    keypair: Keypair | None = None
+    user_data: bytes | None = None
+    metadata: Mapping[str, str] | None = None
+    name: str = ""
+
+    def __call__(self, now: Instance) -> Instance:
+        """The record with the new guest. One in ERROR is to run again, whatever it failed at.
+
+        Raises InvalidRequest, naming the field, where the image does not fit the server or its host.
+        """
+        _check_fit(self.image, now)
+        guest = now.request.guest
+        image = self.image
+        rebuilt = replace(
+            guest,
+            image=ref_of(image),
+            kernel=None if self.kernel is None else ref_of(self.kernel),
+            ramdisk=None if self.ramdisk is None else ref_of(self.ramdisk),
+            kernel_args=image.properties.get("os_command_line", ""),
+            firmware=image.properties.get("hw_firmware_type", "bios"),
+            public_keys=guest.public_keys
+            if self.keypair is None
+            else {self.keypair.name: self.keypair.public_key},
+            user_data=guest.user_data if self.user_data is None else self.user_data,
+            metadata=guest.metadata if self.metadata is None else dict(self.metadata),
+            standalone=False,
+        )
+        request = replace(
+            now.request,
+            guest=rebuilt,
+            architecture=image.properties.get("hw_architecture", "") or now.request.architecture,
+            key_name=now.request.key_name if self.keypair is None else self.keypair.name,
+        )
+        after = replace(now, request=request, want=Want.RUN if now.vm_state is VmState.ERROR else now.want)
+        return renamed(self.name)(after) if self.name else after
+
+
+def _check_fit(image: Image, now: Instance) -> None:
+    check_image(image)
+    guest = now.request.guest
+    needs_gib = max(image.min_disk_gib, -(-image.virtual_size_bytes // GIB))
+    if guest.disk_gib and guest.disk_gib < needs_gib:
+        raise InvalidRequest(
+            f"the server has a disk of {guest.disk_gib} GiB; image {image.name} needs {needs_gib}",
+            field="image",
+        )
+    if guest.ram_mib < image.min_ram_mib:
+        raise InvalidRequest(
+            f"the server has {guest.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
+            field="image",
+        )
+    architecture = image.properties.get("hw_architecture", "")
+    if architecture and now.request.architecture and architecture != now.request.architecture:
+        raise InvalidRequest(
+            f"image {image.name} is for {architecture}; the server's host was chosen for {now.request.architecture}",
+            field="image",
+        )
+    missing = sorted(set(required_traits(image)) - set(now.request.required_traits))
+    if missing:
+        # A rebuild stays on its host, which nobody has asked for these.
+        raise InvalidRequest(
+            f"image {image.name} needs a host with {', '.join(missing)}; the server's was not chosen for that",
+            field="image",
+        )

@@ -1,0 +1,152 @@
+"""What the actions need that make an image of a server's disk, or its disk of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from typing import Any, Final, TypeVar
+
+from fabric.api.catalogue import Catalogue
+from fabric.api.cells import Cells
+from fabric.api.core.rebuild import Rebuild
+from fabric.api.once import body_sha256
+from fabric.api.prepared import Prepared
+from fabric.api.waiting_images import WaitingImages
+from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, WrongState
+from fabric.images.core import snapshots
+from fabric.model.identity import Principal
+from fabric.model.image import Image
+from fabric.model.instance import Answered, Instance
+from fabric.model.states import Action
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.store.codec import decode
+from fabric.store.keys import INSTANCE
+
+T = TypeVar("T")
+
+NAMES: Final = 200
+"""Characters of a server's name in the name of its shelved image, which has room for a suffix or two."""
+
+
+class PreparingImages:
+    """The rows of the lifecycle that this module prepares, as methods."""
+
+    def __init__(self, catalogue: Catalogue, cells: Cells, waiting: WaitingImages) -> None:
+        self._catalogue = catalogue
+        self._cells = cells
+        self._waiting = waiting
+
+    async def create_image(self, request: pb.CreateInstanceImageRequest, principal: Principal) -> Prepared:
+        """An image that waits."""
+        ours = sorted(snapshots.OURS & set(request.properties))
+        if ours:
+            raise InvalidRequest(
+                f"properties[{ours[0]}] is set by the server; leave it out", field=f"properties[{ours[0]}]"
+            )
+        return await self._image_of(
+            Action.CREATE_IMAGE, request, principal, name=request.name, properties=dict(request.properties)
+        )
+
+    async def create_backup(self, request: pb.CreateInstanceBackupRequest, principal: Principal) -> Prepared:
+        """The same, with what says which others go when it has come."""
+        properties = {
+            snapshots.KIND: snapshots.BACKUP,
+            snapshots.BACKUP_TYPE: request.backup_type,
+            snapshots.ROTATION: str(request.rotation),
+        }
+        return await self._image_of(
+            Action.CREATE_BACKUP, request, principal, name=request.name, properties=properties
+        )
+
+    async def shelve(self, request: Any, principal: Principal) -> Prepared:
+        """The image that holds a shelved server's disk, named after it as in the reference."""
+        return await self._image_of(
+            Action.SHELVE, request, principal, name="", properties={snapshots.KIND: snapshots.SNAPSHOT}
+        )
+
+    async def rebuild(self, request: pb.RebuildInstanceRequest, principal: Principal) -> Prepared:
+        """The image and the keypair that are named."""
+        image = await _field("image", self._catalogue.image(request.image, principal))
+        keypair = None
+        if request.key_name:
+            keypair = await _field(
+                "key_name", self._catalogue.keypair(request.key_name, principal, field="key_name")
+            )
+        return Prepared(
+            change=Rebuild(
+                image=image,
+                kernel=await self._boots_by(image.kernel_id, principal),
+                ramdisk=await self._boots_by(image.ramdisk_id, principal),
+                keypair=keypair,
+                user_data=request.user_data if request.HasField("user_data") else None,
+                metadata=dict(request.metadata) or None,
+                name=request.name,
+            )
+        )
+
+    async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:
+        return await _field("image", self._catalogue.image(image_id, principal)) if image_id else None
+
+    async def _image_of(
+        self,
+        action: Action,
+        request: Any,
+        principal: Principal,
+        *,
+        name: str,
+        properties: Mapping[str, str],
+    ) -> Prepared:
+        answered = Answered(
+            request_id=request.request_id,
+            project_id=principal.project_id,
+            method=action,
+            body_sha256=body_sha256(request),
+            resource_id="",
+            expire_time_ms=0,
+        )
+        instance = await self._instance(action, request.instance, principal)
+        image = await self._waiting.queue(
+            instance,
+            principal,
+            answered,
+            name=name or f"{instance.request.guest.name[:NAMES]}-shelved",
+            properties=properties,
+            may_differ=not name,
+        )
+        if image is None:
+            return Prepared(change=_given_up)
+
+        async def undo() -> None:
+            await self._waiting.take_back(image.id, principal, answered)
+
+        return Prepared(image_id=image.id, answer={"image_id": image.id} if name else {}, undo=undo)
+
+    async def _instance(self, action: Action, word: str, principal: Principal) -> Instance:
+        """The server as it is. Raises WrongState for one that no host was claimed for yet, as the lifecycle would."""
+        location = await self._catalogue.location(word, principal)
+        key = INSTANCE.at(location.instance_id)
+        value = (await self._cells[location.cell].get(key)).value(key)
+        if value is None:
+            raise WrongState(
+                f"cannot {action} while BUILD with scheduling under way; allowed now: delete",
+                action=action,
+                vm_state="building",
+                task_state="scheduling",
+                instance=location.instance_id,
+            )
+        return decode(Instance, value)
+
+
+def _given_up(now: Instance) -> Instance:
+    """The image of this request was removed, so its action must not begin. (One that has begun is answered before this is asked.)"""
+    raise Conflict(
+        "this request was given up long ago, and its image removed; ask again with a new request_id",
+        instance=now.id,
+    )
+
+
+async def _field(field: str, looking: Awaitable[T]) -> T:
+    """A thing named by a field. Raises InvalidRequest naming the field, where the thing is not there."""
+    try:
+        return await looking
+    except NotFound as gone:
+        raise InvalidRequest(gone.message, field=field, reason=Reason.RESOURCE_NOT_FOUND) from None
