@@ -29,8 +29,8 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}"),
 ]
 
-FEW = range(40)
-ALL = range(40, int(os.environ.get("FABRIC_FIREWALL_SEEDS", "400")))
+FEW = range(100)
+ALL = range(100, int(os.environ.get("FABRIC_FIREWALL_SEEDS", "500")))
 """Seeds. One that differed can be run alone: FABRIC_FIREWALL_SEED=123."""
 
 
