@@ -24,8 +24,8 @@ class Verdict(enum.Enum):
 class Pace:
     """How often to look: soon at first, because most things are quick, and rarely when they turn out not to be."""
 
-    first_s: float = 0.2
-    factor: float = 1.3
+    first_s: float = 0.05
+    factor: float = 1.4
     longest_s: float = 3.0
 
     def after(self, interval_s: float) -> float:
