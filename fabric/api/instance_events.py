@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from google.protobuf.message import Message
-
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.instance_view import timestamp
@@ -58,7 +56,7 @@ class InstanceEventHandlers:
 
     def watch_instances(
         self, request: pb.WatchInstancesRequest, principal: Principal
-    ) -> AsyncIterator[Message]:
+    ) -> AsyncIterator[pb.WatchInstancesResponse]:
         return self._watching.news(request, principal)
 
     # ---------------------------------------------------------------- parts

@@ -41,6 +41,12 @@ NAMES: Final[Mapping[type, StepName]] = MappingProxyType(
         steps.Capture: StepName.SNAPSHOT,
         steps.HandIn: StepName.UPLOAD_IMAGE,
         steps.DropCopies: StepName.CLEAN_UP,
+        steps.EnsureVolumes: StepName.MAKE_DISKS,
+        steps.Rewire: StepName.WIRE,
+        steps.AttachInterface: StepName.ATTACH,
+        steps.AttachDisk: StepName.ATTACH,
+        steps.DetachInterface: StepName.DETACH,
+        steps.DetachDisk: StepName.DETACH,
     }
 )
 """What people call a step."""

@@ -12,8 +12,10 @@ import pytest
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
+from fabric.api.instance_events import InstanceEventHandlers
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
+from fabric.api.watching import Watching
 from fabric.errors import Ambiguous, Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
 from fabric.ids import RandomIds
 from fabric.model.flavor import Flavor
@@ -99,6 +101,8 @@ class Consoles(NoGuests):
 class World:
     """One API server over a global store and two cells, with something on the menu."""
 
+    soft_delete = False
+
     def __init__(self) -> None:
         self.store = Faulty("global")
         self.consoles = Consoles()
@@ -115,6 +119,13 @@ class World:
             clock=clock,
             ids=ids,
             jitter=lambda: 0.5,
+            soft_delete=self.soft_delete,
+        )
+        self.catalogue, self.views = catalogue, cells
+        self.events = InstanceEventHandlers(
+            catalogue=catalogue,
+            cells=cells,
+            watching=Watching(catalogue=catalogue, cells=cells, view=self.handlers.view, clock=clock),
         )
         self._runs = (catalogue.run, cells.run)
         self._requests = 0
@@ -193,7 +204,7 @@ class World:
 
     async def stop(self, word: str, request_id: str = "") -> pb.Instance:
         request = pb.StopInstanceRequest(request_id=request_id or self.rid(), instance=word)
-        return (await getattr(self.handlers, "stop_instance")(request, WHO)).instance
+        return (await vars(self.handlers)["stop_instance"](request, WHO)).instance
 
     async def delete(self, word: str, request_id: str = "") -> None:
         request = pb.DeleteInstanceRequest(request_id=request_id or self.rid(), instance=word)
@@ -208,10 +219,10 @@ class World:
         return quota.used.instances
 
 
-def in_a_world(claim: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
+def in_a_world(claim: Callable[[World], Awaitable[None]], *, kind: type[World] = World) -> Callable[[], None]:
     def test() -> None:
         async def world() -> None:
-            await World().live(claim)
+            await kind().live(claim)
 
         SimLoop(Random(0)).run_world(world())
 

@@ -23,6 +23,7 @@ from fabric.model.session import (
     Released,
     Report,
     Status,
+    StepDone,
 )
 from fabric.model.states import PowerState
 
@@ -39,6 +40,7 @@ STATUS = Status(
     state=HostState.ACTIVE,
     power=PowerState.RUNNING,
 )
+STEP = StepDone(name=6, began_ago_ms=5000, took_ms=1200)
 FAILED = replace(STATUS, state=HostState.ERROR, power=PowerState.NOSTATE, fault_code="DISK_FULL")
 RELEASED = Released(epoch=1, instance_id=ID, placement_epoch=1)
 REPORT = Report(
@@ -62,6 +64,10 @@ HONEST: tuple[FromHost, ...] = (
     FAILED,
     replace(FAILED, fault_message="needs 3 GiB, has 1 GiB"),
     replace(STATUS, fault_code="DOMAIN_PAUSE_FAILED", fault_message="it goes on"),
+    replace(STATUS, steps=(STEP,) * 16),
+    # Of a daemon that is newer than the conductor.
+    replace(STATUS, steps=(replace(STEP, name=999),)),
+    replace(FAILED, steps=(replace(STEP, fault_code="DISK_FULL"),)),
     RELEASED,
     REPORT,
     replace(REPORT, health="HYPERVISOR_UNAVAILABLE"),
@@ -96,6 +102,13 @@ BAD: tuple[tuple[str, FromHost], ...] = (
     ("fault_message", replace(STATUS, fault_message="well")),
     ("fault_message", replace(FAILED, fault_message="x" * 513)),
     ("fault_message", replace(FAILED, fault_message="\x1b[2J")),
+    ("steps", replace(STATUS, steps=(STEP,) * 17)),
+    ("steps[0].name", replace(STATUS, steps=(replace(STEP, name=-1),))),
+    ("steps[0].name", replace(STATUS, steps=(replace(STEP, name=2**31 - 1),))),
+    ("steps[1].took_ms", replace(STATUS, steps=(STEP, replace(STEP, took_ms=5001)))),
+    ("steps[0].took_ms", replace(STATUS, steps=(replace(STEP, took_ms=-1),))),
+    ("steps[0].took_ms", replace(STATUS, steps=(replace(STEP, began_ago_ms=2**40),))),
+    ("steps[0].fault_code", replace(STATUS, steps=(replace(STEP, fault_code="<b>look here</b>"),))),
     ("instance_id", replace(RELEASED, instance_id="x")),
     ("placement_epoch", replace(RELEASED, placement_epoch=-1)),
     ("total.ram_mib", replace(REPORT, total=Resources(vcpus=1, ram_mib=-1, disk_gib=1))),

@@ -1,0 +1,239 @@
+"""Watching servers: everything that is there, then every change once, across hang-ups, slow readers and cells that are away."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from fabric.api import watching
+from fabric.errors import InvalidRequest, PermissionDenied, Reason, TooMuch
+from fabric.model.identity import Principal
+from fabric.model.states import VmState
+from fabric.pb.compute.v1 import instance_event_service_pb2 as pb
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import BUILD, INSTANCE, LOCATION
+from tests.unit.api.test_instances import WHO, World, in_a_world
+
+STRANGER = replace(WHO, project_id="q")
+ROOT = replace(STRANGER, system_admin=True)
+
+
+class Watcher:
+    """A caller that takes what it is told, until it hangs up."""
+
+    def __init__(self, world: World, who: Principal = WHO, token: str = "", *, of_all: bool = False) -> None:
+        request = pb.WatchInstancesRequest(resume_token=token, all_projects=of_all)
+        self.token = token
+        self._news: AsyncIterator[pb.WatchInstancesResponse] = world.events.watch_instances(request, who)
+
+    async def told(self) -> list[str]:
+        """Everything up to the next mark, in short."""
+        words: list[str] = []
+        while True:
+            news = await anext(self._news)
+            match news.WhichOneof("news"):
+                case "mark":
+                    self.token = news.mark.resume_token
+                    return words
+                case "change":
+                    status = news.change.instance.status
+                    kind = pb.ChangeKind.Name(news.change.kind).removeprefix("CHANGE_KIND_")
+                    words.append(
+                        f"{kind} {news.change.instance.name} {status.state} {status.task_state}".strip()
+                    )
+                case "cell_away":
+                    words.append(f"AWAY {news.cell_away.cell}")
+                case "cell_back":
+                    words.append(f"BACK {news.cell_back.cell}")
+                case other:
+                    words.append(str(other).upper())
+
+    async def until_told(self) -> list[str]:
+        """The next news that is not just a mark."""
+        while not (words := await self.told()):
+            pass
+        return words
+
+    async def until_sent_away(self) -> None:
+        """Take everything until there is no more."""
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                await self.told()
+
+    async def hang_up(self) -> None:
+        await self._news.aclose()  # type: ignore[attr-defined]  # it is a generator
+
+
+@in_a_world
+async def test_a_watcher_is_told_what_is_there_and_then_what_changes(world: World) -> None:
+    await world.placed("web")
+    watcher = Watcher(world)
+    first = await watcher.told()
+
+    await world.stop("web")
+
+    assert first == ["PRESENT web ACTIVE"]
+    assert await watcher.until_told() == ["CHANGED web ACTIVE powering_off"]
+
+
+@in_a_world
+async def test_a_create_is_told_before_it_has_a_host(world: World) -> None:
+    watcher = Watcher(world)
+    await watcher.told()
+
+    await world.create("new")
+
+    assert await watcher.until_told() == ["CHANGED new BUILD scheduling"]
+
+
+@in_a_world
+async def test_the_end_of_a_server_is_told_once(world: World) -> None:
+    server = await world.placed("web")
+    watcher = Watcher(world)
+    await watcher.told()
+
+    await world.cells["c1"].commit(Txn(delete=(INSTANCE.at(server),)))
+    told = await watcher.until_told()
+    await world.store.commit(Txn(delete=(LOCATION.at(server),)))
+
+    assert told == ["DELETED web DELETED"]
+    assert await watcher.told() == []
+
+
+@in_a_world
+async def test_the_end_of_a_server_that_never_had_a_host_is_told_by_the_index(world: World) -> None:
+    made = await world.create("early")
+    await asyncio.sleep(0.1)
+    watcher = Watcher(world)
+    await watcher.told()
+
+    await world.store.commit(Txn(delete=(BUILD.at("c1", made.id), LOCATION.at(made.id))))
+
+    assert await watcher.until_told() == ["DELETED early DELETED"]
+
+
+@in_a_world
+async def test_who_comes_back_is_told_what_was_missed_and_nothing_else(world: World) -> None:
+    await world.placed("web")
+    await world.placed("db")
+    watcher = Watcher(world)
+    await watcher.told()
+    await watcher.hang_up()
+
+    await world.stop("web")
+    await asyncio.sleep(0.1)
+
+    assert await Watcher(world, token=watcher.token).told() == ["CHANGED web ACTIVE powering_off"]
+
+
+@in_a_world
+async def test_a_gap_that_is_not_known_any_more_is_said_and_everything_told_anew(world: World) -> None:
+    await world.placed("web")
+    old = '{"builds":0,"cell/c1":0,"cell/c2":0,"index":0}'
+    token = base64.urlsafe_b64encode(old.encode()).decode().rstrip("=")
+
+    assert await Watcher(world, token=token).told() == ["RESYNC", "PRESENT web ACTIVE"]
+
+
+@in_a_world
+async def test_another_projects_servers_are_told_to_administrators_alone(world: World) -> None:
+    await world.placed("web")
+    with pytest.raises(PermissionDenied):
+        await Watcher(world, STRANGER, of_all=True).told()
+
+    assert await Watcher(world, STRANGER).told() == []
+    assert await Watcher(world, ROOT).told() == []
+    assert await Watcher(world, ROOT, of_all=True).told() == ["PRESENT web ACTIVE"]
+
+
+@in_a_world
+async def test_a_token_that_is_none_of_ours_is_refused(world: World) -> None:
+    for token in ("%%%", "bm8", "WzFd", "eyJhIjoteX0", "eyJhIjotMX0", "eyJhIjoiMSJ9"):
+        with pytest.raises(InvalidRequest) as refused:
+            await Watcher(world, token=token).told()
+        assert refused.value.field == "resume_token"
+
+
+@in_a_world
+async def test_who_reads_too_slowly_is_sent_away_and_goes_on_from_its_mark(world: World) -> None:
+    server = await world.placed("web")
+    slow = Watcher(world)
+    await slow.told()
+    record = await world.read(world.cells["c1"], INSTANCE, server)
+    for number in range(watching.LOG_LIMIT + 1):
+        again = replace(record, update_time_ms=number + 1)
+        await world.cells["c1"].commit(Txn(put={INSTANCE.at(server): encode(again)}))
+    await asyncio.sleep(1.0)
+
+    with pytest.raises(TooMuch) as sent_away:
+        await slow.told()
+
+    assert sent_away.value.reason is Reason.WATCH_TOO_SLOW
+    assert await Watcher(world, token=slow.token).told() == ["RESYNC", "PRESENT web ACTIVE"]
+
+
+@in_a_world
+async def test_a_cell_that_goes_away_and_comes_back_is_named(world: World) -> None:
+    watcher = Watcher(world)
+    await watcher.told()
+
+    world.cells["c1"].is_silent = True
+    gone = await watcher.until_told()
+    world.cells["c1"].is_silent = False
+
+    assert gone == ["AWAY c1"]
+    assert await watcher.until_told() == ["BACK c1"]
+
+
+@in_a_world
+async def test_a_watch_ends_in_time_for_its_caller_to_be_looked_at_again(world: World) -> None:
+    watcher = Watcher(world)
+    began_s = asyncio.get_running_loop().time()
+
+    await watcher.until_sent_away()
+
+    assert asyncio.get_running_loop().time() - began_s == pytest.approx(watching.LIFETIME_S, abs=2.0)
+
+
+@in_a_world
+async def test_a_watch_ends_with_the_token_it_was_asked_for_with(world: World) -> None:
+    soon_ms = world.views["c1"]._clock.now_ms() + 5_000
+    watcher = Watcher(world, replace(WHO, expire_time_ms=soon_ms))
+    began_s = asyncio.get_running_loop().time()
+
+    await watcher.until_sent_away()
+
+    assert asyncio.get_running_loop().time() - began_s < 20.0
+
+
+@in_a_world
+async def test_there_are_only_so_many_watchers(world: World) -> None:
+    watchers = [Watcher(world) for _ in range(watching.WATCHES_LIMIT)]
+    for each in watchers:
+        await each.told()
+    with pytest.raises(TooMuch):
+        await Watcher(world).told()
+
+    await watchers[0].hang_up()
+
+    assert await Watcher(world).told() == []
+
+
+@in_a_world
+async def test_a_change_that_nobody_asked_for_is_told(world: World) -> None:
+    server = await world.placed("web")
+    watcher = Watcher(world)
+    await watcher.told()
+    record = await world.read(world.cells["c1"], INSTANCE, server)
+
+    await world.cells["c1"].commit(
+        Txn(put={INSTANCE.at(server): encode(replace(record, vm_state=VmState.PAUSED, host="h2"))})
+    )
+
+    assert await watcher.until_told() == ["CHANGED web PAUSED"]
