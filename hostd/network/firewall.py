@@ -54,6 +54,11 @@ class Firewall:
         self._fresh: set[int] = set()
         self._changing = asyncio.Lock()
 
+    @property
+    def tracking(self) -> Tracking | None:
+        """How this kernel tracks bridged packets; None before the first `apply`."""
+        return self._tracking
+
     async def apply(self, filters: HostFilters, bridges: Mapping[str, str]) -> None:
         """Make the kernel filter as `filters` say, and have forgotten what they allow no longer. `bridges` is by network id.
 

@@ -179,9 +179,11 @@ class Talk:
     """One conversation, as the packets of it come one after the other. Its state is that of two honest ends.
 
     `port` is the client's, and for ICMP the identifier: of a conversation's own, and above every port that a rule names on purpose.
+    `smallest6` is the payload of the smallest pieces in which IPv6 packets travel.
     """
 
-    def __init__(self, chance: random.Random, numbers: Numbers, port: int) -> None:
+    def __init__(self, chance: random.Random, numbers: Numbers, port: int, *, smallest6: int = 8) -> None:
+        self._smallest6 = smallest6
         self._chance = chance
         self._numbers = numbers
         here, there = chance.choice(
@@ -249,6 +251,8 @@ class Talk:
             return self._sent(source, destination, packet, payload, whole)
         # Incomplete ones in few pieces: all that wait for the rest share 4 MiB for half a minute (net.ipv4.ipfrag_high_thresh).
         size = self._chance.choice((8, 64, 200, 1000) if word == "pieces" else (1000,))
+        if frames.is_ipv6(source):
+            size = max(size, self._smallest6)
         pieces = frames.fragments(source, destination, self.protocol, payload, number=number, size=size)
         if word == "half":
             pieces = pieces[:-1]

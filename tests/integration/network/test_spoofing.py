@@ -23,7 +23,7 @@ from fabric.model.firewall import (
     PortFilter,
     RuleGroup,
 )
-from hostd.core.firewall import link_local
+from hostd.core.firewall import Tracking, link_local
 from hostd.network import nfnetlink
 from hostd.network.firewall import Firewall
 from hostd.network.netns import Namespace
@@ -281,6 +281,8 @@ async def test_nobody_is_given_a_spoof(site: Site, what: str) -> None:
 @pytest.mark.parametrize("what", [it for it in SPOOFS if it != "spanning tree"])
 async def test_without_port_security_the_same_frames_pass(site: Site, what: str) -> None:
     """So it is the filter that stopped them, and not something about the frames. (No bridge forwards what is meant for bridges.)"""
+    if what == "RA: in pieces" and site.firewall.tracking is Tracking.BRIDGE:
+        pytest.skip("nf_conntrack_bridge drops small pieces of IPv6 packets by itself")
     guest, victim = PORTS
     await site.filter(replace(guest, port_security=False), replace(victim, port_security=False))
 
