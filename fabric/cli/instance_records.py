@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from fabric.cli.instances import act, many_servers, one_server, server
@@ -15,6 +17,7 @@ from fabric.cli.session import Session, pass_session
         "fabric server set --name nebula_web_02 nebula_web_01",
         "fabric server set --property role=web --tag production nebula_web_01",
         "fabric server set --state error nebula_web_01",
+        "fabric server set --password nebula_web_01",
     ),
 )
 @click.option("--name", default="", help="Its name from now on. The host name inside it stays.")
@@ -25,6 +28,12 @@ from fabric.cli.session import Session, pass_session
     type=click.Choice(["active", "error"]),
     help="Say that it is so, and that nothing is in flight (system administrators). Active is then also what is wanted of its host.",
 )
+@click.option(
+    "--password",
+    is_flag=True,
+    help="Set a password inside it, through its guest agent. You are asked for it.",
+)
+@click.option("--password-user", default="root", metavar="USER", show_default=True, help="Whose password.")
 @one_server
 @pass_session
 def set_(
@@ -34,11 +43,14 @@ def set_(
     properties: tuple[tuple[str, str], ...],
     tags: tuple[str, ...],
     state: str | None,
+    password: bool,
+    password_user: str,
     server: str,
 ) -> None:
-    """Change a server's name, metadata, tags or state. What is not named stays."""
-    if not (name or properties or tags or state):
-        raise click.UsageError("nothing to set: give --name, --property, --tag or --state")
+    """Change a server's name, metadata, tags or state, or a password inside it. What is not named stays."""
+    if not (name or properties or tags or state or password):
+        raise click.UsageError("nothing to set: give --name, --property, --tag, --state or --password")
+    secret = asked_for(session, password_user) if password else ""
     instances = session.client.instances
     # By id from here on: its name may be one of the things that change.
     instance_id = instances.get(server).id
@@ -46,8 +58,18 @@ def set_(
         instances.reset_state(instance_id, state)
     if properties or tags:
         instances.act("set-metadata", instance_id, set=dict(properties), add_tags=tags)
+    if secret:
+        instances.change_password(instance_id, secret, user=password_user)
     if name:
         instances.act("rename", instance_id, name=name)
+
+
+def asked_for(session: Session, user: str) -> str:
+    """A new password: asked for twice at a terminal, read as one line from anything else. Never an option, which everybody could see."""
+    if not session.world.can_ask():
+        return sys.stdin.readline().rstrip("\r\n")
+    secret: str = click.prompt(f"New password of {user}", hide_input=True, confirmation_prompt=True, err=True)
+    return secret
 
 
 @server.command(

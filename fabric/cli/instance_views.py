@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from fabric.cli.output import Cell, Plain, Value, when
 
 if TYPE_CHECKING:
-    from fabric.client.instances import Instance
+    from fabric.client.instances import Instance, InstanceDiagnostics
 
 COLUMNS = ("ID", "Name", "Status", "Networks", "Image", "Flavor")
 LONG_COLUMNS = (
@@ -142,3 +142,55 @@ def _refusal_lines(instance: Instance) -> list[str]:
         f"{it.hosts} {'host' if it.hosts == 1 else 'hosts'}: {it.reason} ({it.filter})"
         for it in instance.status.placement.refusals
     ]
+
+
+def counters(found: InstanceDiagnostics) -> dict[str, Value]:
+    """What a server has used. The names are those of `openstack server show --diagnostics`, less what is the host's business."""
+    cpus: list[Mapping[str, Plain]] = [
+        {"id": number, "time_ms": time_ms} for number, time_ms in enumerate(found.vcpu_time_ms)
+    ]
+    memory: Mapping[str, Plain] = {
+        "maximum_kib": found.memory_kib,
+        "resident_kib": found.memory_resident_kib,
+        "unused_kib": found.memory_unused_kib,
+    }
+    disks: list[Mapping[str, Plain]] = [
+        {
+            "device": each.device,
+            "read_bytes": each.read_bytes,
+            "read_requests": each.read_requests,
+            "write_bytes": each.write_bytes,
+            "write_requests": each.write_requests,
+        }
+        for each in found.disks
+    ]
+    nics: list[Mapping[str, Plain]] = [
+        {
+            "mac_address": each.mac,
+            "rx_octets": each.rx_bytes,
+            "rx_packets": each.rx_packets,
+            "rx_errors": each.rx_errors,
+            "rx_drop": each.rx_drops,
+            "tx_octets": each.tx_bytes,
+            "tx_packets": each.tx_packets,
+            "tx_errors": each.tx_errors,
+            "tx_drop": each.tx_drops,
+        }
+        for each in found.interfaces
+    ]
+    return {
+        "state": found.power_state,
+        "uptime": found.uptime_s,
+        "num_cpus": len(cpus),
+        "cpu_details": Cell(cpus, _lines(cpus)),
+        "memory_details": Cell(memory, _lines([memory])),
+        "num_disks": len(disks),
+        "disk_details": Cell(disks, _lines(disks)),
+        "num_nics": len(nics),
+        "nic_details": Cell(nics, _lines(nics)),
+    }
+
+
+def _lines(records: Sequence[Mapping[str, object]]) -> str:
+    """One line for each, of its fields in order."""
+    return "\n".join(" ".join(f"{name}={value}" for name, value in each.items()) for each in records)

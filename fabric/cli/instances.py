@@ -10,7 +10,7 @@ import click
 
 from fabric.cli import params
 from fabric.cli.exits import Failed
-from fabric.cli.instance_views import COLUMNS, LONG_COLUMNS, line, row, view, why
+from fabric.cli.instance_views import COLUMNS, LONG_COLUMNS, counters, line, row, view, why
 from fabric.cli.many import each
 from fabric.cli.output import Shape, listing, print_list, print_one, showing
 from fabric.cli.params import PAIR, examples, waiting
@@ -157,14 +157,22 @@ def list_(session: Session, *, all_projects: bool, name: str, status: str, long:
 
 
 @server.command(
-    epilog=examples("fabric server show nebula_web_01", "fabric server show -f json nebula_web_01")
+    epilog=examples(
+        "fabric server show nebula_web_01",
+        "fabric server show -f json nebula_web_01",
+        "fabric server show --diagnostics nebula_web_01",
+    )
+)
+@click.option(
+    "--diagnostics", is_flag=True, help="Show what it has used of CPUs, memory, disks and interfaces."
 )
 @one_server
 @showing
 @pass_session
-def show(session: Session, *, server: str, shape: Shape) -> None:
+def show(session: Session, *, diagnostics: bool, server: str, shape: Shape) -> None:
     """Show one, with its fault and with why it was placed where it is, or nowhere."""
-    print_one(shape, view(session.client.instances.get(server)))
+    instances = session.client.instances
+    print_one(shape, counters(instances.diagnostics(server)) if diagnostics else view(instances.get(server)))
 
 
 @server.command(

@@ -18,7 +18,9 @@ from fabric.errors import FabricError
 NOUNS = MappingProxyType(
     {
         "completion": Entry("fabric.cli.completion:completion", "Print the completion script of a shell."),
-        "console": Entry("fabric.cli.console:console", "What servers write to their serial console."),
+        "console": Entry(
+            "fabric.cli.console:console", "Servers' consoles: what they have written, and being there."
+        ),
         "dev": Entry("fabric.cli.dev:dev", "A whole fabric on this machine."),
         "flavor": Entry("fabric.cli.flavors:flavor", "The menu of sizes."),
         "floating": Entry(

@@ -16,6 +16,7 @@ from fabric.client.retry import RetrySettings
 from fabric.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from fabric.client.consoles import Consoles
     from fabric.client.flavors import Flavors
     from fabric.client.hosts import Hosts
     from fabric.client.images import Images
@@ -162,6 +163,13 @@ class Client:
         from fabric.client.instance_events import InstanceEvents
 
         return InstanceEvents(self._calls)
+
+    @cached_property
+    def consoles(self) -> Consoles:
+        """Servers' serial ports and screens."""
+        from fabric.client.consoles import Consoles
+
+        return Consoles(self._calls)
 
     @cached_property
     def hosts(self) -> Hosts:

@@ -9,11 +9,11 @@ from fabric.client.calls import Calls
 from fabric.client.waiting import Pace, Verdict, generation_of_delete, verdict, verdict_of_delete
 from fabric.errors import NotFound, Reason, Unavailable
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
-from fabric.pb.compute.v1.instance_service_pb2 import Instance, UnreachableCell
+from fabric.pb.compute.v1.instance_service_pb2 import Instance, InstanceDiagnostics, UnreachableCell
 from fabric.pb.compute.v1.instance_service_pb2_grpc import InstanceServiceStub
 from fabric.rpc.method import methods
 
-__all__ = ["Instance", "InstanceList", "Instances", "OnChange", "UnreachableCell"]
+__all__ = ["Instance", "InstanceDiagnostics", "InstanceList", "Instances", "OnChange", "UnreachableCell"]
 
 _METHODS = {
     method.action: method
@@ -104,6 +104,30 @@ class Instances:
         answer: Instance = self._calls.unary(getattr(self._stub, method.name), request).instance
         return answer
 
+    def create_image(
+        self, instance: str, *, name: str, properties: Mapping[str, str] | None = None
+    ) -> tuple[Instance, str]:
+        """Make an image of its disk; the server, and the id of the image that waits for its bytes."""
+        request = pb.CreateInstanceImageRequest(
+            request_id=self._calls.request_id(), instance=instance, name=name, properties=properties or {}
+        )
+        answer = self._calls.unary(self._stub.CreateInstanceImage, request)
+        return answer.instance, answer.image_id
+
+    def create_backup(
+        self, instance: str, *, name: str, backup_type: str, rotation: int
+    ) -> tuple[Instance, str]:
+        """The same as one of `rotation` backups of this kind: once it is there, the oldest beyond that go."""
+        request = pb.CreateInstanceBackupRequest(
+            request_id=self._calls.request_id(),
+            instance=instance,
+            name=name,
+            backup_type=backup_type,
+            rotation=rotation,
+        )
+        answer = self._calls.unary(self._stub.CreateInstanceBackup, request)
+        return answer.instance, answer.image_id
+
     def start(self, instance: str) -> Instance:
         """Power it on."""
         return self.act("start", instance)
@@ -125,6 +149,18 @@ class Instances:
         """Say that it is `active` or in `error`, and that nothing is in flight. For system administrators."""
         onto = {"active": pb.RESET_TO_ACTIVE, "error": pb.RESET_TO_ERROR}[state]
         return self.act("reset-state", instance, state=onto)
+
+    def diagnostics(self, instance: str) -> InstanceDiagnostics:
+        """What it has used of its CPUs, memory, disks and interfaces."""
+        request = pb.GetInstanceDiagnosticsRequest(instance=instance)
+        return self._calls.unary(self._stub.GetInstanceDiagnostics, request).diagnostics
+
+    def change_password(self, instance: str, password: str, *, user: str = "") -> Instance:
+        """Set a password inside it, of `root` where no user is named. Returns when it is set."""
+        request = pb.ChangePasswordRequest(
+            request_id=self._calls.request_id(), instance=instance, user=user, password=password
+        )
+        return self._calls.unary(self._stub.ChangePassword, request).instance
 
     def console_log(self, instance: str, *, lines: int = 0) -> bytes:
         """The end of what it wrote to its serial console, as the guest wrote it: do not show it to a terminal unfiltered."""
