@@ -95,7 +95,7 @@ class Catalogue:
     async def image(self, word: str, principal: Principal, *, field: str = "image") -> Image:
         """By id or name, of those the caller may see; the caller's own before public ones. Raises NotFound."""
         found = await self.images.matching(
-            lambda each: word in {each.id, each.name} and visible(each, principal)
+            lambda each: word in {each.id, each.name} and visible(each, principal) and not each.hidden
         )
         own = [each for each in found if each.project_id == principal.project_id]
         return one(own or found, "image", word, field=field, id_of=lambda each: each.id)

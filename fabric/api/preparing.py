@@ -47,6 +47,7 @@ class Preparing:
             Action.CREATE_IMAGE: images.create_image,
             Action.CREATE_BACKUP: images.create_backup,
             Action.REBUILD: images.rebuild,
+            Action.SHELVE: images.shelve,
             Action.RESIZE: _working(moves.resize),
             Action.MIGRATE: _working(moves.migrate),
             Action.UNSHELVE: _working(moves.unshelve),

@@ -118,6 +118,8 @@ def begin(
         now,
         request=_unrescued(now.request) if action in _ENDS_RESCUE else now.request,
         event=event if is_under_way else closed(event, now_ms=now_ms),
+        # One that failed where it was resized to is being reverted like any other: what is to leave its host in ERROR would be deleted.
+        vm_state=VmState.RESIZED if action is Action.REVERT_RESIZE else now.vm_state,
         task=rule.task,
         want=now.want if rule.want is None else rule.want,
         action=mark,

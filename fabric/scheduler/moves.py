@@ -83,7 +83,7 @@ class CellMoves:
             return await self._refuse(waiting, NO_VALID_HOST, decision.explain(), decision)
         if now.task is TaskState.RESIZE_PREP:
             try:
-                is_prepared = await self._prepare(work)
+                is_prepared = await self._prepare(work, now)
             except QuotaExceeded as exceeded:
                 return await self._refuse(waiting, QUOTA_EXCEEDED, exceeded.message)
             if not is_prepared:
@@ -113,7 +113,7 @@ class CellMoves:
         self._hosts.set_session(self._cell, name, seen(current, keys.SESSION.at(name), Session))
         self._hosts.set_use(self._cell, name, seen(current, keys.USE.at(name), Use))
 
-    async def _prepare(self, work: MoveWanted) -> bool:
+    async def _prepare(self, work: MoveWanted, now: Instance) -> bool:
         """Do what comes before the claim in the global store; False when somebody else was faster. Raises QuotaExceeded."""
         location_key, image_key = keys.LOCATION.at(work.instance_id), keys.IMAGE.at(work.image_id)
         quota_key = keys.QUOTA.at(work.request.guest.project_id)
@@ -129,6 +129,7 @@ class CellMoves:
             seen(found, quota_key, Quota),
             seen(found, image_key, Image),
             work,
+            now,
             now_ms=self._clock.now_ms(),
             op_id=self._ids.new_id(),
         )

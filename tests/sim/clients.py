@@ -30,6 +30,8 @@ CARELESS = 0.15
 
 FIELDS: dict[str, dict[str, list[Any]]] = {
     "stop": {"timeout_s": [1, 5]},
+    "resize": {"flavor": ["small", "large"]},
+    "migrate": {"host": [""]},
     "rescue": {"image": ["", "tiny"], "password": [""]},
     "reboot": {"kind": [pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]},
 }

@@ -8,7 +8,9 @@ that it claims. What a larger flavor costs more is charged before the claim, and
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
+from fabric.images.core.snapshots import queued
 from fabric.lifecycle.core import guest_at, ordered
 from fabric.lifecycle.moves import (
     MOVING,
@@ -21,7 +23,7 @@ from fabric.lifecycle.moves import (
     raised,
 )
 from fabric.model.host import Host, Session, SessionState, Use
-from fabric.model.image import Image, ImageFormat, ImageState
+from fabric.model.image import Image
 from fabric.model.instance import (
     ActionMark,
     Assignment,
@@ -43,6 +45,9 @@ from fabric.scheduler.core.ask import Ask, ask_of
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import Seen
 from fabric.store import keys
+
+NAMES: Final = 200
+"""Characters of a server's name in the name of the image that it travels in, which nobody sees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +203,7 @@ def prepared(
     quota: Seen[Quota],
     image: Seen[Image],
     wanted: MoveWanted,
+    now: Instance,
     *,
     now_ms: int,
     op_id: str,
@@ -222,18 +228,16 @@ def prepared(
             put[location_key] = replace(location.value, charge=after, op_id=op_id)
             put[quota_key] = charge(quota.value, after - before, op_id=op_id)
     if wanted.image_id and image.value is None:
-        guest = wanted.request.guest
         image_key = keys.IMAGE.at(wanted.image_id)
         unchanged[image_key] = 0
-        put[image_key] = Image(
-            id=wanted.image_id,
-            name=f"{guest.name}-move",
-            project_id=guest.project_id,
-            format=ImageFormat.QCOW2,
-            state=ImageState.QUEUED,
+        put[image_key] = queued(
+            now,
+            image_id=wanted.image_id,
+            name=f"{now.request.guest.name[:NAMES]}-move",
+            properties={},
+            base=None,
+            now_ms=now_ms,
             hidden=True,
-            create_time_ms=now_ms,
-            update_time_ms=now_ms,
         )
     return Change(unchanged=unchanged, put=put)
 
