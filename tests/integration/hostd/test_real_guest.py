@@ -13,14 +13,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from fabric.clock import SystemClock
-from fabric.model.image import ImageFormat
+from fabric.model.image import ImageFormat, ImageOffer
 from fabric.model.instance import Guest, ImageRef, OneShot
 from fabric.model.session import HostState, Order, Status
 from fabric.model.states import PowerState, Want
@@ -290,14 +290,17 @@ class Daemon:
         clock = SystemClock()
         fence = Fence(epoch=1, permit_s=3600, renewed_s=clock.boot_s())
         self.said: list[Status] = []
+        self.images: dict[str, bytes] = {}
         self.queues = Queues(
             Work(
                 driver=site.host.driver,
                 disks=site.host.disks,
                 wires=site.host.wires,
+                volumes=site.host.volumes,
                 journal=MemoryJournal(memory),
                 clock=clock,
-                fetch=fetch,
+                fetch=self._fetch,
+                hand_over=self._hand_over,
                 fence=lambda: fence,
                 mouth=Mouth(
                     say=self.said.append,
@@ -306,6 +309,7 @@ class Daemon:
                     show=lambda _: None,
                 ),
                 slots=asyncio.Semaphore(1),
+                copies=asyncio.Semaphore(1),
                 patience=Patience(soft_reboot_s=soft_reboot_s),
                 failpoints=NO_FAILPOINTS,
             )
@@ -317,6 +321,19 @@ class Daemon:
             compared=self.queues.compare,
             changed=self.queues.wake,
         )
+
+    async def _fetch(self, image: ImageRef) -> AsyncIterator[bytes]:
+        made = self.images.get(image.id)
+        if made is None:
+            async for chunk in fetch(image):
+                yield chunk
+        else:
+            yield made
+
+    async def _hand_over(
+        self, offer: ImageOffer, read: Callable[[], AsyncIterator[bytes]], _told: Callable[[int], None]
+    ) -> None:
+        self.images[offer.image_id] = b"".join([chunk async for chunk in read()])
 
     async def carry_out(self, order: Order) -> Status:
         """Give the order, and wait for the answer to it."""
