@@ -84,6 +84,17 @@ class QuotaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     ram_mib: Annotated[int, Meta(ge=0, description="Memory.")] = 51_200
 
 
+class NetworkQuotaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many of each a project may have of what its networks are made of; -1: any number."""
+
+    networks: Annotated[int, Meta(ge=-1, description="Networks.")] = 100
+    subnets: Annotated[int, Meta(ge=-1, description="Subnets.")] = 100
+    ports: Annotated[int, Meta(ge=-1, description="Ports.")] = 500
+    routers: Annotated[int, Meta(ge=-1, description="Routers.")] = 10
+    floating_ips: Annotated[int, Meta(ge=-1, description="Floating IPs.")] = 50
+    security_groups: Annotated[int, Meta(ge=-1, description="Security groups, besides the default one.")] = 10
+
+
 class ImageSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What images may be."""
 
@@ -188,6 +199,9 @@ class ApiSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True
     quota: Annotated[QuotaSettings, Meta(description="A new project's limits.")] = msgspec.field(
         default_factory=QuotaSettings
     )
+    network_quota: Annotated[
+        NetworkQuotaSettings, Meta(description="Every project's limits of networks and what belongs to them.")
+    ] = msgspec.field(default_factory=NetworkQuotaSettings)
     soft_delete: Annotated[
         bool,
         Meta(

@@ -26,7 +26,7 @@ from fabric.identity.passwords import Passwords
 from fabric.ids import RandomIds
 from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
-from fabric.model.quota import Charge
+from fabric.model.quota import Charge, NetworkLimits
 from fabric.network.core.host_local import default_network
 from fabric.observability import logging
 from fabric.observability.audit import Book
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def options_of(settings: ApiSettings) -> ApiOptions:
     """What the operator wrote, as the service takes it. Raises InvalidRequest, naming the setting."""
     network, quota, images = settings.network, settings.quota, settings.images
+    networks = settings.network_quota
     return ApiOptions(
         default_limit=Charge(instances=quota.instances, vcpus=quota.vcpus, ram_mib=quota.ram_mib),
         network=default_network(
@@ -85,6 +86,14 @@ def options_of(settings: ApiSettings) -> ApiOptions:
             mtu=network.mtu,
             dns_servers=network.dns_servers,
             now_ms=SystemClock().now_ms(),
+        ),
+        network_limits=NetworkLimits(
+            networks=networks.networks,
+            subnets=networks.subnets,
+            ports=networks.ports,
+            routers=networks.routers,
+            floating_ips=networks.floating_ips,
+            security_groups=networks.security_groups,
         ),
         image_limits=ImageLimits(max_bytes=images.max_bytes, max_virtual_bytes=images.max_virtual_bytes),
         administrator=None if settings.bootstrap is None else _administrator(settings.bootstrap),
