@@ -11,6 +11,7 @@ import contextlib
 import http
 import logging
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,6 +43,8 @@ TICKETS_PER_PEER: Final = LimitSettings(rate_per_s=2.0, burst=20, in_flight=32, 
 
 OPEN_TIMEOUT_S: Final = 10.0
 PING_S: Final = 20.0
+
+_BINARY: Final = Subprotocol("binary")
 
 _CLOSED_WELL: Final = 1000
 _CLOSED_BADLY: Final = 4000
@@ -99,7 +102,7 @@ class ConsoleDoor:
                 int(port),
                 ssl=None if settings.tls is None else _tls(settings.tls),
                 process_request=self._admit,
-                subprotocols=[Subprotocol("binary")],
+                select_subprotocol=_subprotocol,
                 # What is compressed takes memory for each viewer, and a screen is compressed by QEMU already.
                 compression=None,
                 server_header=None,
@@ -231,6 +234,11 @@ class _Browser:
 
     async def end(self, why: ConsoleEnd) -> None:
         await self._connection.close(_CLOSED_WELL, why.name)
+
+
+def _subprotocol(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    """Older viewers want to be told that there are bytes, newer ones want nothing."""
+    return _BINARY if _BINARY in offered else None
 
 
 def _read_page(name: str) -> bytes:
