@@ -9,7 +9,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import examples, given
+from fabric.cli.params import examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def show(session: Session, *, network: str, shape: Shape) -> None:
 @pass_session
 def set_(session: Session, /, *, network: str, **said: Any) -> None:
     """Change one."""
-    session.client.networks.update(network, **given(said))
+    session.client.networks.update(network, **something(given(said)))
 
 
 @network.command(epilog=examples("fabric network delete nebula_net"))

@@ -90,6 +90,13 @@ def given(said: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
+def something(changes: dict[str, Any]) -> dict[str, Any]:
+    """What a `set` is to change. Raises UsageError where that is nothing."""
+    if not changes:
+        raise click.UsageError("nothing to change was given")
+    return changes
+
+
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 

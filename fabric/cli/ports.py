@@ -9,7 +9,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Cell, Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import Keys, examples, given
+from fabric.cli.params import Keys, examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def set_(
     if allowed or drop_allowed:
         old = [] if drop_allowed else [(it.cidr, it.mac_address) for it in now.allowed_address_pairs]
         changes["allowed_address_pairs"] = old + _pairs(allowed)
-    client.ports.update(now.id, **changes)
+    client.ports.update(now.id, **something(changes))
 
 
 @port.command(epilog=examples("fabric port delete web_port"))

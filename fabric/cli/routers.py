@@ -9,7 +9,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import examples, given
+from fabric.cli.params import examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def set_(session: Session, /, *, snat: bool | None, router: str, **said: Any) ->
     changes = given(said)
     if snat is not None:
         changes["snat_disabled"] = not snat
-    session.client.routers.update(router, **changes)
+    session.client.routers.update(router, **something(changes))
 
 
 @router.command(epilog=examples("fabric router unset --external-gateway nebula_router"))
@@ -269,7 +269,7 @@ def show_ip(session: Session, *, floating_ip: str, shape: Shape) -> None:
 @pass_session
 def set_ip(session: Session, /, *, floating_ip: str, **said: Any) -> None:
     """Let one lead elsewhere."""
-    session.client.floating_ips.update(floating_ip, **given(said))
+    session.client.floating_ips.update(floating_ip, **something(given(said)))
 
 
 @ip.command("unset", epilog=examples("fabric floating ip unset --port 172.24.4.10"))

@@ -9,7 +9,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Cell, Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import PORT_RANGE, examples, given
+from fabric.cli.params import PORT_RANGE, examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def show(session: Session, *, group: str, shape: Shape) -> None:
 @pass_session
 def set_(session: Session, /, *, group: str, **said: Any) -> None:
     """Change one."""
-    session.client.security_groups.update(group, **given(said))
+    session.client.security_groups.update(group, **something(given(said)))
 
 
 @group.command(epilog=examples("fabric security group delete nebula_web_sg"))

@@ -10,7 +10,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import Keys, examples, given
+from fabric.cli.params import Keys, examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def set_(
     if routes or drop_routes:
         old = [] if drop_routes else [(it.destination, it.next_hop) for it in now.host_routes]
         changes["host_routes"] = old + [(it["destination"], it["gateway"]) for it in routes]
-    session.client.subnets.update(now.id, **changes)
+    session.client.subnets.update(now.id, **something(changes))
 
 
 @subnet.command(epilog=examples("fabric subnet delete nebula_subnet"))

@@ -158,7 +158,10 @@ def test_rules_are_written_as_in_openstack(shell: Shell) -> None:
         ("network create office", 5, "office"),
         ("network delete office", 5, "ports or routers"),
         ("network show nothing", 4, "nothing"),
-        ("network set office", 2, "update_mask"),
+        ("network set office", 2, "nothing to change"),
+        ("subnet set office_subnet", 2, "nothing to change"),
+        ("router set office_router", 2, "nothing to change"),
+        ("security group set default", 2, "nothing to change"),
         ("subnet create --network office --subnet-range 10.0.0.0/25 x", 2, "overlaps"),
         ("subnet create --network office --subnet-range 10.1.0.5/24 x", 2, "10.1.0.0/24"),
         (
