@@ -22,10 +22,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fabric.model.host import Host, Resources, Session, SessionState, Use
-from fabric.model.instance import Assignment, Instance, Location
+from fabric.model.image import Image
+from fabric.model.instance import Assignment, Instance, Location, Tombstone
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.store import codec
+from tests.history import moves
 from tests.history.events import Called, Destroyed, Event, Made, PowerLost, Returned, Started, Stopped, Wrote
 
 
@@ -73,7 +75,7 @@ class _Books:
     uses: dict[str, Use] = field(default_factory=dict)
     assigned: dict[str, dict[str, Assignment]] = field(default_factory=dict)
     instances: dict[str, Instance] = field(default_factory=dict)
-    tombstones: set[tuple[str, str]] = field(default_factory=set)
+    tombstones: dict[tuple[str, str], int] = field(default_factory=dict)
     owed: dict[str, set[str]] = field(default_factory=dict)
 
 
@@ -110,6 +112,8 @@ class Checker:
         self._pending: tuple[str, int] | None = None
         self._touched_hosts: set[tuple[str, str]] = set()
         self._touched_projects: set[str] = set()
+        self._touched_instances: set[tuple[str, str]] = set()
+        self.images: dict[str, Image] = {}
 
     def take(self, event: Event) -> None:
         """The next event. Raises Violation."""
@@ -145,8 +149,11 @@ class Checker:
             self._check_host(cell, host)
         for project in self._touched_projects:
             self._check_quota(project)
+        for cell, instance_id in self._touched_instances:
+            self._check_places(self.cells[cell], instance_id)
         self._touched_hosts.clear()
         self._touched_projects.clear()
+        self._touched_instances.clear()
 
     # ---------------------------------------------------------------- stores
 
@@ -160,6 +167,10 @@ class Checker:
                 self.quotas[rest] = codec.decode(Quota, event.after)
             elif kind == "location":
                 self._located(rest, event)
+            elif kind == "image":
+                self.images.pop(rest, None)
+                if event.after is not None:
+                    self.images[rest] = codec.decode(Image, event.after)
             return
         books = self.cells.setdefault(event.store, _Books())
         if kind == "host" and event.after is not None:
@@ -173,7 +184,11 @@ class Checker:
             self._assigned(event.store, books, rest, event.after)
         elif kind == "tombstone":
             host, _, instance_id = rest.partition("/")
-            (books.tombstones.discard if event.after is None else books.tombstones.add)((host, instance_id))
+            if event.after is None:
+                books.tombstones.pop((host, instance_id), None)
+            else:
+                books.tombstones[host, instance_id] = codec.decode(Tombstone, event.after).placement_epoch
+            self._touched_instances.add((event.store, instance_id))
         elif kind == "instance":
             self._instance(books, rest, event)
 
@@ -220,10 +235,12 @@ class Checker:
         else:
             of_host[instance_id] = codec.decode(Assignment, after)
         self._touched_hosts.add((cell, host))
+        self._touched_instances.add((cell, instance_id))
 
     def _instance(self, books: _Books, instance_id: str, event: Wrote) -> None:
         before = books.instances.pop(instance_id, None)
         after = codec.decode(Instance, event.after) if event.after is not None else None
+        self._touched_instances.add((event.store, instance_id))
         states = (before.vm_state if before else None, after.vm_state if after else None)
         if states[0] is not states[1] and states not in _LEGAL_VM:
             raise Violation(f"I5 {instance_id} went from {states[0]} to {states[1]}")
@@ -235,24 +252,29 @@ class Checker:
             if len(cells) > 1:
                 raise Violation(f"I1 {instance_id} has a record in {' and in '.join(cells)}")
             return
-        if after.generation < before.generation or after.placement_epoch < before.placement_epoch:
+        if after.generation < before.generation:
             raise Violation(f"I15 {instance_id} went back: {before.generation} to {after.generation}")
         if after.observed_generation > after.generation:
             raise Violation(f"I15 {instance_id} was observed ahead of what was asked")
-        if before.host != after.host and after.placement_epoch == before.placement_epoch:
-            raise Violation(f"I1 {instance_id} changed its host without a new placement epoch")
+        run = self.running.get(instance_id)
+        wrong = moves.wrong_place(before, after, None if run is None else run.host)
+        if wrong is not None:
+            raise Violation(wrong)
         is_word = after.power_seen_ms != before.power_seen_ms
         if before.request != after.request and is_word and before.host == after.host:
             raise Violation(f"I6 what was asked of {instance_id} was changed by what its host said")
         self._said(books, event.by, before, after)
-        if before.want is Want.ABSENT and after.want is not Want.ABSENT:
+        has_gone = moves.here(before) != moves.here(after)
+        if before.want is Want.ABSENT and after.want is not Want.ABSENT and not has_gone:
             raise Violation(f"I5 {instance_id} was to be gone, and is wanted again")
 
     @staticmethod
     def _said(books: _Books, by: str, before: Instance, after: Instance) -> None:
         """What a host's word has changed."""
         has_ended = before.task is not TaskState.NONE and after.task is TaskState.NONE and after.fault is None
-        if has_ended and after.observed_generation != after.generation:
+        # What has gone off by itself when it had arrived is then wanted off, which is a newer intent.
+        is_newer = after.want is not before.want and after.observed_generation == before.generation
+        if has_ended and after.observed_generation != after.generation and not is_newer:
             raise Violation(
                 f"I5 {before.task.name} of {after.id} was ended by a word about generation "
                 f"{after.observed_generation} of {after.generation}"
@@ -284,6 +306,21 @@ class Checker:
         host = books.hosts.get(name)
         if host is not None and not host.capacity.covers(use.claimed):
             raise Violation(f"I2 {name} is over its capacity: {use.claimed} of {host.capacity}")
+
+    def _check_places(self, books: _Books, instance_id: str) -> None:
+        record = books.instances.get(instance_id)
+        ordered = {
+            host: each[instance_id].placement_epoch
+            for host, each in books.assigned.items()
+            if instance_id in each
+        }
+        buried = {host: epoch for (host, each), epoch in books.tombstones.items() if each == instance_id}
+        wrong = moves.wrong_orders(record, ordered, buried)
+        location = self.locations.get(instance_id)
+        if wrong is None and self._is_one_clock and record is not None and location is not None:
+            wrong = moves.undercharged(record, location)
+        if wrong is not None:
+            raise Violation(f"{wrong} ({instance_id})")
 
     def _check_quota(self, project: str) -> None:
         quota = self.quotas.get(project)
@@ -333,9 +370,13 @@ class Checker:
             del self.running[event.instance_id]
         for books in self.cells.values():
             record = books.instances.get(event.instance_id)
-            if record is None or record.host != event.host or record.placement_epoch != event.placement_epoch:
+            if record is None or moves.named(record).get(event.host) != event.placement_epoch:
                 continue
-            if record.want is not Want.ABSENT:
+            is_other = moves.here(record) != (event.host, event.placement_epoch)
+            if record.action.kind is OneShot.REBUILD and record.observed_action < record.action.seq:
+                # Its disks are made anew: that is what was asked for.
+                continue
+            if record.want is not Want.ABSENT or (is_other and record.task is not TaskState.DELETING):
                 raise Violation(
                     f"I8 {event.host} destroyed {event.instance_id}, which its record wants there"
                 )
@@ -369,7 +410,9 @@ def is_at_rest(record: Instance) -> bool:
         return False
     if record.vm_state is VmState.ERROR:
         return record.fault is not None and bool(record.fault.code) and bool(record.fault.message)
-    return record.vm_state is not VmState.BUILDING and record.observed_generation == record.generation
+    # One that is on no host has nobody to say anything of it.
+    is_told = record.observed_generation == record.generation or not record.host
+    return record.vm_state is not VmState.BUILDING and is_told
 
 
 def books_of(checker: Checker) -> Mapping[str, _Books]:

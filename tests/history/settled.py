@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fabric.model.states import VmState, Want
+from tests.history import moves
 from tests.history.invariants import Checker, is_at_rest
 
 
@@ -30,7 +31,7 @@ class Leftovers:
     keys: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
-_PASSING = ("build/", "refund/", "tombstone/")
+_PASSING = ("build/", "refund/", "tombstone/", "move/", "discard/", "recharge/")
 
 
 def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Leftovers) -> str | None:
@@ -59,6 +60,11 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
             return f"I7 {instance_id} is stuck: {record.vm_state.name} {record.task.name} {record.observed_generation}/{record.generation}"
         if instance_id not in checker.locations:
             return f"I9 {instance_id} has a record and no owner"
+        charge = checker.locations[instance_id].charge
+        if record.move is None and charge != moves.cost(record):
+            return f"I9 {instance_id} is charged {charge}, and costs {moves.cost(record)}"
+        if record.move is not None and not record.move.has_switched:
+            return f"I7 {instance_id} is still on its way to {record.move.other.host}"
         runs_on = [name for name, each in hosts.items() if instance_id in each.running]
         if record.vm_state is not VmState.ERROR:
             wanted = [record.host] if record.want in {Want.RUN, Want.PAUSE} else []
@@ -67,9 +73,12 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
     for instance_id in sorted(checker.locations):
         if instance_id not in records:
             return f"I9 {instance_id} is charged, and has no record"
+    for image_id, image in sorted(checker.images.items()):
+        if image.hidden:
+            return f"I9 image {image_id} is left, in which {image.name} was to travel"
     for name, each in hosts.items():
         for instance_id, placement_epoch in sorted(each.everything()):
             record = records.get(instance_id)
-            if record is None or record.host != name or record.placement_epoch != placement_epoch:
+            if record is None or moves.named(record).get(name) != placement_epoch:
                 return f"I10 {name} still holds {instance_id} of placement {placement_epoch}"
     return None

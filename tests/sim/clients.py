@@ -28,6 +28,9 @@ ATTEMPTS = 8
 CARELESS = 0.15
 """How often a client asks for anything at all, whatever state its server is in."""
 
+MOVES = frozenset({"shelve", "unshelve", "resize", "migrate", "confirm-resize", "revert-resize"})
+"""What a client that moves its servers about asks for whenever it can."""
+
 FIELDS: dict[str, dict[str, list[Any]]] = {
     "stop": {"timeout_s": [1, 5]},
     "resize": {"flavor": ["small", "large"]},
@@ -74,7 +77,7 @@ Call = Callable[[str, str, Any, Principal], Awaitable[Any]]
 
 @dataclass(slots=True)
 class Client:
-    """One user of one or two projects."""
+    """One user of one or two projects. One who `moves` has few servers, and sends them from host to host."""
 
     name: str
     random: Random
@@ -83,6 +86,7 @@ class Client:
     call: Call
     record: Callable[[Event], None]
     number: Callable[[], int]
+    moves: bool = False
     mine: list[tuple[str, Principal]] = field(default_factory=list)
     _asked: int = 0
 
@@ -91,11 +95,12 @@ class Client:
         while not is_over():
             await asyncio.sleep(self.random.uniform(0.2, 3.0))
             draw = self.random.random()
-            if draw < 0.45 or not self.mine:
+            create, delete, look = (0.15, 0.2, 0.25) if self.moves else (0.45, 0.65, 0.72)
+            if draw < create or not self.mine:
                 await self._create()
-            elif draw < 0.65:
+            elif draw < delete:
                 await self._delete(*self.random.choice(self.mine))
-            elif draw < 0.72:
+            elif draw < look:
                 await self._get()
             else:
                 await self._act()
@@ -132,7 +137,7 @@ class Client:
         await self._retry("delete", "delete_instance", request, principal)
 
     async def _act(self) -> None:
-        instance_id, principal = self.random.choice(self.mine)
+        instance_id, principal = self.random.choice(self.mine[-3:] if self.moves else self.mine)
         asked = pb.GetInstanceRequest(instance=instance_id)
         seen = await self._ask(self.random.choice(self.apis), "get", "get_instance", asked, principal)
         self._asked += 1
@@ -140,6 +145,9 @@ class Client:
         may = _allowed(seen) if isinstance(seen, pb.GetInstanceResponse) else ()
         if not may or self.random.random() < CARELESS:
             may = tuple(METHODS)
+        moves = tuple(word for word in may if word in MOVES)
+        if self.moves and moves and self.random.random() < 0.8:
+            may = moves
         action = self.random.choice(may)
         method, fields = METHODS[action]
         fields = {name: self.random.choice(values) for name, values in fields.items()}

@@ -28,6 +28,9 @@ from tests.sim.world import Topology, World
 HORIZON_S = 60.0
 """How long things go wrong."""
 
+MOVER = 2
+"""Which of the three clients sends its servers from host to host."""
+
 HEALING_S = 240.0
 """How long the healed world may take to come to rest: the slowest deadline of any action, and a little more."""
 
@@ -105,6 +108,7 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
             call=world.call,
             record=world.record,
             number=lambda: next(calls),
+            moves=number == MOVER,
         )
         for number in range(3)
     ]

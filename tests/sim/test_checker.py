@@ -17,6 +17,8 @@ from fabric.model.instance import (
     ImageRef,
     Instance,
     Location,
+    Move,
+    Place,
     Request,
     Tombstone,
 )
@@ -217,7 +219,7 @@ def test_i1_one_server_on_two_hosts(history: History) -> None:
 
 
 def test_i1_a_host_changed_without_a_new_placement(history: History) -> None:
-    with pytest.raises(Violation, match=r"I1 .* without a new placement epoch"):
+    with pytest.raises(Violation, match=r"I15 .* was placed on h2 at epoch 1"):
         history.write("cell1", {keys.INSTANCE.at(SERVER): replace(active(), host="h2")})
 
 
@@ -243,8 +245,8 @@ def test_i2_more_claimed_than_there_is(history: History) -> None:
 
 
 def test_i2_more_running_than_there_is(history: History) -> None:
-    history.write("cell1", a_host(vcpus=1))
-    history.write("cell1", {keys.INSTANCE.at(OTHER): record(OTHER)})
+    history.write("cell1", {**claims("h1", [SERVER, OTHER]), keys.INSTANCE.at(OTHER): record(OTHER)})
+    history.write("cell1", {keys.HOST.at("h1"): a_host(vcpus=1)[keys.HOST.at("h1")]})
 
     with pytest.raises(Violation, match="I2 h1 runs more than it has"):
         history.tell(Started("h1", OTHER, 1))
@@ -340,10 +342,94 @@ def test_i3_a_refund_of_what_is_still_there() -> None:
 
 def test_i1_one_server_in_two_cells() -> None:
     history = History(Checker(is_one_clock=True))
-    history.write("cell1", {keys.INSTANCE.at(SERVER): record()})
+    history.write("cell1", {**claims("h1", [SERVER]), keys.INSTANCE.at(SERVER): record()})
 
     with pytest.raises(Violation, match=r"I1 .* has a record in cell1 and in cell2"):
         history.write("cell2", {keys.INSTANCE.at(SERVER): record()})
+
+
+def moving(*, has_switched: bool) -> Instance:
+    """The server with a claim on h2 besides."""
+    now = active()
+    other = Place(host="h2", placement_epoch=2, slot=0, request=now.request)
+    move = Move(other=other, want=Want.RUN, vm_state=VmState.ACTIVE, has_switched=has_switched)
+    return replace(now, move=move, highest_epoch=2, want=Want.STOP)
+
+
+def switched() -> Instance:
+    """The server on h2, with its copy on h1 kept."""
+    before = moving(has_switched=True)
+    assert before.move is not None
+    back = replace(before.move.other, host="h1", placement_epoch=1)
+    return replace(before, host="h2", placement_epoch=2, move=replace(before.move, other=back))
+
+
+def begin_moving(history: History) -> None:
+    orders = claims("h2", [SERVER])
+    order = orders[keys.ASSIGNMENT.at("h2", SERVER)]
+    assert isinstance(order, Assignment)
+    orders[keys.ASSIGNMENT.at("h2", SERVER)] = replace(order, placement_epoch=2)
+    history.write("cell1", {**orders, keys.INSTANCE.at(SERVER): moving(has_switched=False)})
+
+
+def test_a_server_that_is_off_may_go_where_it_has_a_claim_and_back(history: History) -> None:
+    begin_moving(history)
+    history.tell(Stopped("h1", SERVER, "asked to"))
+    history.write("cell1", {keys.INSTANCE.at(SERVER): switched()})
+    history.tell(Started("h2", SERVER, 2))
+    history.tell(Stopped("h2", SERVER, "asked to"))
+    back = {keys.INSTANCE.at(SERVER): replace(active(), highest_epoch=2)}
+    gone = {keys.USE.at("h2"): None, keys.ASSIGNMENT.at("h2", SERVER): None}
+    history.write("cell1", {**back, **gone})
+
+
+def test_i1_a_server_that_leaves_a_host_it_runs_on(history: History) -> None:
+    begin_moving(history)
+
+    with pytest.raises(Violation, match=r"I1 .* left h1 for h2, and runs there"):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): switched()})
+
+
+def test_i15_a_placement_epoch_that_is_given_out_twice(history: History) -> None:
+    before = replace(active(), highest_epoch=5)
+    history.write("cell1", {keys.INSTANCE.at(SERVER): before})
+
+    with pytest.raises(Violation, match=r"I15 .* was placed on h2 at epoch 2"):
+        history.write(
+            "cell1", {keys.INSTANCE.at(SERVER): replace(moving(has_switched=False), highest_epoch=5)}
+        )
+
+
+def test_i2_an_order_to_a_host_that_the_record_does_not_name(history: History) -> None:
+    with pytest.raises(Violation, match="I2 hosts are ordered"):
+        history.write("cell1", claims("h2", [SERVER]))
+
+
+def test_i2_a_tombstone_of_the_copy_that_the_record_names(history: History) -> None:
+    with pytest.raises(Violation, match="I2 h1 is to forget placement 1"):
+        history.write(
+            "cell1",
+            {keys.TOMBSTONE.at("h1", SERVER): Tombstone(instance_id=SERVER, placement_epoch=1)},
+        )
+
+
+def test_i3_a_server_that_is_larger_than_what_is_charged_for_it() -> None:
+    history = History(Checker(is_one_clock=True))
+    history.write("global", {keys.QUOTA.at(PROJECT): quota(1), keys.LOCATION.at(SERVER): located()})
+    large = replace(record(), request=Request(guest=replace(guest(), vcpus=2)))
+    orders = claims("h1", [SERVER])
+
+    with pytest.raises(Violation, match=r"I3 .* has 2 vCPUs and 512 MiB, and is charged"):
+        history.write("cell1", {**orders, keys.INSTANCE.at(SERVER): large})
+
+
+def test_i8_the_copy_that_a_server_can_go_back_to_is_destroyed(history: History) -> None:
+    begin_moving(history)
+    history.tell(Stopped("h1", SERVER, "asked to"))
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(switched(), want=Want.RUN)})
+
+    with pytest.raises(Violation, match="I8 h1 destroyed"):
+        history.tell(Destroyed("h1", SERVER, 1))
 
 
 UP = Session(host="h1", epoch=1, state=SessionState.UP, conductor="c1")
