@@ -179,7 +179,7 @@ class Talk:
     """One conversation, as the packets of it come one after the other. Its state is that of two honest ends.
 
     `port` is the client's, and for ICMP the identifier: of a conversation's own, and above every port that a rule names on purpose.
-    `smallest6` is the payload of the smallest pieces in which IPv6 packets travel.
+    `smallest6` is the payload of the smallest piece in which an IPv6 packet may travel, even if it is the only one.
     """
 
     def __init__(self, chance: random.Random, numbers: Numbers, port: int, *, smallest6: int = 8) -> None:
@@ -254,6 +254,8 @@ class Talk:
         if frames.is_ipv6(source):
             size = max(size, self._smallest6)
         pieces = frames.fragments(source, destination, self.protocol, payload, number=number, size=size)
+        if frames.is_ipv6(source) and len(payload) < self._smallest6:
+            pieces = [frames.packet(source, destination, self.protocol, payload, number=number)]
         if word == "half":
             pieces = pieces[:-1]
         if word == "tail":

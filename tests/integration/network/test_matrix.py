@@ -62,7 +62,7 @@ async def _run(bench: Bench, seed: int) -> list[str]:
     chance = random.Random(seed)
     filters = cases.filters(chance)
     oracle = Oracle(filters)
-    # nf_conntrack_bridge lets nothing go on in pieces that are smaller than IPv6's least MTU (br_ip6_fragment in the kernel).
+    # nf_conntrack_bridge passes on nothing in pieces of which the largest is below IPv6's least MTU (br_ip6_fragment in the kernel).
     smallest6 = 1232 if bench.firewall.tracking is Tracking.BRIDGE else 8
     talks = [Talk(chance, bench.numbers, 20000 + number, smallest6=smallest6) for number in range(12)]
     sent = list(cases.mixed(chance, talks))
