@@ -92,7 +92,7 @@ class HostSession:
             on_full=lambda: self.end("too slow: everything will be told anew", retry_after_ms=1000),
         )
         self.questions = Questions(host, ask=self._telling.say, patience_s=around.settings.console_s)
-        self.tunnels = Tunnels(self.questions)
+        self.tunnels = Tunnels(self.questions, self._strike)
         self._over = asyncio.Event()
         self._farewell = Goodbye(reason="")
         self._proof_boot_s = float("-inf")
@@ -170,10 +170,6 @@ class HostSession:
     def is_by(self, cert_serial: str) -> bool:
         """Whether this is the session of the host with that certificate."""
         return self._cert_serial == cert_serial
-
-    def strike(self, rule: str) -> None:
-        """The host broke a rule beside its session, in a tunnel of its own."""
-        self._strike(rule)
 
     # ------------------------------------------------------------------ its life
 

@@ -7,10 +7,11 @@ only ever bring a console of its own guests, and only one that was asked for.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from fabric.conductor.questions import Questions
-from fabric.errors import TooMuch
+from fabric.errors import InvalidRequest, TooMuch
 from fabric.model.console import SAID_BY_HOSTS, ConsoleEnd, ConsoleKind
 from fabric.model.session import TunnelRefused, TunnelWanted
 from fabric.rpc.frames import Speech
@@ -23,18 +24,24 @@ TUNNELS_LIMIT: Final = 64
 class Tunnel:
     """One console on its way through here: `speech` is the host's end, until `over` is set."""
 
-    def __init__(self, speech: Speech) -> None:
+    def __init__(self, speech: Speech, strike: Callable[[str], None]) -> None:
         self.over = asyncio.Event()
         self._speech = speech
+        self._strike = strike
 
     async def send(self, data: bytes) -> None:
         await self._speech.send(data)
 
     async def receive(self) -> bytes | ConsoleEnd:
-        """What the host says. It may give some reasons for the end, and not others. A host that hangs up is lost."""
+        """What the host says. It may give some reasons for the end, and not others. A host that hangs up, or says what no console says,
+        is lost.
+        """
         try:
             said = await self._speech.receive()
         except StreamClosed:
+            return ConsoleEnd.HOST_LOST
+        except InvalidRequest as malformed:
+            self._strike(f"tunnel {malformed.message}")
             return ConsoleEnd.HOST_LOST
         return said if isinstance(said, bytes) or said in SAID_BY_HOSTS else ConsoleEnd.UNSPECIFIED
 
@@ -45,8 +52,9 @@ class Tunnel:
 class Tunnels:
     """The tunnels of one session."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: Questions, strike: Callable[[str], None]) -> None:
         self._questions = questions
+        self._strike = strike
         self._expected: dict[int, asyncio.Future[Tunnel]] = {}
         self._open: set[Tunnel] = set()
         self.lost = asyncio.Event()
@@ -92,7 +100,7 @@ class Tunnels:
         coming = self._expected.pop(question, None)
         if coming is None or coming.done():
             return False
-        tunnel = Tunnel(speech)
+        tunnel = Tunnel(speech, self._strike)
         self._open.add(tunnel)
         coming.set_result(tunnel)
         try:

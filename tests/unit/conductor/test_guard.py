@@ -14,16 +14,21 @@ from fabric.model.host import Resources
 from fabric.model.session import (
     Beat,
     ConsoleLog,
+    Diagnostics,
+    DiskCounters,
     FromHost,
     Held,
     Hello,
     HostState,
+    InterfaceCounters,
     Inventory,
+    PasswordSet,
     Progress,
     Released,
     Report,
     Status,
     StepDone,
+    TunnelRefused,
 )
 from fabric.model.states import PowerState
 
@@ -57,7 +62,24 @@ PROGRESS = Progress(epoch=1, instance_id=ID, placement_epoch=1, step="image", pe
 HELD = Held(instance_id=ID, placement_epoch=1, power=PowerState.RUNNING)
 INVENTORY = Inventory(epoch=1, held=(HELD,), strays=("somebody's vm",))
 
+DISK = DiskCounters(device="vda", read_bytes=1, read_requests=1, write_bytes=1, write_requests=1)
+NIC = InterfaceCounters(mac="fa:16:3e:00:00:01", rx_bytes=1, tx_drops=1)
+COUNTERS = Diagnostics(
+    question=1,
+    power=PowerState.RUNNING,
+    uptime_s=5,
+    vcpu_time_ms=(7, 8),
+    memory_kib=131072,
+    disks=(DISK,),
+    interfaces=(NIC,),
+)
+
 HONEST: tuple[FromHost, ...] = (
+    COUNTERS,
+    Diagnostics(question=1, fault_code="GUEST_OFF"),
+    PasswordSet(question=1),
+    PasswordSet(question=1, fault_code="AGENT_MISSING"),
+    TunnelRefused(question=1, fault_code="CONSOLE_IN_USE"),
     HELLO,
     Beat(seq=1, epoch=1),
     STATUS,
@@ -80,6 +102,23 @@ HONEST: tuple[FromHost, ...] = (
 )
 
 BAD: tuple[tuple[str, FromHost], ...] = (
+    ("question", replace(COUNTERS, question=-1)),
+    ("fault_code", replace(COUNTERS, fault_code="MADE_UP")),
+    ("uptime_s", replace(COUNTERS, uptime_s=-1)),
+    ("memory_kib", replace(COUNTERS, memory_kib=2**60)),
+    ("vcpu_time_ms", replace(COUNTERS, vcpu_time_ms=(1,) * 513)),
+    ("vcpu_time_ms[1]", replace(COUNTERS, vcpu_time_ms=(1, -1))),
+    ("disks", replace(COUNTERS, disks=(DISK,) * 65)),
+    ("disks[0].device", replace(COUNTERS, disks=(replace(DISK, device="\x1b[2J"),))),
+    ("disks[0].device", replace(COUNTERS, disks=(replace(DISK, device="v" * 33),))),
+    ("disks[0].write_bytes", replace(COUNTERS, disks=(replace(DISK, write_bytes=-1),))),
+    ("interfaces", replace(COUNTERS, interfaces=(NIC,) * 65)),
+    ("interfaces[0].mac", replace(COUNTERS, interfaces=(replace(NIC, mac="<script>"),))),
+    ("interfaces[0].rx_packets", replace(COUNTERS, interfaces=(replace(NIC, rx_packets=2**53),))),
+    ("question", PasswordSet(question=-1)),
+    ("fault_code", PasswordSet(question=1, fault_code="no")),
+    ("fault_code", TunnelRefused(question=1, fault_code="")),
+    ("fault_code", TunnelRefused(question=1, fault_code="no")),
     ("boot_id", replace(HELLO, boot_id="")),
     ("boot_id", replace(HELLO, boot_id="x" * 65)),
     ("boot_id", replace(HELLO, boot_id="a\nb")),
