@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.image import Image
-from fabric.model.instance import Assignment, Instance, Location, Tombstone
+from fabric.model.instance import Assignment, Instance, Location, OneShot, Tombstone
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.store import codec
@@ -375,6 +375,7 @@ class Checker:
             is_other = moves.here(record) != (event.host, event.placement_epoch)
             if record.action.kind is OneShot.REBUILD and record.observed_action < record.action.seq:
                 # Its disks are made anew: that is what was asked for.
+                self._have_run.discard((event.host, event.instance_id, event.placement_epoch))
                 continue
             if record.want is not Want.ABSENT or (is_other and record.task is not TaskState.DELETING):
                 raise Violation(

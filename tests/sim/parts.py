@@ -85,6 +85,7 @@ class ApiServer:
             clock=world.clock,
             ids=world.ids,
             jitter=world.jitter,
+            soft_delete=world.topology.reclaim_s > 0,
         )
 
         self.intake = Intake(

@@ -79,6 +79,9 @@ class Topology:
     projects: int = 2
     quota: Charge = field(default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096))
     host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
+    shelve_offload_s: float = 0.0
+    reclaim_s: float = 0.0
+    """0 is not at all, as everywhere: a delete is for good at once."""
 
 
 class World:
@@ -197,6 +200,10 @@ class World:
         for process in self.processes.values():
             process.start()
 
+    def set_delays(self, delays: Delays) -> None:
+        """How long machines take, whatever the seed says; before they are made."""
+        self._delays = delays
+
     def _add(self, name: str, build: Callable[[], Runs]) -> None:
         self.processes[name] = Process(self.loop, name, build, lambda service: service.run(), self._died)
 
@@ -215,7 +222,14 @@ class World:
 
     def _conductor(self, name: str, cell: str) -> ConductorService:
         return ConductorService(
-            ConductorSettings(cell=cell, endpoint=name, permit_s=PERMIT_S, resync_s=RESYNC_S),
+            ConductorSettings(
+                cell=cell,
+                endpoint=name,
+                permit_s=PERMIT_S,
+                resync_s=RESYNC_S,
+                shelve_offload_s=self.topology.shelve_offload_s,
+                reclaim_s=self.topology.reclaim_s,
+            ),
             self.store_for(name, cell),
             clock=self.clock,
             ids=self.ids,

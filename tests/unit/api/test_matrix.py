@@ -114,7 +114,7 @@ async def _ask(world: World, action: Action, server: str, who: Principal = ROOT)
     """How it was refused; None where it was accepted."""
     method = SERVED[action]
     request = method.request(
-        **{"request_id": world.rid(), "instance": server, **FIELDS.get(action, {})}  # type: ignore[arg-type]
+        **{"request_id": world.rid(), "instance": server, **FIELDS.get(action, {})}
     )
     try:
         await getattr(world.handlers, method.attribute)(request, who)
