@@ -9,10 +9,10 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock
-from fabric.errors import Ambiguous, Conflict, InvalidRequest, NotFound, Reason
+from fabric.errors import Ambiguous, Conflict, NotFound
 from fabric.images.base import Blobs
 from fabric.images.core import snapshots
-from fabric.images.core.inspect import ImageLimits
+from fabric.images.core.inspect import Accepted, ImageLimits
 from fabric.images.service import Received, receive
 from fabric.model.image import Image, ImageFormat, ImageOffer, ImageState
 from fabric.store.base import Committed, Store, Txn
@@ -61,14 +61,8 @@ class Intake:
             declared=ImageFormat.QCOW2,
             expected_sha256=offer.sha256,
             limits=self._limits,
+            expected=Accepted(offer.size_bytes, offer.virtual_size_bytes),
         )
-        if (received.size_bytes, received.virtual_size_bytes) != (
-            offer.size_bytes,
-            offer.virtual_size_bytes,
-        ):
-            raise InvalidRequest(
-                "the image is of another size than was offered", field="header", reason=Reason.IMAGE_REJECTED
-            )
         return await self._keep(offer, received)
 
     async def _keep(self, offer: ImageOffer, received: Received) -> Image:

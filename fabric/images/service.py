@@ -11,7 +11,7 @@ import structlog
 
 from fabric.errors import FabricError, InvalidRequest, Reason
 from fabric.images.base import Blobs
-from fabric.images.core.inspect import ImageLimits, Inspection
+from fabric.images.core.inspect import Accepted, ImageLimits, Inspection
 from fabric.model.image import ImageFormat
 
 log = structlog.get_logger()
@@ -38,8 +38,11 @@ async def receive(
     declared: ImageFormat,
     expected_sha256: str,
     limits: ImageLimits,
+    expected: Accepted | None = None,
 ) -> Received:
     """Store an image's bytes, looking at them as they come: what is refused is refused as soon as its header is there.
+
+    `expected` are its sizes, where they were announced.
 
     Raises:
         InvalidRequest: it is not what it was declared to be, or its digest is not the expected one. Nothing is left of it.
@@ -60,6 +63,12 @@ async def receive(
             raise InvalidRequest(
                 f"the bytes' SHA-256 is {found}, not {expected_sha256}: they were changed on their way, or are not all",
                 field="image.sha256",
+                reason=Reason.IMAGE_REJECTED,
+            )
+        if expected not in {None, accepted}:
+            raise InvalidRequest(
+                "the image is of another size than was announced",
+                field="header",
                 reason=Reason.IMAGE_REJECTED,
             )
         await upload.keep(found)

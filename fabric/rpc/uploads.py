@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
+import grpc
 import grpc.aio
 
 from fabric.errors import FabricError, Unavailable
@@ -15,6 +16,7 @@ from fabric.rpc.status import DETAILS_KEY, from_status
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 async def send_all(call: grpc.aio.StreamUnaryCall[Q, R], requests: AsyncGenerator[Q, None]) -> R:
@@ -23,18 +25,25 @@ async def send_all(call: grpc.aio.StreamUnaryCall[Q, R], requests: AsyncGenerato
     Raises what the server did, Unavailable where there is none, and what iterating raises: then the call is cancelled, so that what was
     sent is not taken for all there was.
     """
+    ends: list[grpc.aio.AioRpcError] = []
+    call.add_done_callback(lambda _: ends.append(_end_of(call)))
     try:
         # By hand, because gRPC only logs what iterating raises, and a peer that is slow must slow us down.
         async for request in requests:
             try:
                 await call.write(request)
-            except asyncio.InvalidStateError:
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 break  # it has ended; the answer says why
         else:
             await call.done_writing()
         return await call
     except grpc.aio.AioRpcError as failed:
-        raise error_of(failed) from None
+        # A write that fails because the server has ended the call hides why behind an error of gRPC's own. The first end is the server's.
+        first = ends[0] if ends else failed
+        if first.code() is grpc.StatusCode.OK:
+            raise Unavailable("the answer was lost") from None
+        why = next((end for end in ends if end.code() is not grpc.StatusCode.INTERNAL), failed)
+        raise error_of(why) from None
     except asyncio.CancelledError:
         if is_cancelling():
             raise
@@ -52,3 +61,23 @@ def error_of(failed: grpc.aio.AioRpcError) -> FabricError:
             if key == DETAILS_KEY and isinstance(value, bytes):
                 details = value
     return from_status(failed.code().value[0], failed.details() or "", details)
+
+
+def _end_of(call: grpc.aio.StreamUnaryCall[Q, R]) -> grpc.aio.AioRpcError:
+    """How a call that is over has ended, as of now: these coroutines do not wait any more."""
+    return grpc.aio.AioRpcError(
+        _at_once(call.code()),
+        grpc.aio.Metadata(),
+        _at_once(call.trailing_metadata()),
+        details=_at_once(call.details()),
+    )
+
+
+def _at_once(ready: Awaitable[T]) -> T:
+    steps = ready.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise asyncio.InvalidStateError("the call is not over")

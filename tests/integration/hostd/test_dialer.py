@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fabric.clock import SystemClock
-from fabric.errors import NotFound, PermissionDenied, Unavailable
+from fabric.errors import FabricError, InvalidRequest, NotFound, PermissionDenied, TooMuch, Unavailable
 from fabric.ids import RandomIds
+from fabric.model.image import ImageOffer
 from fabric.rpc import conductor_handlers, stages
 from fabric.rpc.server import RpcServer, ServerSettings
 from fabric.rpc.stream import Stream, StreamClosed
@@ -31,6 +33,24 @@ class Conductor(NoConsoles):
         self.hosts: list[str] = []
         self.ended = asyncio.Event()
         self.cut_after: int | None = None
+        self.taken: list[tuple[str, ImageOffer, bytes]] = []
+        self.refuses: FabricError | None = None
+        self.broken = 0
+
+    async def upload_image(
+        self, host: str, cert_serial: str, offer: ImageOffer, chunks: AsyncIterator[bytes]
+    ) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        data = b""
+        try:
+            async for chunk in chunks:
+                data += chunk
+        finally:
+            # However it ends: what is not whole is not taken.
+            self.broken += len(data) < offer.size_bytes
+        if len(data) == offer.size_bytes:
+            self.taken.append((host, offer, data))
 
     async def serve_host(self, host: str, cert_serial: str, stream: Stream) -> None:
         self.hosts.append(host)
@@ -173,6 +193,70 @@ async def test_a_transfer_that_breaks_delivers_what_came_and_then_says_so(
     with pytest.raises(Unavailable):
         await collect()
     assert pieces == [b"<00>", b"<01>"]
+
+
+def an_offer(size_bytes: int) -> ImageOffer:
+    return ImageOffer(
+        image_id=IMAGE_ID,
+        instance_id=IMAGE_ID,
+        placement_epoch=3,
+        sha256="0" * 64,
+        size_bytes=size_bytes,
+        virtual_size_bytes=1 << 20,
+    )
+
+
+async def chunks_of(data: bytes, *, breaks_after: int | None = None) -> AsyncIterator[bytes]:
+    for number, start in enumerate(range(0, len(data), 1 << 20)):
+        if number == breaks_after:
+            # What was sent before has come.
+            await asyncio.sleep(0.2)
+            raise OSError("the disk is gone")
+        yield data[start : start + (1 << 20)]
+
+
+async def test_an_image_is_handed_in_whole_under_the_name_of_the_certificate(
+    endpoint: str, dialer: GrpcDialer, conductor: Conductor
+) -> None:
+    await dialer.dial(endpoint)
+    data = bytes(range(256)) * 20_000
+
+    await dialer.upload_image(endpoint, an_offer(len(data)), chunks_of(data))
+
+    assert conductor.taken == [("h1", an_offer(len(data)), data)]
+
+
+@pytest.mark.parametrize("refusal", [NotFound("nobody wants it"), TooMuch("too large")])
+async def test_a_refusal_is_heard_before_everything_is_sent(
+    endpoint: str, dialer: GrpcDialer, conductor: Conductor, refusal: FabricError
+) -> None:
+    conductor.refuses = refusal
+    await dialer.dial(endpoint)
+    data = bytes(64 << 20)
+
+    with pytest.raises(type(refusal)):
+        await dialer.upload_image(endpoint, an_offer(len(data)), chunks_of(data))
+
+
+async def test_an_upload_that_its_host_breaks_off_is_not_taken(
+    endpoint: str, dialer: GrpcDialer, conductor: Conductor
+) -> None:
+    await dialer.dial(endpoint)
+    data = bytes(5 << 20)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        await dialer.upload_image(endpoint, an_offer(len(data)), chunks_of(data, breaks_after=3))
+    async with asyncio.timeout(10):
+        while not conductor.broken:
+            await asyncio.sleep(0.01)
+    assert conductor.taken == []
+
+
+async def test_a_header_that_is_no_offer_is_refused(endpoint: str, dialer: GrpcDialer) -> None:
+    await dialer.dial(endpoint)
+
+    with pytest.raises(InvalidRequest):
+        await dialer.upload_image(endpoint, replace(an_offer(1), sha256="../../etc"), chunks_of(b"1"))
 
 
 async def test_an_image_that_is_not_ours_is_an_error_of_its_own(endpoint: str, dialer: GrpcDialer) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fabric.clock import SystemClock
+from fabric.errors import NotFound
 from fabric.ids import RandomIds
+from fabric.model.image import ImageOffer
 from fabric.model.session import Beat, FromHost, Granted, Hello, Inventory, Snapshot
 from fabric.rpc import conductor_handlers, stages
 from fabric.rpc.server import RpcServer, ServerSettings
@@ -63,6 +65,11 @@ class Conductor(NoConsoles):
         self, host: str, cert_serial: str, image_id: str, offset_bytes: int
     ) -> AsyncIterator[bytes]:
         yield b""
+
+    async def upload_image(
+        self, host: str, cert_serial: str, offer: ImageOffer, chunks: AsyncIterator[bytes]
+    ) -> None:
+        raise NotFound("no image is wanted")
 
     async def read_console_log(
         self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int

@@ -8,8 +8,14 @@ import pytest
 
 from fabric.errors import TooMuch
 from fabric.model.identity import Principal
+from fabric.model.image import ImageOffer
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
-from fabric.rpc.conductor_handlers import FETCHES_AT_ONCE, SESSIONS_AT_ONCE, HostSessionHandlers
+from fabric.rpc.conductor_handlers import (
+    FETCHES_AT_ONCE,
+    SESSIONS_AT_ONCE,
+    UPLOADS_AT_ONCE,
+    HostSessionHandlers,
+)
 from fabric.rpc.stream import Stream, memory_pair
 from tests.console_doubles import NoConsoles
 
@@ -38,6 +44,12 @@ class Endless(NoConsoles):
         yield b"first"
         await self.over.wait()
 
+    async def upload_image(
+        self, host: str, cert_serial: str, offer: ImageOffer, chunks: AsyncIterator[bytes]
+    ) -> None:
+        self.serving += 1
+        await self.over.wait()
+
     async def read_console_log(
         self, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
     ) -> bytes:
@@ -51,12 +63,22 @@ async def _fetch(handlers: HostSessionHandlers, principal: Principal) -> list[by
     return [response.data async for response in handlers.fetch_image(REQUEST, principal)]
 
 
+async def _upload(handlers: HostSessionHandlers, principal: Principal) -> None:
+    await handlers.upload_image(_offer_only(), principal)
+
+
+async def _offer_only() -> AsyncIterator[pb.UploadImageRequest]:
+    yield pb.UploadImageRequest(header=pb.ImageOffer(image_id=REQUEST.image_id))
+
+
 async def _session(handlers: HostSessionHandlers, principal: Principal) -> None:
     here, _ = memory_pair()
     await handlers.session(here, principal)
 
 
-@pytest.mark.parametrize(("ask", "most"), [(_fetch, FETCHES_AT_ONCE), (_session, SESSIONS_AT_ONCE)])
+@pytest.mark.parametrize(
+    ("ask", "most"), [(_fetch, FETCHES_AT_ONCE), (_upload, UPLOADS_AT_ONCE), (_session, SESSIONS_AT_ONCE)]
+)
 async def test_a_host_that_asks_for_ever_more_at_once_is_stopped_and_no_other(ask: Ask, most: int) -> None:
     conductor = Endless()
     handlers = HostSessionHandlers(conductor, "east")
