@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +26,10 @@ import libvirt
 
 from fabric.client import Client
 from tests.bench.bare import BareHost
+from tests.bench.by_hand import STEPS, Step
 from tests.bench.changes import PATIENCE_S, Changes
 from tests.bench.measure import Row, median
-from tests.e2e.running import Running, a_fabric, guest_images, until
+from tests.e2e.running import ROOT, Running, a_fabric, guest_images, until
 
 BENCH: Final = "actions"
 ROUNDS: Final = 5
@@ -39,27 +39,6 @@ GOING_DOWN: Final = b"going down"
 
 SERVICES_S: Final = 10.0
 """How long its services take to start after that, the one that listens to the button among them: the twin goes on waiting for a network."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One action: where it leads, and what a script does instead."""
-
-    action: str
-    state: str
-    by_hand: str
-    """Python, about `domain`."""
-
-
-_OFF: Final = "while domain.isActive(): time.sleep(0.005)"
-STEPS: Final = (
-    Step("pause", "PAUSED", "domain.suspend()"),
-    Step("unpause", "ACTIVE", "domain.resume()"),
-    Step("suspend", "SUSPENDED", "domain.managedSave(0)"),
-    Step("resume", "ACTIVE", "domain.create()"),
-    Step("stop", "SHUTOFF", f"domain.shutdown()\n{_OFF}"),
-    Step("start", "ACTIVE", "domain.create()"),
-)
 
 
 def run() -> list[Row]:
@@ -153,15 +132,18 @@ class _Pair:
         self._fabric.cli("server", step.action, "--wait", self._id)
 
     def _call(self, step: Step) -> None:
-        exec(step.by_hand, {"domain": self._twin, "time": time})  # noqa: S102 - the very text that the script is made of
+        step.by_hand(self._twin)
 
     def _script(self, step: Step) -> None:
-        text = (
-            "import time, libvirt\n"
-            f"domain = libvirt.open({self._host.uri!r}).lookupByUUIDString({self._twin.UUIDString()!r})\n"
-            f"{step.by_hand}\n"
+        words = (
+            sys.executable,
+            "-m",
+            "tests.bench.by_hand",
+            self._host.uri,
+            self._twin.UUIDString(),
+            step.action,
         )
-        subprocess.run((sys.executable, "-c", text), check=True, timeout=PATIENCE_S)
+        subprocess.run(words, check=True, timeout=PATIENCE_S, cwd=ROOT)
 
     def _await_boot(self) -> None:
         """Until both are up: one that is not does not hear its power button."""
