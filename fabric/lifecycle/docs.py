@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from typing import Final
 
-from fabric.lifecycle.table import HOST_WORDS, RULES, HostWord, Rule, shown
+from fabric.lifecycle.table import BY_ACTION, BY_TASK, HOST_WORDS, RULES, TIMERS, HostWord, Rule, shown
 from fabric.model.states import TaskState, VmState
+
+MANY: Final = 5
+"""A row that may start in more states than this is drawn from ACTIVE only: its arrows would hide the others."""
 
 
 def page() -> str:
-    """Markdown with a diagram of the states, a table of the actions, and a table of what a host may say."""
-    return "\n".join((*_introduction(), *_diagram(), *_actions(), *_host_words())) + "\n"
+    """Markdown with a diagram of the states, and tables: of the states, the actions, the tasks, the timers, what a host may say."""
+    return (
+        "\n".join(
+            (
+                *_introduction(),
+                *_diagram(),
+                *_actions(),
+                *_task_words(),
+                *_timers(),
+                *_host_words(),
+            )
+        )
+        + "\n"
+    )
 
 
 def _introduction() -> Iterator[str]:
     yield "# The life of a server"
     yield ""
-    yield "Source: `fabric/lifecycle/table.py`."
+    yield "Source: `fabric/lifecycle/table.py`. What the words mean is in [its concept](../concepts/lifecycle.md)."
     yield ""
     yield "One action at a time is under way: its task is the lock. An action may start in the states named here while no"
     yield "task is under way, or by taking over one of the tasks named under *takes over*. What fails ends in the state"
@@ -31,24 +47,67 @@ def _introduction() -> Iterator[str]:
 def _diagram() -> Iterator[str]:
     yield "```mermaid"
     yield "stateDiagram-v2"
-    for state in VmState:
-        if state is not VmState.UNSPECIFIED:
-            yield f"    state {shown(state, TaskState.NONE)}"
-    yield f"    [*] --> {shown(VmState.BUILDING, TaskState.NONE)}: asked for"
+    yield f"    [*] --> {_word(VmState.BUILDING)}: asked for"
+    labels: dict[tuple[VmState, VmState], list[str]] = {}
     for rule in RULES:
-        if rule.final is None:
-            # It ends where it began, or, like a confirmed resize, where that is: the table below tells.
-            continue
-        starts = [state for state in VmState if state in rule.allowed] or [VmState.BUILDING]
-        for state in starts:
-            yield f"    {shown(state, TaskState.NONE)} --> {shown(rule.final, TaskState.NONE)}: {rule.action}"
-            if rule.on_failure is not None and rule.on_failure is not state:
-                yield (
-                    f"    {shown(state, TaskState.NONE)} --> {shown(rule.on_failure, TaskState.NONE)}: "
-                    f"{rule.action} failed"
-                )
-    yield f"    {shown(VmState.DELETED, TaskState.NONE)} --> [*]"
+        for state in _starts(rule):
+            is_drawn = len(rule.allowed) <= MANY or state is VmState.ACTIVE
+            if rule.final not in {None, state} and is_drawn:
+                labels.setdefault((state, rule.final or state), []).append(rule.action)
+    for timer in TIMERS:
+        final = BY_ACTION[timer.action].final
+        if final is not None:
+            labels.setdefault((timer.state, final), []).append(f"after {timer.setting}")
+    for (state, final), words in sorted(labels.items()):
+        yield f"    {_word(state)} --> {_word(final)}: {', '.join(dict.fromkeys(words))}"
+    yield f"    {_word(VmState.RESIZED)} --> {_word(VmState.ACTIVE)}: confirm-resize, revert-resize"
+    yield f"    {_word(VmState.BUILDING)} --> {_word(VmState.ERROR)}: create failed"
+    yield f"    {_word(VmState.DELETED)} --> [*]"
     yield "```"
+    yield ""
+    yield "Drawn from ACTIVE only, because they start nearly everywhere:"
+    yield ""
+    for rule in RULES:
+        if len(rule.allowed) > MANY and rule.final is not None:
+            yield f"- `{rule.action}`, to {_word(rule.final)}, from {_states(rule.allowed)}"
+    yield ""
+    yield "Not drawn are arrows from a state to itself (a reboot, an image of the disk), and those of what failed: the table has them."
+    yield ""
+
+
+def _starts(rule: Rule) -> list[VmState]:
+    return [state for state in VmState if state in rule.allowed] or [VmState.BUILDING]
+
+
+def _word(state: VmState) -> str:
+    return shown(state, TaskState.NONE)
+
+
+def _task_words() -> Iterator[str]:
+    yield "## What is under way"
+    yield ""
+    yield "A task is shown beside the state; with some of them the state itself has another word meanwhile."
+    yield ""
+    yield "| task | of | while it runs, people see |"
+    yield "| --- | --- | --- |"
+    for task in sorted(BY_TASK):
+        asked = ", ".join(f"`{rule.action}`" for rule in RULES if task in {rule.task, *rule.passes})
+        states = sorted({_word(each) for each in VmState if each in BY_TASK[task].allowed})
+        words = {shown(each, task) for each in BY_TASK[task].allowed}
+        others = sorted(words - set(states))
+        yield f"| {task.name.lower()} | {asked or '`create`'} | {', '.join(others) or 'the state it was in'} |"
+    yield ""
+
+
+def _timers() -> Iterator[str]:
+    yield "## What begins by itself"
+    yield ""
+    yield "When a server has been in a state for as long as the conductors' setting says, with nothing under way:"
+    yield ""
+    yield "| in | begins | after | not at all with |"
+    yield "| --- | --- | --- | --- |"
+    for timer in TIMERS:
+        yield f"| {_word(timer.state)} | `{timer.action}` | `{timer.setting}` | {timer.never:g} |"
     yield ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fabric.lifecycle.docs import page
-from fabric.lifecycle.table import HOST_WORDS, RULES, shown
+from fabric.lifecycle.table import BY_TASK, HOST_WORDS, RULES, TIMERS, shown
 from fabric.model.states import TaskState, VmState
 
 
@@ -29,3 +29,18 @@ def test_the_diagram_leads_to_every_state_and_from_it() -> None:
 
     assert states == {before for before, _, _ in arrows} - {"[*]"}
     assert states == {after for _, _, after in arrows} - {"[*]"}
+
+
+def test_every_task_and_every_timer_has_its_line() -> None:
+    for task in BY_TASK:
+        (line,) = _lines(f"| {task.name.lower()} |")
+        assert "``" not in line
+    for timer in TIMERS:
+        (line,) = [each for each in _lines("| ") if f"`{timer.setting}`" in each]
+        assert shown(timer.state, TaskState.NONE) in line
+
+
+def test_an_arrow_is_drawn_once() -> None:
+    arrows = [line.split(":")[0] for line in page().splitlines() if "-->" in line]
+
+    assert len(arrows) == len(set(arrows))
