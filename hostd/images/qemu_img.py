@@ -56,7 +56,7 @@ class QemuImg:
         The chain is told, never read from a header: that is the guest's to write.
         """
         source = f"json:{json.dumps(_chain(disk))}"
-        command = ("qemu-img", "convert", "-O", "qcow2", source, str(target))
+        command = ("qemu-img", "convert", "-f", disk.format, "-O", "qcow2", source, str(target))
         await run(*Confinement(owner, cpu_s=_CONVERT_CPU_S).command(*command), timeout_s=2 * _CONVERT_CPU_S)
 
     async def make_whole(self, source: Path, source_format: str, target: Path, *, owner: int | None) -> None:
@@ -82,9 +82,10 @@ class QemuImg:
 
 
 def _chain(disk: DiskFile) -> dict[str, object]:
-    """A disk and what is beneath it, as QEMU's block layer is told."""
-    node: dict[str, object] = {"driver": disk.format, "file": {"driver": "file", "filename": disk.path}}
+    """A disk and what is beneath it, as QEMU's block layer is told; but for the disk's own format, which goes ahead."""
+    node: dict[str, object] = {"file": {"driver": "file", "filename": disk.path}}
     if disk.format == "qcow2":
         # None is said too: otherwise the header is asked.
-        node["backing"] = None if disk.backing is None else _chain(disk.backing)
+        below = disk.backing
+        node["backing"] = None if below is None else {"driver": below.format, **_chain(below)}
     return node

@@ -252,6 +252,9 @@ class Checker:
             if len(cells) > 1:
                 raise Violation(f"I1 {instance_id} has a record in {' and in '.join(cells)}")
             return
+        if after.action.kind is OneShot.REBUILD and after.action.seq != before.action.seq:
+            # Its owner has given the disk up: from here on it may be lost, until it has run on another.
+            self._have_run.discard((after.host, instance_id, after.placement_epoch))
         if after.generation < before.generation:
             raise Violation(f"I15 {instance_id} went back: {before.generation} to {after.generation}")
         if after.observed_generation > after.generation:

@@ -36,6 +36,13 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     "resize": {"flavor": ["small", "large"]},
     "migrate": {"host": [""]},
     "rescue": {"image": ["", "tiny"], "password": [""]},
+    "create_image": {"name": [f"image-{number}" for number in range(1000)], "properties": [{}]},
+    "create_backup": {
+        "name": [f"backup-{number}" for number in range(1000)],
+        "backup_type": ["daily"],
+        "rotation": [1, 2],
+    },
+    "rebuild": {"image": ["tiny"], "key_name": [""], "user_data": [b""], "metadata": [{}], "name": [""]},
     "reboot": {"kind": [pb.REBOOT_KIND_SOFT, pb.REBOOT_KIND_HARD]},
 }
 """What the requests of some actions need besides, and what it may be."""

@@ -68,6 +68,7 @@ ADAPTERS = {
     "fabric/workers.py": "is the threads",
     "hostd/driver/libvirt/": "libvirt's calls block, so they have a thread",
     "hostd/images/cache.py": "is the disk that images are kept on: its calls block, so they have threads",
+    "hostd/images/copies.py": "is the disk that copies of guests' disks are kept on, likewise",
     "hostd/images/disks.py": "is the disk that guests write to, likewise",
     "hostd/main.py": "puts the process together",
     "hostd/network/dnsmasq.py": "keeps a DHCP server that outlives the daemon",
