@@ -94,7 +94,7 @@ class DefaultGroup(click.Group):
     """A group whose first verb may be left out: `resize --flavor F web` is `resize begin --flavor F web`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in {*self.commands, "--help"}:
+        if args and args[0] not in {*self.commands, "-h", "--help"}:
             args = ["begin", *args]
         return super().parse_args(ctx, args)
 

@@ -374,10 +374,14 @@ def admin_user(session: Session, instance: Instance) -> str:
         return "root"
 
 
+LETS_IN = frozenset({"ACTIVE", "RESCUE", "VERIFY_RESIZE"})
+"""States of servers that run."""
+
+
 def ssh_command(session: Session, instance: Instance, *, user: str, identity: Path | None) -> list[str]:
     """The command that logs in. Raises WrongState where there is nothing to log in to."""
     status = instance.status
-    if status.state != "ACTIVE":
+    if status.state not in LETS_IN:
         raise WrongState(f"server {instance.name} is {status.state}: only one that is ACTIVE lets anybody in")
     if not status.addresses:
         raise WrongState(f"server {instance.name} has no address")
