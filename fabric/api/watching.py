@@ -321,20 +321,26 @@ class _Watcher:
                     reason=Reason.WATCH_TOO_SLOW,
                     retry_after_s=1.0,
                 )
-            if not entries and self._clock.boot_s() - marked_s < MARK_S:
+            is_due = self._clock.boot_s() - marked_s >= MARK_S
+            if not entries and not is_due:
                 await watching.moved()
                 continue
             # Before anything is told: while it is, more may come, which this mark must not claim.
             self._place, told = self._place + len(entries), watching.position()
-            if any(isinstance(each.news, Listed) for each in entries):
-                yield _resync("a cell's servers have become known")
-                for message in self._present():
-                    yield message
-            else:
-                for message in self._told(entries):
-                    yield message
-            yield _mark(told)
-            marked_s = self._clock.boot_s()
+            for message in self._news_in(entries):
+                is_due = True
+                yield message
+            if is_due:
+                # Not for what is others': who sees nothing of it is not woken by it.
+                yield _mark(told)
+                marked_s = self._clock.boot_s()
+
+    def _news_in(self, entries: list[Entry[News]]) -> Iterator[pb.WatchInstancesResponse]:
+        if any(isinstance(each.news, Listed) for each in entries):
+            yield _resync("a cell's servers have become known")
+            yield from self._present()
+        else:
+            yield from self._told(entries)
 
     def _is_over(self, begun_s: float) -> bool:
         expire_ms = self._principal.expire_time_ms

@@ -27,6 +27,7 @@ from fabric.errors import (
 from fabric.pb.compute.v1 import (
     flavor_service_pb2,
     host_service_pb2,
+    instance_event_service_pb2,
     instance_service_pb2,
     keypair_service_pb2,
 )
@@ -52,6 +53,7 @@ FILES = (
     floating_ip_service_pb2,
     host_service_pb2,
     image_service_pb2,
+    instance_event_service_pb2,
     instance_service_pb2,
     keypair_service_pb2,
     network_service_pb2,
@@ -97,6 +99,9 @@ class FakeApi:
         self.projects: dict[str, project_service_pb2.Project] = {}
         self.users: dict[str, user_service_pb2.User] = {}
         self.roles: list[tuple[str, str, str]] = []
+        self.events: list[instance_event_service_pb2.InstanceEvent] = []
+        self.news: list[list[instance_event_service_pb2.WatchInstancesResponse]] = []
+        """What one watch after another tells before it ends."""
         self.console = b"booting\r\nlogin: "
         self.unreachable: list[instance_service_pb2.UnreachableCell] = []
         self.page_size = 2
@@ -221,6 +226,21 @@ class FakeApi:
                 raise NotFound(f"there is no server {request.instance}")
         return instance_service_pb2.GetInstanceResponse(instance=found)
 
+    def list_instance_events(self, request: Any) -> Any:
+        found = _found(self.instances, request.instance)
+        return instance_event_service_pb2.ListInstanceEventsResponse(
+            events=[each for each in self.events if each.instance_id == found.id]
+        )
+
+    def get_instance_event(self, request: Any) -> Any:
+        for each in self.events:
+            if each.request_id == request.request_id:
+                return instance_event_service_pb2.GetInstanceEventResponse(event=each)
+        raise NotFound(f"there is no action {request.request_id}")
+
+    def watch_instances(self, _request: Any) -> Any:
+        return self.news.pop(0)
+
     def list_instances(self, request: Any) -> Any:
         page, token = self._page(
             (it for it in self.instances.values() if request.name in {"", it.name}), request.page_token
@@ -264,6 +284,14 @@ class FakeApi:
     def stop_instance(self, request: Any) -> Any:
         seen = self._begin("stop_instance", request.instance, Step("ACTIVE", "powering_off"))
         return instance_service_pb2.StopInstanceResponse(instance=seen)
+
+    def _same(self, request: Any) -> Any:
+        """What changes a record alone: the fake keeps no more of it than the request."""
+        found = _found(self.instances, request.instance)
+        name = type(request).__name__.removesuffix("Request")
+        return getattr(instance_service_pb2, f"{name}Response")(instance=found)
+
+    rename_instance = set_instance_metadata = lock_instance = unlock_instance = reset_instance_state = _same
 
     def reboot_instance(self, request: Any) -> Any:
         seen = self._begin("reboot_instance", request.instance, Step("REBOOT", "rebooting"))
@@ -420,6 +448,22 @@ class Broken(grpc.RpcError, grpc.Call):
         return False
 
 
+class Streaming:
+    """A call whose answers stream, as gRPC's: to be read, or given up."""
+
+    def __init__(self, answers: Iterator[Any]) -> None:
+        self._answers = answers
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._answers
+
+    def __next__(self) -> Any:
+        return next(self._answers)
+
+    def cancel(self) -> None:
+        self._answers.close()  # type: ignore[attr-defined]  # it is a generator
+
+
 class FakeChannel:
     """A channel whose other end is a FakeApi in this process. Messages are serialized, as on a wire."""
 
@@ -480,4 +524,7 @@ class FakeChannel:
             except FabricError as error:
                 raise Broken(error) from None
 
-        return self._callable(path, request_serializer, response_deserializer, answer)
+        def stream(*call: Any) -> Streaming:
+            return Streaming(answer(*call))
+
+        return self._callable(path, request_serializer, response_deserializer, stream)
