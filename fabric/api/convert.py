@@ -89,13 +89,23 @@ def project_message(project: Project, quota: Quota | None) -> project_service_pb
 
 def _amounts(charge: Charge) -> project_service_pb2.QuotaAmounts:
     return project_service_pb2.QuotaAmounts(
-        instances=charge.instances, vcpus=charge.vcpus, ram_mib=charge.ram_mib
+        instances=charge.instances,
+        vcpus=charge.vcpus,
+        ram_mib=charge.ram_mib,
+        volumes=charge.volumes,
+        volume_gib=charge.volume_gib,
     )
 
 
-def charge_value(amounts: project_service_pb2.QuotaAmounts) -> Charge:
-    """Limits as somebody asked for them."""
-    return Charge(instances=amounts.instances, vcpus=amounts.vcpus, ram_mib=amounts.ram_mib)
+def charge_value(amounts: project_service_pb2.QuotaAmounts, default: Charge) -> Charge:
+    """Limits as somebody asked for them. Those of volumes came later than the others: left out, they are the default's."""
+    return Charge(
+        instances=amounts.instances,
+        vcpus=amounts.vcpus,
+        ram_mib=amounts.ram_mib,
+        volumes=amounts.volumes or default.volumes,
+        volume_gib=amounts.volume_gib or default.volume_gib,
+    )
 
 
 def host_message(

@@ -10,6 +10,7 @@ from fabric.model.instance import Build, Fault, Instance, Location, Request
 from fabric.model.network import Port
 from fabric.model.placement import Decision
 from fabric.model.states import TaskState, VmState
+from fabric.model.volume import serial_of
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 
 
@@ -54,6 +55,7 @@ def from_record(
             launch_time=timestamp(record.launch_time_ms),
             generation=record.generation,
             observed_generation=record.observed_generation,
+            volumes=_volumes(record),
         )
     )
     return message
@@ -121,7 +123,7 @@ def _host_state(session: Session | None) -> str:
 
 
 def _address(port: Port) -> pb.Address:
-    return pb.Address(network_name=port.network_name, address=port.address, mac=port.mac)
+    return pb.Address(network_name=port.network_name, address=port.address, mac=port.mac, port_id=port.id)
 
 
 def _fault(fault: Fault | None) -> pb.Fault | None:
@@ -145,3 +147,23 @@ def _decision(decision: Decision | None) -> pb.PlacementDecision | None:
         suggestion=decision.suggestion,
         time=timestamp(decision.decide_time_ms),
     )
+
+
+def _volumes(record: Instance) -> list[pb.AttachedVolume]:
+    """The server's volumes, those that it has not let go of yet last."""
+    coming = {each.volume_id for each in record.plugs if not each.is_leaving}
+    wanted = [
+        pb.AttachedVolume(
+            volume_id=each.id,
+            size_gib=each.size_gib,
+            serial=each.serial,
+            state="ATTACHING" if each.id in coming else "ATTACHED",
+        )
+        for each in record.request.guest.volumes
+    ]
+    leaving = [
+        pb.AttachedVolume(volume_id=each.volume_id, serial=serial_of(each.volume_id), state="DETACHING")
+        for each in record.plugs
+        if each.is_leaving and each.volume_id
+    ]
+    return wanted + leaving

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.core.accept import Asked, admission, first_cell, request_for
+from fabric.api.core.devices import Known, Ref
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
     NO_OTHER,
@@ -255,6 +256,7 @@ class InstanceHandlers:
             image_id=prepared.image_id,
             also=prepared.also,
             work=prepared.work,
+            beside=prepared.beside,
             etag=getattr(request, "etag", ""),
         )
         try:
@@ -339,7 +341,9 @@ class InstanceHandlers:
         self, view: CellView, instance: Instance, intent: Intent, principal: Principal
     ) -> tuple[pb.Instance, types_pb2.Revision] | None:
         """One try at an intent on a server that its cell knows; None when something had changed."""
-        seen = await view.get(*keys_of(instance, intent.answered))
+        besides = () if intent.beside is None else intent.beside.reads(instance)
+        keys = (*keys_of(instance, intent.answered), *(row.at(*fields) for row, fields in besides))
+        seen = await view.get(*keys)
         now = found(seen, INSTANCE, instance.id)
         if now is None or now.host != instance.host:
             return None
@@ -360,6 +364,7 @@ class InstanceHandlers:
             now_ms=self._clock.now_ms(),
             op_id=self._ids.new_id(),
             other=_other(seen, now),
+            known=_known(seen, besides),
         )
         outcome = await view.commit(txn_of(decided.write), mark=decided.write.mark)
         if isinstance(outcome, Refused):
@@ -476,6 +481,12 @@ class InstanceHandlers:
 
 def _about(answered: Answered, instance_id: str) -> Answered:
     return replace(answered, resource_id=instance_id)
+
+
+def _known(seen: Snapshot, refs: Sequence[Ref]) -> Known:
+    """What was read beside a server's record."""
+    keys = {row.at(*fields): found(seen, row, *fields) for row, fields in refs}
+    return Known(keys, {key: seen.seen(key) for key in keys})
 
 
 def _other(seen: Snapshot, now: Instance) -> Other:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from fabric.api.core.devices import Beside
 from fabric.api.core.intent import Change
 from fabric.api.core.moves import Work
 
@@ -20,6 +21,7 @@ class Prepared:
     image_id: str = ""
     also: Mapping[str, object] = field(default_factory=dict)
     work: Work | None = None
+    beside: Beside | None = None
     answer: Mapping[str, str] = field(default_factory=dict)
     undo: Callable[[], Awaitable[None]] | None = None
 

@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fabric.api.catalogue import Catalogue
+from fabric.api.core.devices import Beside
 from fabric.api.core.moves import Work
 from fabric.api.prepared import NOTHING, Prepared
+from fabric.api.preparing_devices import DevicePreparing
 from fabric.api.preparing_edits import EDITS
 from fabric.api.preparing_images import PreparingImages
 from fabric.api.preparing_moves import MovePreparing
@@ -35,6 +37,15 @@ def _working(work: Callable[[Any, Principal], Awaitable[Work]]) -> Prepare:
     return prepare
 
 
+def _beside(found: Callable[[Any, Principal], Awaitable[Beside]]) -> Prepare:
+    """An action that changes something else with the server."""
+
+    async def prepare(request: Any, principal: Principal) -> Prepared:
+        return Prepared(beside=await found(request, principal))
+
+    return prepare
+
+
 class Preparing:
     """The actions that need something, each with how it is got."""
 
@@ -42,6 +53,7 @@ class Preparing:
         self._catalogue = catalogue
         self._clock = clock
         moves = MovePreparing(catalogue, clock=clock, ids=ids)
+        devices = DevicePreparing(catalogue, ids=ids)
         self._by_action: dict[Action, Prepare] = {
             Action.RESCUE: self._rescue,
             Action.CREATE_IMAGE: images.create_image,
@@ -51,6 +63,10 @@ class Preparing:
             Action.RESIZE: _working(moves.resize),
             Action.MIGRATE: _working(moves.migrate),
             Action.UNSHELVE: _working(moves.unshelve),
+            Action.ATTACH_VOLUME: _beside(devices.attach_volume),
+            Action.DETACH_VOLUME: _beside(devices.detach_volume),
+            Action.ATTACH_INTERFACE: _beside(devices.attach_interface),
+            Action.DETACH_INTERFACE: _beside(devices.detach_interface),
         }
 
     async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:

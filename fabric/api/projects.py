@@ -58,7 +58,9 @@ class ProjectHandlers:
         self, request: pb.CreateProjectRequest, principal: Principal
     ) -> pb.CreateProjectResponse:
         asked = request.project
-        limit = charge_value(asked.quota_limit) if asked.HasField("quota_limit") else self._default_limit
+        limit = self._default_limit
+        if asked.HasField("quota_limit"):
+            limit = charge_value(asked.quota_limit, self._default_limit)
 
         async def decide() -> Change:
             if await self._projects.is_taken(asked.name):

@@ -31,6 +31,7 @@ from fabric.api.security_groups import SecurityGroupHandlers
 from fabric.api.subnets import SubnetHandlers
 from fabric.api.tokens import TokenHandlers
 from fabric.api.users import UserHandlers
+from fabric.api.volumes import VolumeHandlers
 from fabric.api.watching import Watching
 from fabric.clock import Clock
 from fabric.errors import FabricError, Unavailable
@@ -66,6 +67,7 @@ from fabric.pb.network.v1 import (
     security_group_service_pb2,
     subnet_service_pb2,
 )
+from fabric.pb.volume.v1 import volume_service_pb2
 from fabric.quota.ledger import Ledger
 from fabric.rpc.call import Bound, bind
 from fabric.store.base import Store
@@ -195,6 +197,11 @@ class ApiService:
             (floating_ip_service_pb2, "FloatingIpService", FloatingIpHandlers(desk)),
             (security_group_service_pb2, "SecurityGroupService", SecurityGroupHandlers(desk)),
             (image_service_pb2, "ImageService", self._images),
+            (
+                volume_service_pb2,
+                "VolumeService",
+                VolumeHandlers(global_store, self._cells, clock=clock, ids=ids, jitter=jitter),
+            ),
             (
                 project_service_pb2,
                 "ProjectService",

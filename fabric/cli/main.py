@@ -40,6 +40,7 @@ NOUNS = MappingProxyType(
         "subnet": Entry("fabric.cli.subnets:subnet", "The ranges of networks' addresses."),
         "token": Entry("fabric.cli.tokens:token", "Tokens, which prove who is asking."),
         "user": Entry("fabric.cli.users:user", "People, for administrators."),
+        "volume": Entry("fabric.cli.volumes:volume", "Disks that outlive servers."),
     }
 )
 """Every noun, and where it is."""

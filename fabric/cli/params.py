@@ -132,6 +132,7 @@ projects = names_of(lambda client: (it.name for it in client.projects.list()))
 routers = names_of(lambda client: (it.name for it in client.routers.list()))
 security_groups = names_of(lambda client: (it.name for it in client.security_groups.list()))
 subnets = names_of(lambda client: (it.name for it in client.subnets.list()))
+volumes = names_of(lambda client: (it.name for it in client.volumes.list()))
 servers = names_of(lambda client: (it.name for it in client.instances.list().instances))
 users = names_of(lambda client: (it.name for it in client.users.list()))
 

@@ -25,9 +25,13 @@ def view(project: Project) -> dict[str, Value]:
         "quota_instances": limit.instances,
         "quota_cores": limit.vcpus,
         "quota_ram": limit.ram_mib,
+        "quota_volumes": limit.volumes,
+        "quota_gigabytes": limit.volume_gib,
         "used_instances": used.instances,
         "used_cores": used.vcpus,
         "used_ram": used.ram_mib,
+        "used_volumes": used.volumes,
+        "used_gigabytes": used.volume_gib,
         "created_at": when(project.create_time),
     }
 

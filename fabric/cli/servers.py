@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from fabric.cli import instance_events, instance_images, instance_moves, instance_records, instance_rescue
+from fabric.cli import (
+    instance_devices,
+    instance_events,
+    instance_images,
+    instance_moves,
+    instance_records,
+    instance_rescue,
+)
 from fabric.cli.instances import server
 
 __all__ = ["server"]
 
-VERBS = (instance_events, instance_images, instance_moves, instance_records, instance_rescue)
+VERBS = (
+    instance_devices,
+    instance_events,
+    instance_images,
+    instance_moves,
+    instance_records,
+    instance_rescue,
+)
 """The modules that add verbs to what `fabric.cli.instances` has."""

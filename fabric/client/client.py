@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fabric.client.security_groups import SecurityGroups
     from fabric.client.tokens import Tokens
     from fabric.client.users import Users
+    from fabric.client.volumes import Volumes
 
 
 class Client:
@@ -100,6 +101,13 @@ class Client:
         from fabric.client.keypairs import Keypairs
 
         return Keypairs(self._calls)
+
+    @cached_property
+    def volumes(self) -> Volumes:
+        """Disks that outlive servers."""
+        from fabric.client.volumes import Volumes
+
+        return Volumes(self._calls)
 
     @cached_property
     def images(self) -> Images:

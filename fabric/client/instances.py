@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fabric.client.calls import Calls
-from fabric.client.waiting import Pace, Verdict, generation_of_delete, verdict, verdict_of_delete
+from fabric.client.waiting import (
+    Pace,
+    Verdict,
+    generation_of_delete,
+    verdict,
+    verdict_of_delete,
+    verdict_of_devices,
+)
 from fabric.errors import NotFound, Reason, Unavailable
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.pb.compute.v1.instance_service_pb2 import Instance, InstanceDiagnostics, UnreachableCell
@@ -202,6 +209,25 @@ class Instances:
         )
         if found is None:
             raise NotFound(f"server {instance.name} ({instance.id}) has been deleted")
+        return found
+
+    def wait_until_told(
+        self, begun: Instance, *, timeout_s: float, on_change: OnChange | None = None
+    ) -> Instance:
+        """Wait until the server's host has said of the answer's generation, or a later one, that it is so, or why it is not.
+
+        Raises Unavailable: it has not after `timeout_s`; NotFound: somebody has deleted it meanwhile.
+        """
+        found = self._watch(
+            begun,
+            lambda seen: verdict_of_devices(seen, generation=begun.status.generation),
+            timeout_s=timeout_s,
+            on_change=on_change,
+            pace=Pace(),
+            visible_after_s=VISIBLE_AFTER_S,
+        )
+        if found is None:
+            raise NotFound(f"server {begun.name} ({begun.id}) has been deleted")
         return found
 
     def wait_until_gone(

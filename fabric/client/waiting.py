@@ -65,6 +65,13 @@ def verdict_of_delete(seen: Instance, *, generation: int) -> Verdict:
     return {"ERROR": Verdict.FAILED, "SOFT_DELETED": Verdict.DONE}.get(status.state, Verdict.GOING)
 
 
+def verdict_of_devices(seen: Instance, *, generation: int) -> Verdict:
+    """Whether the server's host has dealt with a generation. How it ended, its fault says, and the devices that it then has."""
+    status = seen.status
+    is_told = generation <= status.generation == status.observed_generation
+    return Verdict.DONE if is_told and not status.task_state else Verdict.GOING
+
+
 def generation_of_delete(before: Instance, *, force: bool = False) -> int:
     """The generation that deleting `before` makes, or has made already."""
     status = before.status

@@ -22,12 +22,16 @@ from fabric.ids import Ids
 from fabric.lifecycle.timers import due
 from fabric.model.host import Session
 from fabric.model.instance import Answered, Instance
+from fabric.model.volume import Volume, VolumeState
 from fabric.store.base import Store, Txn
 from fabric.store.codec import decode
-from fabric.store.keys import ACTED, ALIVE, SESSION
+from fabric.store.keys import ACTED, ALIVE, SESSION, VOLUME, VOLUME_END
 from fabric.store.picture import Picture
 
 log = structlog.get_logger()
+
+REMEMBERED_MS: Final = 24 * 3600 * 1000
+"""How long a volume that has ended is remembered."""
 
 AT_ONCE: Final = 64
 """Repairs in one round, and deletions in one transaction."""
@@ -161,3 +165,13 @@ class Sweeper:
         for start in range(0, len(old), AT_ONCE):
             some = old[start : start + AT_ONCE]
             await self._store.commit(Txn(unchanged={key: snapshot.seen(key) for key in some}, delete=some))
+        await self._clear_volumes(now_ms)
+
+    async def _clear_volumes(self, now_ms: int) -> None:
+        """Forget volumes that ended a day ago, and whose rows are gone: no attachment of them can still be on its way."""
+        snapshot = await self._store.list(VOLUME.under())
+        for key, entry in snapshot.entries.items():
+            volume = decode(Volume, entry.value)
+            if volume.state is VolumeState.DELETED and now_ms - volume.update_time_ms > REMEMBERED_MS:
+                unchanged = {key: entry.mod_revision, VOLUME_END.at(volume.id): 0}
+                await self._store.commit(Txn(unchanged=unchanged, delete=(key,)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import structlog
 
 from fabric.clock import Clock
@@ -64,7 +66,6 @@ class Upkeep:
         use = None if book is None else decode(Use, book)
         if is_even(use, assignments.values()):
             return
-        log.error("books.uneven", host=host, assignments=len(assignments), book=use)
         seen = Draft(
             await records.read(
                 self._store, [ref(INSTANCE, each.instance_id) for each in assignments.values()]
@@ -72,8 +73,15 @@ class Upkeep:
         )
         instances = [seen.get(INSTANCE, each.instance_id) for each in assignments.values()]
         made = recounted(
-            host, assignments.values(), [each for each in instances if each], op_id=self._ids.new_id()
+            host,
+            assignments.values(),
+            [each for each in instances if each],
+            op_id=self._ids.new_id(),
+            volumes_gib=0 if use is None else use.volumes_gib,
         )
+        if use is not None and replace(made, op_id=use.op_id) == use:
+            # Only a guest that has not let go of an interface yet.
+            return
         # Whoever assigns or lets go changes the book too, so comparing the book compares all of them; and the first hundred besides.
         outcome = await self._store.commit(
             Txn(
@@ -84,7 +92,8 @@ class Upkeep:
                 put={USE.at(host): encode(made)},
             )
         )
-        log.warning("books.recounted", host=host, book=made, is_written=isinstance(outcome, Committed))
+        if isinstance(outcome, Committed):
+            log.error("books.recounted", host=host, assignments=len(assignments), was=use, book=made)
 
     async def alive_again(self, host: str, epoch: int, lease_s: float) -> Lease | None:
         """Put the host's sign of life under a new lease, the old one being lost. Raises NotFound when that one is gone too."""

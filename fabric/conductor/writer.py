@@ -192,7 +192,7 @@ class Writer:
     def _decide(self, draft: Draft, said: _Said, *, now_ms: int, op_id: str) -> Outcome:
         speaker, word = said
         if isinstance(word, Released):
-            return flow.take_released(draft, speaker.host, speaker.epoch, word)
+            return flow.take_released(draft, speaker.host, speaker.epoch, word, now_ms=now_ms, op_id=op_id)
         return flow.take_status(
             draft, speaker.host, speaker.epoch, word, now_ms=now_ms, op_id=op_id, timers_s=self._timers_s
         )
@@ -206,5 +206,7 @@ def _reads(said: _Said) -> tuple[Ref, ...]:
 
 
 def _further_reads(draft: Draft, said: _Said) -> tuple[Ref, ...]:
-    _, word = said
-    return flow.move_reads(draft, word) if isinstance(word, Status) else ()
+    speaker, word = said
+    if isinstance(word, Released):
+        return flow.freed_reads(draft, speaker.host, word)
+    return flow.move_reads(draft, word)

@@ -82,6 +82,8 @@ class QuotaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     instances: Annotated[int, Meta(ge=0, description="Servers.")] = 10
     vcpus: Annotated[int, Meta(ge=0, description="Virtual CPUs.")] = 20
     ram_mib: Annotated[int, Meta(ge=0, description="Memory.")] = 51_200
+    volumes: Annotated[int, Meta(ge=0, description="Volumes.")] = 10
+    volume_gib: Annotated[int, Meta(ge=0, description="The size of all volumes together.")] = 1000
 
 
 class NetworkQuotaSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

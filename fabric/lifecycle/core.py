@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.errors import WrongState
+from fabric.lifecycle.devices import LEAVES_ITS_HOST, plugged, tied
 from fabric.lifecycle.events import closed, noted, opened
 from fabric.lifecycle.moves import MOVING, heard, returned
 from fabric.lifecycle.table import (
@@ -107,6 +108,15 @@ def begin(
             instance=now.id,
         )
     _refuse_between_hosts(now, action)
+    bond = tied(now) if action in LEAVES_ITS_HOST else ""
+    if bond:
+        raise WrongState(
+            f"cannot {action}: {bond}",
+            action=action,
+            vm_state=now.vm_state.name.lower(),
+            task_state=now.task.name.lower(),
+            instance=now.id,
+        )
     # Who is to go elsewhere is told so: a read that is older than the request must not look like its outcome.
     asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE or rule.task in MOVING
     mark = now.action
@@ -243,6 +253,10 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
     Generations are compared, not only states: the same state under a newer generation is news (hole 1 of the protocol draft).
     """
     after = _settled(now, said, now_ms=now_ms, op_id=op_id)
+    if now.plugs and (isinstance(after, Instance) or after is Refused.KNOWN):
+        told = after if isinstance(after, Instance) else replace(now, update_time_ms=now_ms, op_id=op_id)
+        moved = plugged(now, told, said.state, said.fault_code)
+        after = after if moved == told else moved
     if isinstance(after, Instance):
         return noted(now, after, said.steps, now_ms=now_ms, op_id=op_id)
     if isinstance(after, Freed):
@@ -427,7 +441,9 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
 def ordered(before: Assignment, now: Instance) -> Assignment:
     """The assignment that carries the record's intent to its host. What the claim gave the guest, its place, is kept."""
     placed = before.guest
-    guest = guest_at(now.request.guest, now.disk, ports=placed.ports, zone=placed.availability_zone)
+    guest = guest_at(
+        now.request.guest, now.disk, ports=now.ports or placed.ports, zone=placed.availability_zone
+    )
     return replace(before, generation=now.generation, want=now.want, action=now.action, guest=guest)
 
 

@@ -342,13 +342,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         action=Action.ATTACH_VOLUME,
         summary="Plug a volume into a server.",
-        allowed=_ON | _OFF | {VmState.PAUSED, VmState.RESIZED, VmState.SOFT_DELETED, VmState.SHELVED},
+        # The reference allows more: there a volume is on the network, here on the host that the server would be on.
+        allowed=_ON | _OFF | {VmState.PAUSED},
         task=TaskState.NONE,
     ),
     Rule(
         action=Action.DETACH_VOLUME,
         summary="Pull a volume out of a server.",
-        allowed=_ON | _OFF | {VmState.PAUSED, VmState.RESIZED, VmState.SOFT_DELETED, VmState.SHELVED},
+        allowed=_ON | _OFF | {VmState.PAUSED, VmState.SOFT_DELETED},
         task=TaskState.NONE,
     ),
     Rule(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 
 
 class NetworkKind(enum.IntEnum):
@@ -59,6 +60,16 @@ class Port:
     gateway: str
     mtu: int = 1500
     dns_servers: tuple[str, ...] = field(default=())
+
+
+FIRST_GUEST = 10
+"""Slot 0's place in a host's guest subnet. What lies between it and the gateway is the host's (name servers, metadata, later routers)."""
+
+
+def slot_of(port: Port) -> int:
+    """The address slot of a port on a host's own network: how far its address is from the first that guests have."""
+    subnet = IPv4Network(f"{port.address}/{port.prefix_length}", strict=False)
+    return int(IPv4Address(port.address)) - int(subnet.network_address) - FIRST_GUEST
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

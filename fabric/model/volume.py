@@ -76,6 +76,14 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeEnd:
+    """Work for the reconciler: the volume's data is gone, so its index row is to go, and its charge to be given back, once."""
+
+    volume_id: str
+    project_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plug:
     """A device on its way into a guest or out of it: the guest's host has not yet said of `generation` that it is so.
 

@@ -12,13 +12,10 @@ from ipaddress import IPv4Network
 from fabric.errors import Bug
 from fabric.model.host import Host
 from fabric.model.instance import Request
-from fabric.model.network import Port
+from fabric.model.network import FIRST_GUEST, Port
 
 GATEWAY = 1
 """The gateway's place in the subnet: its first host address."""
-
-FIRST_GUEST = 10
-"""Slot 0's place in the subnet. What lies between it and the gateway is the host's (name servers, metadata, later routers)."""
 
 SLOTS_LIMIT = 1 << 16
 """As many slots as a MAC can tell apart."""

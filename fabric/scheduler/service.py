@@ -29,6 +29,7 @@ from fabric.scheduler.ports import Ports
 from fabric.scheduler.reconciler import Reconciler
 from fabric.scheduler.removal import Removal
 from fabric.scheduler.renames import Renames
+from fabric.scheduler.volume_ends import VolumeEnds
 from fabric.store import codec, keys
 from fabric.store.base import Store
 from fabric.store.picture import Change, Pace, Picture
@@ -129,6 +130,7 @@ class _Parts:
     reconciler: Reconciler
     aftermath: Aftermath
     renames: Renames
+    volume_ends: VolumeEnds
 
 
 class SchedulerService:
@@ -186,7 +188,8 @@ class SchedulerService:
             name, store, self._global, self._hosts, self._ports, is_fresh=lambda: feed.is_reachable
         )
         aftermath = Aftermath(name, store, self._global, self._ports)
-        return _Parts(store, feed, builds, moves, reconciler, aftermath, renames)
+        volume_ends = VolumeEnds(name, store, self._global, self._ports)
+        return _Parts(store, feed, builds, moves, reconciler, aftermath, renames, volume_ends)
 
     @property
     def hosts(self) -> HostPicture:
@@ -218,6 +221,7 @@ class SchedulerService:
             tasks.create_task(parts.reconciler.run())
             tasks.create_task(parts.aftermath.run())
             tasks.create_task(parts.renames.run())
+            tasks.create_task(parts.volume_ends.run())
             tasks.create_task(self._keep_publishing(name))
 
     async def _opened(self, store: Store) -> None:

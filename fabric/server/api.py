@@ -79,7 +79,13 @@ def options_of(settings: ApiSettings) -> ApiOptions:
     network, quota, images = settings.network, settings.quota, settings.images
     networks = settings.network_quota
     return ApiOptions(
-        default_limit=Charge(instances=quota.instances, vcpus=quota.vcpus, ram_mib=quota.ram_mib),
+        default_limit=Charge(
+            instances=quota.instances,
+            vcpus=quota.vcpus,
+            ram_mib=quota.ram_mib,
+            volumes=quota.volumes,
+            volume_gib=quota.volume_gib,
+        ),
         network=default_network(
             network_id=RandomIds().new_id(),
             name=network.name,

@@ -82,6 +82,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     volume.GuestVolume: volume_pb2.GuestVolume,
     volume.VolumeEntry: volume_pb2.VolumeEntry,
     volume.Volume: volume_pb2.Volume,
+    volume.VolumeEnd: volume_pb2.VolumeEnd,
     volume.Plug: volume_pb2.Plug,
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,

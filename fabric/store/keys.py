@@ -24,6 +24,7 @@ from fabric.model import (
     network,
     quota,
     security_group,
+    volume,
 )
 
 V = TypeVar("V")
@@ -173,6 +174,15 @@ NETWORK_USE = _global(
     "api",
     "A place among what a project may have of a kind (networks, subnets, …); the value is who has it.",
 )
+VOLUME_ENTRY = _global(
+    "volume/{project}/{volume}",
+    volume.VolumeEntry,
+    "api, reconciler",
+    "A volume: whose it is, what it is called, which cell it is used in.",
+)
+VOLUME_NAME = _global(
+    "volume-name/{project}/{name}", str, "api", "Makes volume names unique in a project; the value is the id."
+)
 QUOTA = _global(
     "quota/{project}",
     quota.Quota,
@@ -242,6 +252,18 @@ INSTANCE = _cell(
     instance.Instance,
     "scheduler, api, conductor",
     "A server: what was asked, what is wanted, what is.",
+)
+VOLUME = _cell(
+    "volume/{volume}",
+    volume.Volume,
+    "api, scheduler, conductor",
+    "Where a volume's data is and which server has it: the compare-and-set point of attaching. Kept for a day after its end.",
+)
+VOLUME_END = _cell(
+    "volume-end/{volume}",
+    volume.VolumeEnd,
+    "api, conductor",
+    "A volume whose data is gone: the reconciler removes its index row and gives the charge back, once.",
 )
 OVER = _cell(
     "over/{instance}",

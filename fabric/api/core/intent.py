@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from fabric.api.core.devices import Beside, Known
 from fabric.api.core.moves import Work, errands, left_behind_keys, let_go
 from fabric.errors import Conflict, Reason
 from fabric.lifecycle.core import begin, ending, ordered
@@ -51,7 +52,8 @@ class Intent:
 
     `change` is applied to the record that is there when it is written; `image_id` is the image that a snapshot hands in. `also` are
     keys that are put in the same transaction, where they are absent, and so are those that `work` makes of the record. `etag` is what the
-    record must still have, empty for anything. A delete that `keeps` is a soft one wherever there is something to keep.
+    record must still have, empty for anything. `beside` is what else the action changes in the same transaction. A delete that `keeps` is a
+    soft one wherever there is something to keep.
     """
 
     action: Action
@@ -65,6 +67,7 @@ class Intent:
     work: Work | None = None
     etag: str = ""
     keeps: bool = False
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,8 @@ class Other:
 
 NO_OTHER = Other()
 
+NOTHING_KNOWN = Known({}, {})
+
 
 def written(
     seen: Snapshot,
@@ -123,9 +128,10 @@ def written(
     now_ms: int,
     op_id: str,
     other: Other = NO_OTHER,
+    known: Known = NOTHING_KNOWN,
 ) -> Written:
     """The transaction that makes the intent durable. `seen` has the revisions of `keys_of`; the values are in `instance`, `assignment` and
-    `other`.
+    `other`, and in `known` those that `intent.beside` reads.
 
     A server that never had a host has nobody to confirm its end: its delete ends it at once.
 
@@ -157,7 +163,8 @@ def written(
         after = _changed(intent.change, after, before=instance)
     if action is Action.CONFIRM_RESIZE:
         after = confirmed(after)
-    after = dated(instance, after)
+    beside = None if intent.beside is None else intent.beside.write(known, after, now_ms, op_id)
+    after = dated(instance, after if beside is None else beside.after)
     unchanged = {instance_key: seen.seen(instance_key), answer_key: seen.seen(answer_key)}
     put: dict[str, object] = {answer_key: intent.answered}
     put |= _kept(left_behind(instance, after, now_ms=now_ms))
@@ -178,6 +185,9 @@ def written(
     unchanged |= dict.fromkeys(also, 0)
     put |= also
     put |= errands(instance, after)
+    if beside is not None:
+        unchanged |= beside.unchanged
+        put |= beside.put
     deleted: tuple[str, ...] = ()
     if action is Action.CONFIRM_RESIZE and instance.move is not None:
         place = instance.move.other

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from fabric.conductor.core.devices import device_reads, drop_devices, end_volume, free_volumes
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import holds
 from fabric.conductor.core.placement import drop_left, other_reads, unclaim
@@ -28,7 +29,19 @@ from fabric.model.instance import Assignment, Instance, MoveWanted, Over, Refund
 from fabric.model.session import HostState, Order, Release, Released, Status
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
 from fabric.network.addresses import port_at, slot_limit
-from fabric.store.keys import ASSIGNMENT, EVENT, HOST, INSTANCE, MOVE, OVER, REFUND, SESSION, TOMBSTONE, USE
+from fabric.store.keys import (
+    ASSIGNMENT,
+    EVENT,
+    HOST,
+    INSTANCE,
+    MOVE,
+    OVER,
+    REFUND,
+    SESSION,
+    TOMBSTONE,
+    USE,
+    VOLUME,
+)
 
 ATTEMPTS_LIMIT: Final = 3
 """Placements tried in all before a create ends in ERROR."""
@@ -97,8 +110,8 @@ def move_reads(draft: Draft, status: Status) -> tuple[Ref, ...]:
     """
     now = draft.get(INSTANCE, status.instance_id)
     if now is None or status.state is not HostState.ERROR or not _is_being_placed(now):
-        return other_reads(now)
-    return tuple(
+        return (*other_reads(now), *device_reads(now))
+    return device_reads(now) + tuple(
         each for name in now.alternates for each in (ref(SESSION, name), ref(HOST, name), ref(USE, name))
     )
 
@@ -163,6 +176,7 @@ def write(draft: Draft, now: Instance, after: Instance, *, gone_from: str = "") 
     What the record does not name any more is let go of; `gone_from` is the host that has said that its copy is gone.
     """
     drop_left(draft, now, after, gone_from=gone_from, op_id=after.op_id)
+    drop_devices(draft, now, after, is_gone=True, now_ms=after.update_time_ms, op_id=after.op_id)
     draft.put(INSTANCE, after.id, value=dated(now, after))
     keep(draft, left_behind(now, after, now_ms=after.update_time_ms))
     if not after.host or (now.host, now.generation, now.want, now.action) == (
@@ -183,17 +197,28 @@ def keep(draft: Draft, event: Event | None) -> None:
         draft.create(EVENT, event.instance_id, slot(event), value=event)
 
 
-def let_go(draft: Draft, now: Instance, *, now_ms: int, op_id: str, steps: Sequence[EventStep] = ()) -> None:
+def let_go(
+    draft: Draft,
+    now: Instance,
+    *,
+    now_ms: int,
+    op_id: str,
+    steps: Sequence[EventStep] = (),
+    is_gone: bool = True,
+) -> tuple[str, ...]:
     """End an instance: its record, its assignments and its claims go; what stops late claims and starts the refund comes.
 
-    Its host has said that its copy is gone; where it has another, that one is told. `steps` are its host's last.
+    Its host has said that its copy is gone; where it has another, that one is told. `steps` are its host's last. Where it has not said so
+    (`is_gone`), the volumes are returned that its copy may still write to.
     """
     if now.event is not None:
         keep(draft, closed(stepped(now.event, steps), now_ms=now_ms))
     draft.delete(INSTANCE, now.id)
     drop_left(draft, now, None, gone_from=now.host, op_id=op_id)
+    held = drop_devices(draft, now, None, is_gone=is_gone, now_ms=now_ms, op_id=op_id)
     draft.create(OVER, now.id, value=Over(instance_id=now.id, over_time_ms=now_ms))
     draft.create(REFUND, now.id, value=Refund(instance_id=now.id, project_id=now.request.guest.project_id))
+    return held
 
 
 # -- a placement that failed ----------------------------------------------------------------------
@@ -290,11 +315,24 @@ def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, 
 
 def release_reads(host: str, released: Released) -> tuple[Ref, ...]:
     """What `take_released` looks at."""
-    return (ref(SESSION, host), ref(TOMBSTONE, host, released.instance_id))
+    return (
+        ref(SESSION, host),
+        ref(USE, host),
+        ref(TOMBSTONE, host, released.instance_id),
+        ref(VOLUME, released.instance_id),
+    )
 
 
-def take_released(draft: Draft, host: str, epoch: int, released: Released) -> Outcome:
-    """Drop a tombstone whose copies are gone. Keys as in `release_reads`."""
+def freed_reads(draft: Draft, host: str, released: Released) -> tuple[Ref, ...]:
+    """What `take_released` looks at besides: the volumes that the copy had."""
+    tombstone = draft.get(TOMBSTONE, host, released.instance_id)
+    return () if tombstone is None else tuple(ref(VOLUME, each) for each in tombstone.volumes)
+
+
+def take_released(
+    draft: Draft, host: str, epoch: int, released: Released, *, now_ms: int, op_id: str
+) -> Outcome:
+    """Drop a tombstone whose copies are gone, and free what they had. Keys as in `release_reads` and `freed_reads`."""
     if not holds(draft.get(SESSION, host), epoch):
         return LOST
     tombstone = draft.get(TOMBSTONE, host, released.instance_id)
@@ -304,6 +342,8 @@ def take_released(draft: Draft, host: str, epoch: int, released: Released) -> Ou
         return Outcome(Verdict.REFUSED, "a later copy is to be forgotten too")
     draft.rely_on(SESSION, host)
     draft.delete(TOMBSTONE, host, released.instance_id)
+    free_volumes(draft, released.instance_id, tombstone.volumes, has_ended=True, now_ms=now_ms, op_id=op_id)
+    end_volume(draft, host, released.instance_id, now_ms=now_ms, op_id=op_id)
     return ACCEPTED
 
 

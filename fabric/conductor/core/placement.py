@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.conductor.core.draft import Draft, Ref, ref
+from fabric.lifecycle.devices import added_slots
 from fabric.lifecycle.moves import dues, left, places
 from fabric.model.host import SessionState
 from fabric.model.instance import Discard, Instance, Place, Recharge, Tombstone
@@ -70,4 +71,5 @@ def unclaim(draft: Draft, place: Place, *, op_id: str) -> None:
 
 def slots_on(host: str, now: Instance) -> frozenset[int]:
     """The address slots that the instance has on a host."""
-    return frozenset(place.slot for place in places(now) if place.host == host)
+    placed = frozenset(place.slot for place in places(now) if place.host == host)
+    return placed | frozenset(added_slots(now)) if now.host == host else placed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from fabric.conductor.core.devices import device_reads
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import LIVE
 from fabric.conductor.core.flow import let_go, write
@@ -52,8 +53,9 @@ def overdue_reads(host: str, instance_id: str) -> tuple[Ref, ...]:
 
 
 def further_reads(draft: Draft, instance_id: str) -> tuple[Ref, ...]:
-    """What `end_overdue` and `begin_timed` look at besides: the other host of an instance on its way."""
-    return other_reads(draft.get(INSTANCE, instance_id))
+    """What `end_overdue` and `begin_timed` look at besides: the other host of an instance on its way, and its volumes."""
+    now = draft.get(INSTANCE, instance_id)
+    return (*other_reads(now), *device_reads(now))
 
 
 def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id: str) -> bool:
@@ -71,12 +73,12 @@ def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id
     if host:
         draft.rely_on(SESSION, host)
     if not _is_live(session) and ending(now) is Action.DELETE:
-        let_go(draft, now, now_ms=now_ms, op_id=op_id)
+        volumes = let_go(draft, now, now_ms=now_ms, op_id=op_id, is_gone=False)
         draft.put(
             TOMBSTONE,
             host,
             instance_id,
-            value=Tombstone(instance_id=instance_id, placement_epoch=now.placement_epoch),
+            value=Tombstone(instance_id=instance_id, placement_epoch=now.placement_epoch, volumes=volumes),
         )
         return True
     after = _late(now, host, now_ms=now_ms, op_id=op_id)
@@ -171,19 +173,36 @@ def begin_timed(
 
 
 def is_even(use: Use | None, assignments: Iterable[Assignment]) -> bool:
-    """Whether what is claimed of a host is what is assigned to it."""
-    claimed, instances = _sum(assignments)
+    """Whether what is claimed of a host is what is assigned to it, as far as that can be told without the records.
+
+    Each port of a guest has a slot; those that guests have not let go of yet are in their records only.
+    """
+    assigned = tuple(assignments)
+    claimed, instances = _sum(assigned)
     book = use or Use(host="")
-    return (book.claimed, book.instances, len(book.slots)) == (claimed, instances, instances)
+    ports = sum(max(1, len(each.guest.ports)) for each in assigned)
+    return (book.claimed, book.instances, len(book.slots)) == (claimed, instances, ports)
 
 
 def recounted(
-    host: str, assignments: Iterable[Assignment], instances: Iterable[Instance], *, op_id: str
+    host: str,
+    assignments: Iterable[Assignment],
+    instances: Iterable[Instance],
+    *,
+    op_id: str,
+    volumes_gib: int = 0,
 ) -> Use:
-    """The host's book made anew from what is assigned to it, with the address slots of those instances."""
+    """The host's book made anew from what is assigned to it, with the address slots of those instances. What volumes take is kept."""
     claimed, count = _sum(assignments)
     slots = {slot for each in instances for slot in slots_on(host, each)}
-    return Use(host=host, claimed=claimed, instances=count, slots=tuple(sorted(slots)), op_id=op_id)
+    return Use(
+        host=host,
+        claimed=claimed,
+        instances=count,
+        slots=tuple(sorted(slots)),
+        op_id=op_id,
+        volumes_gib=volumes_gib,
+    )
 
 
 def _sum(assignments: Iterable[Assignment]) -> tuple[Resources, int]:

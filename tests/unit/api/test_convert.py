@@ -118,7 +118,11 @@ CASES: list[tuple[type[Any], Callable[[Any], Message], set[str]]] = [
     (
         Image,
         convert.image_message,
-        {"update_time_ms", "fault", "hidden"},  # a refused image has no record, and a hidden one is shown to nobody
+        {
+            "update_time_ms",
+            "fault",
+            "hidden",
+        },  # a refused image has no record, and a hidden one is shown to nobody
     ),
     (User, convert.user_message, {"password_hash", "disabled", "update_time_ms"}),
     (Project, project, {"update_time_ms"}),
@@ -209,8 +213,8 @@ def test_a_host_that_never_came_reads_as_unreachable() -> None:
 def test_limits_come_back_as_they_were_asked_for() -> None:
     message = convert.project_message(filled(Project), filled(Quota))
 
-    assert convert.charge_value(message.quota_limit) == filled(Quota).limit
-    assert convert.charge_value(message.quota_used) == filled(Quota).used
+    assert convert.charge_value(message.quota_limit, Charge()) == filled(Quota).limit
+    assert convert.charge_value(message.quota_used, Charge()) == filled(Quota).used
     assert isinstance(filled(Host).capacity, Resources)
     assert isinstance(filled(Quota).limit, Charge)
 

@@ -73,7 +73,8 @@ WANTS = {
 def served() -> Iterator[tuple[Action, Method]]:
     for method in methods(pb.DESCRIPTOR.services_by_name["InstanceService"]):
         for action in (Action(method.action),) if method.action else OF_ITS_OWN.get(method.name, ()):
-            yield action, method
+            if action not in ELSEWHERE:
+                yield action, method
 
 
 SERVED = dict(served())
@@ -113,9 +114,7 @@ async def _put(world: World, server: str, like: Instance, state: VmState, task: 
 async def _ask(world: World, action: Action, server: str, who: Principal = ROOT) -> FabricError | None:
     """How it was refused; None where it was accepted."""
     method = SERVED[action]
-    request = method.request(
-        **{"request_id": world.rid(), "instance": server, **FIELDS.get(action, {})}
-    )
+    request = method.request(**{"request_id": world.rid(), "instance": server, **FIELDS.get(action, {})})
     try:
         await getattr(world.handlers, method.attribute)(request, who)
     except FabricError as refused:

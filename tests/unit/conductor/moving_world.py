@@ -284,7 +284,7 @@ class Cell:
         self._forget(model, tombstone.placement_epoch)
         said = Released(epoch=session.epoch, instance_id=ONE, placement_epoch=tombstone.placement_epoch)
         draft = self._draft(flow.release_reads(host, said))
-        flow.take_released(draft, host, session.epoch, said)
+        flow.take_released(draft, host, session.epoch, said, now_ms=0, op_id="op")
         self._write(draft)
 
     @staticmethod

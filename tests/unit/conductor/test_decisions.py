@@ -152,7 +152,7 @@ def test_whoever_has_lost_the_session_writes_nothing(state: SessionState) -> Non
 
         assert _take(draft, STATUS) is flow.LOST
         released = Released(epoch=7, instance_id=ONE, placement_epoch=1)
-        assert flow.take_released(draft, "h1", 7, released) is flow.LOST
+        assert flow.take_released(draft, "h1", 7, released, now_ms=0, op_id="op") is flow.LOST
         assert fence.settle_in(draft, "h1", 7, now_ms=NOW_MS, op_id="op") is None
         assert not draft
 

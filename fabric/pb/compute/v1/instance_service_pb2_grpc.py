@@ -71,6 +71,26 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.FromString,
                 _registered_method=True)
+        self.AttachVolume = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/AttachVolume',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeResponse.FromString,
+                _registered_method=True)
+        self.DetachVolume = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/DetachVolume',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeResponse.FromString,
+                _registered_method=True)
+        self.AttachInterface = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/AttachInterface',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceResponse.FromString,
+                _registered_method=True)
+        self.DetachInterface = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/DetachInterface',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.FromString,
+                _registered_method=True)
         self.PauseInstance = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/PauseInstance',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceRequest.SerializeToString,
@@ -246,6 +266,34 @@ class InstanceServiceServicer:
 
     def RebootInstance(self, request, context):
         """Reboot a server, softly or hard.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachVolume(self, request, context):
+        """Plug a volume into a server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachVolume(self, request, context):
+        """Pull a volume out of a server. It is free for others when its guest has let go of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachInterface(self, request, context):
+        """Plug another interface into a server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachInterface(self, request, context):
+        """Pull an added interface out of a server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -463,6 +511,26 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.RebootInstance,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.SerializeToString,
+            ),
+            'AttachVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachVolume,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeResponse.SerializeToString,
+            ),
+            'DetachVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachVolume,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeResponse.SerializeToString,
+            ),
+            'AttachInterface': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachInterface,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceResponse.SerializeToString,
+            ),
+            'DetachInterface': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachInterface,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.SerializeToString,
             ),
             'PauseInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseInstance,
@@ -780,6 +848,114 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/RebootInstance',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.RebootInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/AttachVolume',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/DetachVolume',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachInterface(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/AttachInterface',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AttachInterfaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachInterface(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/DetachInterface',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,14 @@ class InstanceServiceStub:
     """Shut a server down: first by its power button, then by force."""
     RebootInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RebootInstanceRequest, _instance_service_pb2.RebootInstanceResponse]
     """Reboot a server, softly or hard."""
+    AttachVolume: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.AttachVolumeRequest, _instance_service_pb2.AttachVolumeResponse]
+    """Plug a volume into a server."""
+    DetachVolume: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DetachVolumeRequest, _instance_service_pb2.DetachVolumeResponse]
+    """Pull a volume out of a server. It is free for others when its guest has let go of it."""
+    AttachInterface: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.AttachInterfaceRequest, _instance_service_pb2.AttachInterfaceResponse]
+    """Plug another interface into a server."""
+    DetachInterface: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DetachInterfaceRequest, _instance_service_pb2.DetachInterfaceResponse]
+    """Pull an added interface out of a server."""
     PauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]
     """Hold a server where it is, in memory."""
     UnpauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]
@@ -118,6 +126,14 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Shut a server down: first by its power button, then by force."""
     RebootInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RebootInstanceRequest, _instance_service_pb2.RebootInstanceResponse]  # type: ignore[assignment]
     """Reboot a server, softly or hard."""
+    AttachVolume: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.AttachVolumeRequest, _instance_service_pb2.AttachVolumeResponse]  # type: ignore[assignment]
+    """Plug a volume into a server."""
+    DetachVolume: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DetachVolumeRequest, _instance_service_pb2.DetachVolumeResponse]  # type: ignore[assignment]
+    """Pull a volume out of a server. It is free for others when its guest has let go of it."""
+    AttachInterface: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.AttachInterfaceRequest, _instance_service_pb2.AttachInterfaceResponse]  # type: ignore[assignment]
+    """Plug another interface into a server."""
+    DetachInterface: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DetachInterfaceRequest, _instance_service_pb2.DetachInterfaceResponse]  # type: ignore[assignment]
+    """Pull an added interface out of a server."""
     PauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]  # type: ignore[assignment]
     """Hold a server where it is, in memory."""
     UnpauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]  # type: ignore[assignment]
@@ -227,6 +243,38 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.RebootInstanceResponse, _abc.Awaitable[_instance_service_pb2.RebootInstanceResponse]]:
         """Reboot a server, softly or hard."""
+
+    @_abc_1.abstractmethod
+    def AttachVolume(
+        self,
+        request: _instance_service_pb2.AttachVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.AttachVolumeResponse, _abc.Awaitable[_instance_service_pb2.AttachVolumeResponse]]:
+        """Plug a volume into a server."""
+
+    @_abc_1.abstractmethod
+    def DetachVolume(
+        self,
+        request: _instance_service_pb2.DetachVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.DetachVolumeResponse, _abc.Awaitable[_instance_service_pb2.DetachVolumeResponse]]:
+        """Pull a volume out of a server. It is free for others when its guest has let go of it."""
+
+    @_abc_1.abstractmethod
+    def AttachInterface(
+        self,
+        request: _instance_service_pb2.AttachInterfaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.AttachInterfaceResponse, _abc.Awaitable[_instance_service_pb2.AttachInterfaceResponse]]:
+        """Plug another interface into a server."""
+
+    @_abc_1.abstractmethod
+    def DetachInterface(
+        self,
+        request: _instance_service_pb2.DetachInterfaceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.DetachInterfaceResponse, _abc.Awaitable[_instance_service_pb2.DetachInterfaceResponse]]:
+        """Pull an added interface out of a server."""
 
     @_abc_1.abstractmethod
     def PauseInstance(

@@ -77,22 +77,30 @@ class QuotaAmounts(_message.Message):
     INSTANCES_FIELD_NUMBER: _builtins.int
     VCPUS_FIELD_NUMBER: _builtins.int
     RAM_MIB_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
+    VOLUME_GIB_FIELD_NUMBER: _builtins.int
     instances: _builtins.int
     """Servers."""
     vcpus: _builtins.int
     """Virtual CPUs."""
     ram_mib: _builtins.int
     """Memory."""
+    volumes: _builtins.int
+    """Volumes. As a limit, 0 is the system's default."""
+    volume_gib: _builtins.int
+    """The size of all volumes together. As a limit, 0 is the system's default."""
     def __init__(
         self,
         *,
         instances: _builtins.int = ...,
         vcpus: _builtins.int = ...,
         ram_mib: _builtins.int = ...,
+        volumes: _builtins.int = ...,
+        volume_gib: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "ram_mib", b"ram_mib", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances", "ram_mib", b"ram_mib", "vcpus", b"vcpus", "volume_gib", b"volume_gib", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,6 +180,34 @@ class Volume(_message.Message):
 Global___Volume: _TypeAlias = Volume  # noqa: Y015
 
 @_typing.final
+class VolumeEnd(_message.Message):
+    """Work for the reconciler: the volume's data is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    volume_id: _builtins.str
+    project_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        volume_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project_id", b"project_id", "schema_version", b"schema_version", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeEnd: _TypeAlias = VolumeEnd  # noqa: Y015
+
+@_typing.final
 class Plug(_message.Message):
     """A device on its way into a guest or out of it."""
 

@@ -1,0 +1,238 @@
+"""Attaching and detaching, as rules on values: what is read beside a server's record, and what is written with it.
+
+A volume has at most one server because each attachment compares the volume's own key; an address at most one port because each slot is
+taken in the host's book of claims. Both are in the one transaction that changes the record, so nothing is ever half attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeVar, cast
+
+from fabric.errors import Conflict, NoCapacity, NotFound, WrongState
+from fabric.lifecycle.devices import volumes_of, with_port, with_volume, without_port, without_volume
+from fabric.model.host import Host, Resources, Use
+from fabric.model.instance import Instance
+from fabric.model.network import Network, Port
+from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState
+from fabric.network.addresses import mac_of, port_at, slot_limit
+from fabric.store.keys import HOST, USE, VOLUME, Key
+
+_V = TypeVar("_V")
+
+VOLUMES_LIMIT: Final = 8
+"""Volumes of a server: as many as a guest has free sockets for when it boots, beside four more interfaces."""
+
+PORTS_LIMIT: Final = 5
+"""Interfaces of a server."""
+
+
+Ref = tuple[Key[Any], tuple[str, ...]]
+"""A kind of key, and its fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was read, by key: each record, None where there is none, and the revision to compare."""
+
+    records: Mapping[str, object]
+    revisions: Mapping[str, int]
+
+    def get(self, row: Key[_V], *fields: str) -> _V | None:
+        """The record of a key that was read."""
+        return cast("_V | None", self.records[row.at(*fields)])
+
+    def seen(self, key: str) -> int:
+        """The revision of a key that was read."""
+        return self.revisions[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrote:
+    """What goes into the transaction of the record, which is then `after`."""
+
+    after: Instance
+    unchanged: Mapping[str, int] = field(default_factory=dict)
+    put: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Something that an action changes with the record: what must be read, and what is written of it.
+
+    `write` is given what was read, the record with the action begun, the time and the id of the write. It raises what forbids it.
+    """
+
+    reads: Callable[[Instance], tuple[Ref, ...]]
+    write: Callable[[Known, Instance, int, str], Wrote]
+
+
+# -- volumes --------------------------------------------------------------------------------------
+
+
+def attaching(entry: VolumeEntry, *, ends_with_instance: bool) -> Beside:
+    """A volume for a server. The entry must be bound to the server's cell."""
+
+    def reads(now: Instance) -> tuple[Ref, ...]:
+        return ((VOLUME, (entry.id,)), (HOST, (now.host,)), (USE, (now.host,)))
+
+    def write(seen: Known, now: Instance, now_ms: int, op_id: str) -> Wrote:
+        guest = now.request.guest
+        before = seen.get(VOLUME, entry.id) or Volume(
+            id=entry.id, project_id=entry.project_id, state=VolumeState.AVAILABLE
+        )
+        _must_be_free(before, entry, now)
+        if entry.project_id != guest.project_id:
+            raise NotFound(
+                f"the server's project has no volume {entry.name!r}", kind="volume", name=entry.name
+            )
+        if before.host not in {"", now.host}:
+            raise WrongState(
+                f"volume {entry.name!r} is on another host than the server: a volume of local files can only be attached to servers of the"
+                " host that it was first attached on",
+                action="attach-volume",
+                instance=now.id,
+            )
+        wanted = GuestVolume(id=entry.id, size_gib=max(entry.size_gib, before.size_gib))
+        if len(volumes_of(now)) >= VOLUMES_LIMIT:
+            raise WrongState(
+                f"the server has {VOLUMES_LIMIT} volumes, and no socket for another",
+                action="attach-volume",
+                instance=now.id,
+            )
+        if any(each.serial == wanted.serial for each in guest.volumes):
+            raise Conflict("the server has a volume with the same serial number", instance=now.id)
+        after = replace(
+            before,
+            state=VolumeState.IN_USE,
+            host=now.host,
+            size_gib=wanted.size_gib,
+            instance_id=now.id,
+            ends_with_instance=ends_with_instance,
+            attach_time_ms=now_ms,
+            update_time_ms=now_ms,
+            op_id=op_id,
+        )
+        unchanged = {VOLUME.at(entry.id): seen.seen(VOLUME.at(entry.id))}
+        put: dict[str, object] = {VOLUME.at(entry.id): after}
+        more_gib = wanted.size_gib - before.size_gib
+        if more_gib:
+            host_key, use_key = HOST.at(now.host), USE.at(now.host)
+            unchanged |= {key: seen.seen(key) for key in (host_key, use_key)}
+            put[use_key] = _claimed(seen.get(HOST, now.host), _use(seen, now.host), more_gib, op_id=op_id)
+        return Wrote(after=with_volume(now, wanted), unchanged=unchanged, put=put)
+
+    return Beside(reads=reads, write=write)
+
+
+def detaching(entry: VolumeEntry) -> Beside:
+    """A volume no more for a server. One that the server is letting go of already is asked for once more."""
+
+    def reads(_: Instance) -> tuple[Ref, ...]:
+        return ((VOLUME, (entry.id,)),)
+
+    def write(seen: Known, now: Instance, now_ms: int, op_id: str) -> Wrote:
+        before = seen.get(VOLUME, entry.id)
+        if before is None or before.instance_id != now.id:
+            raise WrongState(
+                f"volume {entry.name!r} is not attached to the server",
+                action="detach-volume",
+                instance=now.id,
+            )
+        leaving = replace(before, state=VolumeState.DETACHING, update_time_ms=now_ms, op_id=op_id)
+        key = VOLUME.at(entry.id)
+        return Wrote(after=without_volume(now, entry.id), unchanged={key: seen.seen(key)}, put={key: leaving})
+
+    return Beside(reads=reads, write=write)
+
+
+def _must_be_free(volume: Volume, entry: VolumeEntry, now: Instance) -> None:
+    if volume.state is VolumeState.AVAILABLE:
+        return
+    ending = volume.state in {VolumeState.DELETING, VolumeState.DELETED}
+    if ending:
+        raise WrongState(f"volume {entry.name!r} is being deleted", action="attach-volume", instance=now.id)
+    whose = "this server" if volume.instance_id == now.id else f"server {volume.instance_id}"
+    doing = "is attached to" if volume.state is VolumeState.IN_USE else "is still being detached from"
+    raise WrongState(
+        f"volume {entry.name!r} {doing} {whose}; a volume has one server at a time",
+        action="attach-volume",
+        instance=now.id,
+    )
+
+
+def _claimed(host: Host | None, use: Use, more_gib: int, *, op_id: str) -> Use:
+    """The host's book with room for a volume. Raises NoCapacity where there is none."""
+    after = use.with_volumes(more_gib, op_id=op_id)
+    if host is None or not host.capacity.covers(Resources(disk_gib=after.taken.disk_gib)):
+        free_gib = 0 if host is None else max(0, host.capacity.disk_gib - use.taken.disk_gib)
+        raise NoCapacity(f"the server's host has {free_gib} GiB of disk left, {more_gib} more were asked for")
+    return after
+
+
+def _use(seen: Known, host: str) -> Use:
+    return seen.get(USE, host) or Use(host=host)
+
+
+# -- interfaces -----------------------------------------------------------------------------------
+
+
+def plugging_in(network: Network, port_id: str) -> Beside:
+    """Another interface on a host-local network. `port_id` is the new port's."""
+
+    def reads(now: Instance) -> tuple[Ref, ...]:
+        return ((HOST, (now.host,)), (USE, (now.host,)))
+
+    def write(seen: Known, now: Instance, _now_ms: int, op_id: str) -> Wrote:
+        host, use = seen.get(HOST, now.host), _use(seen, now.host)
+        if len(now.ports) >= PORTS_LIMIT:
+            raise WrongState(
+                f"the server has {PORTS_LIMIT} interfaces, and no socket for another",
+                action="attach-interface",
+                instance=now.id,
+            )
+        slot = None if host is None else use.free_slot(slot_limit(host))
+        if host is None or slot is None:
+            raise NoCapacity("the server's host has no address left to give", instance=now.id)
+        request = replace(
+            now.request,
+            network_id=network.id,
+            network_name=network.name,
+            network_mtu=network.mtu,
+            dns_servers=network.dns_servers,
+        )
+        port = replace(
+            port_at(host, slot, instance_id=now.id, request=request), id=port_id, mac=mac_of(port_id, slot)
+        )
+        return Wrote(
+            after=with_port(now, port),
+            unchanged={key: seen.seen(key) for key in (HOST.at(now.host), USE.at(now.host))},
+            put={USE.at(now.host): use.with_slot(slot, op_id=op_id)},
+        )
+
+    return Beside(reads=reads, write=write)
+
+
+def pulling_out(word: str) -> Beside:
+    """An added interface no more: by its port's id, its MAC or its address."""
+
+    def write(_: Known, now: Instance, _now_ms: int, _op_id: str) -> Wrote:
+        port = _named(now.ports, word)
+        if port is None:
+            if any(each.port_id == word and each.is_leaving for each in now.plugs):
+                return Wrote(after=now)
+            raise NotFound(f"the server has no port {word!r}", kind="port", name=word)
+        if port == now.ports[0]:
+            raise WrongState(
+                "the server's first interface goes with the server: only added ones can be removed",
+                action="detach-interface",
+                instance=now.id,
+            )
+        return Wrote(after=without_port(now, port.id))
+
+    return Beside(reads=lambda _: (), write=write)
+
+
+def _named(ports: tuple[Port, ...], word: str) -> Port | None:
+    return next((each for each in ports if word in {each.id, each.mac, each.address}), None)

@@ -1,0 +1,137 @@
+"""Volumes and interfaces of a server, as its record has them: functions from a record and a fact to the next record.
+
+The guest's volumes and the record's ports are what is wanted; `plugs` is what the host has not yet said is so. What must hold, whatever
+dies:
+
+- a volume or an address leaves the wanted ones first, and is free for others only when the host has said, of that generation or a later one
+  and without a fault, that it is so: until then the guest may write to it;
+- what could not be plugged in is taken back as a whole, with the fault to tell why: nothing is half attached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from fabric.model.faults import FaultCode
+from fabric.model.instance import Instance
+from fabric.model.network import Port, slot_of
+from fabric.model.session import HostState
+from fabric.model.states import Action
+from fabric.model.volume import GuestVolume, Plug
+
+LEAVES_ITS_HOST: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD, Action.RESIZE, Action.MIGRATE})
+"""Actions that take a server away from its host, where its volumes and its added addresses cannot follow."""
+
+
+def tied(now: Instance) -> str:
+    """What ties the server to its host, for people; empty for nothing."""
+    if now.request.guest.volumes or any(each.volume_id for each in now.plugs):
+        return "it has volumes, whose data is on its host: detach them first"
+    if len(now.ports) > 1 or any(each.port_id for each in now.plugs):
+        return "it has added interfaces, whose addresses are its host's: remove them first"
+    return ""
+
+
+def with_volume(now: Instance, volume: GuestVolume) -> Instance:
+    """The record with one more volume wanted."""
+    generation = now.generation + 1
+    return replace(
+        _with_volumes(now, (*now.request.guest.volumes, volume)),
+        generation=generation,
+        plugs=(*now.plugs, Plug(generation=generation, volume_id=volume.id)),
+    )
+
+
+def without_volume(now: Instance, volume_id: str) -> Instance:
+    """The record with the volume wanted no more, or, where it is leaving already, with its host asked once more."""
+    generation = now.generation + 1
+    others = tuple(each for each in now.plugs if each.volume_id != volume_id)
+    return replace(
+        _with_volumes(now, tuple(each for each in now.request.guest.volumes if each.id != volume_id)),
+        generation=generation,
+        plugs=(*others, Plug(generation=generation, volume_id=volume_id, is_leaving=True)),
+    )
+
+
+def with_port(now: Instance, port: Port) -> Instance:
+    """The record with one more port wanted."""
+    generation = now.generation + 1
+    return replace(
+        now,
+        ports=(*now.ports, port),
+        generation=generation,
+        plugs=(*now.plugs, Plug(generation=generation, port_id=port.id)),
+    )
+
+
+def without_port(now: Instance, port_id: str) -> Instance:
+    """The record with an added port wanted no more."""
+    generation = now.generation + 1
+    gone = next(each for each in now.ports if each.id == port_id)
+    others = tuple(each for each in now.plugs if each.port_id != port_id)
+    leaving = Plug(generation=generation, port_id=port_id, slot=slot_of(gone), is_leaving=True)
+    return replace(
+        now,
+        ports=tuple(each for each in now.ports if each.id != port_id),
+        generation=generation,
+        plugs=(*others, leaving),
+    )
+
+
+def plugged(now: Instance, after: Instance, state: HostState, fault_code: str) -> Instance:
+    """What the host's word on the latest generation means for devices on their way.
+
+    `after` is the record as that word has made it in all else. Without a fault, everything is as it was wanted. With one, what was to be
+    plugged in is taken back, and whatever else is on its way is asked for anew; but not what the guest keeps, which it was asked for long
+    enough: that is told again when it lets go.
+    """
+    if not now.plugs or state in {HostState.ERROR, HostState.ABSENT, HostState.UNSPECIFIED}:
+        return after
+    if not fault_code:
+        is_kept = after.fault is not None and after.fault.code == FaultCode.DEVICE_HELD
+        return replace(after, plugs=(), fault=None if is_kept else after.fault)
+    arriving = [each for each in now.plugs if not each.is_leaving]
+    if not arriving and fault_code == FaultCode.DEVICE_HELD:
+        return after
+    back = after
+    for each in arriving:
+        back = without_volume(back, each.volume_id) if each.volume_id else without_port(back, each.port_id)
+    generation = after.generation + 1
+    return replace(
+        back, generation=generation, plugs=tuple(replace(each, generation=generation) for each in back.plugs)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What a record has let go of: ids of volumes, and address slots of its host."""
+
+    volumes: tuple[str, ...] = ()
+    slots: tuple[int, ...] = ()
+
+
+def dropped(now: Instance, after: Instance | None) -> Dropped:
+    """What is free for others once `after` is the record; None: the server has ended, and has nothing any more."""
+    kept_volumes = set() if after is None else set(volumes_of(after))
+    kept_slots = set() if after is None else set(added_slots(after))
+    return Dropped(
+        tuple(each for each in volumes_of(now) if each not in kept_volumes),
+        tuple(each for each in added_slots(now) if each not in kept_slots),
+    )
+
+
+def volumes_of(now: Instance) -> tuple[str, ...]:
+    """The ids of every volume that the server has, or has not let go of yet."""
+    wanted = tuple(each.id for each in now.request.guest.volumes)
+    return (*wanted, *(each.volume_id for each in now.plugs if each.is_leaving and each.volume_id))
+
+
+def added_slots(now: Instance) -> tuple[int, ...]:
+    """The address slots of every added port that the server has, or has not let go of yet. The first port's is the placement's own."""
+    added = tuple(slot_of(each) for each in now.ports[1:])
+    return (*added, *(each.slot for each in now.plugs if each.is_leaving and each.port_id))
+
+
+def _with_volumes(now: Instance, volumes: tuple[GuestVolume, ...]) -> Instance:
+    return replace(now, request=replace(now.request, guest=replace(now.request.guest, volumes=volumes)))

@@ -1,0 +1,395 @@
+"""Volumes and interfaces through the handlers, and through the conductor's core as their host tells of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fabric.api.volumes import VolumeHandlers
+from fabric.clock import Clock
+from fabric.conductor import records
+from fabric.conductor.core import flow, repair
+from fabric.conductor.core.draft import Draft
+from fabric.errors import (
+    AlreadyExists,
+    InvalidRequest,
+    NoCapacity,
+    NotFound,
+    QuotaExceeded,
+    WrongState,
+)
+from fabric.ids import RandomIds
+from fabric.model.host import Host, Resources, Session, SessionState, Use
+from fabric.model.instance import Assignment, Instance
+from fabric.model.quota import Charge, Quota
+from fabric.model.session import HostState, Released, Status
+from fabric.model.states import PowerState
+from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeState
+from fabric.network.addresses import port_at
+from fabric.pb.compute.v1 import instance_service_pb2
+from fabric.pb.volume.v1 import volume_service_pb2 as pb
+from fabric.rpc.method import methods
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import (
+    ASSIGNMENT,
+    HOST,
+    INSTANCE,
+    OVER,
+    QUOTA,
+    SESSION,
+    TOMBSTONE,
+    USE,
+    VOLUME,
+    VOLUME_END,
+    VOLUME_ENTRY,
+)
+from tests.unit.api.test_instances import WHO, World, in_a_world
+
+METHODS = {
+    each.action: each
+    for each in methods(instance_service_pb2.DESCRIPTOR.services_by_name["InstanceService"])
+    if each.action
+}
+H1 = Host(
+    name="h1",
+    cell="c1",
+    zone="",
+    capacity=Resources(vcpus=8, ram_mib=8192, disk_gib=20),
+    guest_cidr="10.66.0.0/24",
+    slots=16,
+)
+
+
+class Volumes(World):
+    """A world with volumes, and a host that is heard."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        clock: Clock = self.handlers._clock
+        self.volumes = VolumeHandlers(
+            self.store, self.views, clock=clock, ids=RandomIds(), jitter=lambda: 0.5
+        )
+
+    async def ready(self, *servers: str) -> list[str]:
+        limit = Charge(instances=9, vcpus=100, ram_mib=100_000, volumes=3, volume_gib=40)
+        used = (await self.read(self.store, QUOTA, "p")).used
+        await self.store.commit(
+            Txn(put={QUOTA.at("p"): encode(Quota(project_id="p", limit=limit, used=used))})
+        )
+        await self.cells["c1"].commit(Txn(put={HOST.at("h1"): encode(H1)}))
+        return [await self._server(name, slot) for slot, name in enumerate(servers)]
+
+    async def _server(self, name: str, slot: int) -> str:
+        server = await self.placed(name)
+        cell = self.cells["c1"]
+        record: Instance = await self.read(cell, INSTANCE, server)
+        order: Assignment = await self.read(cell, ASSIGNMENT, "h1", server)
+        use: Use = await self.read(cell, USE, "h1") or Use(host="h1")
+        port = port_at(H1, slot, instance_id=server, request=record.request)
+        use = use.plus(record.request.guest.resources(), slot, op_id="op")
+        await cell.commit(
+            Txn(
+                put={
+                    INSTANCE.at(server): encode(replace(record, slot=slot, ports=(port,))),
+                    ASSIGNMENT.at("h1", server): encode(
+                        replace(order, guest=replace(order.guest, ports=(port,)))
+                    ),
+                    USE.at("h1"): encode(use),
+                }
+            )
+        )
+        return server
+
+    async def make(self, name: str = "data", size_gib: int = 5) -> pb.Volume:
+        volume = pb.Volume(name=name, size_gib=size_gib)
+        request = pb.CreateVolumeRequest(request_id=self.rid(), volume=volume)
+        return (await self.volumes.create_volume(request, WHO)).volume
+
+    async def show(self, word: str = "data") -> pb.Volume:
+        return (await self.volumes.get_volume(pb.GetVolumeRequest(volume=word), WHO)).volume
+
+    async def end(self, word: str = "data") -> None:
+        await self.volumes.delete_volume(pb.DeleteVolumeRequest(request_id=self.rid(), volume=word), WHO)
+
+    async def act(self, action: str, server: str, **fields: Any) -> instance_service_pb2.Instance:
+        method = METHODS[action]
+        request = method.request(request_id=self.rid(), instance=server, **fields)
+        answer: instance_service_pb2.Instance = (
+            await vars(self.handlers)[method.attribute](request, WHO)
+        ).instance
+        return answer
+
+    async def told(self, server: str, state: HostState = HostState.ACTIVE, fault: str = "") -> None:
+        """The host says that the latest generation is so."""
+        cell = self.cells["c1"]
+        record: Instance = await self.read(cell, INSTANCE, server)
+        power = {HostState.ACTIVE: PowerState.RUNNING}.get(state, PowerState.NOSTATE)
+        status = Status(
+            epoch=1,
+            instance_id=server,
+            placement_epoch=1,
+            generation=record.generation,
+            action_seq=0,
+            state=state,
+            power=power,
+            fault_code=fault,
+        )
+        draft = Draft(await records.read(cell, flow.status_reads("h1", status)))
+        draft.add(await records.read(cell, draft.missing(flow.move_reads(draft, status))))
+        assert flow.take_status(draft, "h1", 1, status, now_ms=1, op_id="op") == flow.ACCEPTED
+        assert await records.commit(cell, draft)
+
+    async def released(self, thing: str) -> None:
+        cell = self.cells["c1"]
+        word = Released(epoch=1, instance_id=thing, placement_epoch=VOLUME_EPOCH)
+        draft = Draft(await records.read(cell, flow.release_reads("h1", word)))
+        draft.add(await records.read(cell, draft.missing(flow.freed_reads(draft, "h1", word))))
+        assert flow.take_released(draft, "h1", 1, word, now_ms=1, op_id="op") == flow.ACCEPTED
+        assert await records.commit(cell, draft)
+
+    async def use(self) -> Use:
+        use: Use = await self.read(self.cells["c1"], USE, "h1")
+        return use
+
+    async def volume(self, volume_id: str) -> Volume:
+        volume: Volume = await self.read(self.cells["c1"], VOLUME, volume_id)
+        return volume
+
+
+def volumes_test(claim: Any) -> Any:
+    return in_a_world(claim, kind=Volumes)
+
+
+@volumes_test
+async def test_a_volume_is_made_charged_found_and_ended(world: Volumes) -> None:
+    await world.ready()
+    made = await world.make()
+
+    assert (made.status, made.size_gib, made.cell, made.host) == ("available", 5, "", "")
+    assert (await world.show(made.id)).name == "data"
+    assert (await world.read(world.store, QUOTA, "p")).used.volume_gib == 5
+    with pytest.raises(AlreadyExists):
+        await world.make()
+    await world.end()
+    with pytest.raises(NotFound):
+        await world.show()
+    used = (await world.read(world.store, QUOTA, "p")).used
+    assert (used.volumes, used.volume_gib) == (0, 0)
+
+
+@volumes_test
+async def test_volumes_have_a_quota(world: Volumes) -> None:
+    await world.ready()
+
+    with pytest.raises(QuotaExceeded, match="GiB of volumes"):
+        await world.make(size_gib=41)
+    for number in range(3):
+        await world.make(f"v{number}", 1)
+    with pytest.raises(QuotaExceeded, match="3 volumes"):
+        await world.make("one-more", 1)
+
+
+@volumes_test
+async def test_a_volume_is_attached_to_one_server_at_a_time(world: Volumes) -> None:
+    one, two = await world.ready("one", "two")
+    made = await world.make()
+    begun = await world.act("attach-volume", one, volume="data")
+
+    assert [each.state for each in begun.status.volumes] == ["ATTACHING"]
+    with pytest.raises(WrongState, match="one server at a time"):
+        await world.act("attach-volume", two, volume="data")
+    await world.told(one)
+    shown = await world.show()
+    assert (shown.status, shown.instance_id, shown.cell) == ("in-use", one, "c1")
+    assert (await world.get(one)).status.volumes[0].state == "ATTACHED"
+    order: Assignment = await world.read(world.cells["c1"], ASSIGNMENT, "h1", one)
+    assert [(each.id, each.size_gib) for each in order.guest.volumes] == [(made.id, 5)]
+    assert (await world.use()).volumes_gib == 5
+
+
+@volumes_test
+async def test_a_volume_goes_on_when_its_guest_has_let_go_of_it(world: Volumes) -> None:
+    one, two = await world.ready("one", "two")
+    made = await world.make()
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one)
+    await world.act("detach-volume", one, volume="data")
+
+    assert (await world.show()).status == "detaching"
+    await world.told(one, fault="DEVICE_HELD")
+    assert (await world.show()).status == "detaching"
+    with pytest.raises(WrongState, match="still being detached"):
+        await world.act("attach-volume", two, volume="data")
+    with pytest.raises(WrongState, match="detach"):
+        await world.end()
+    await world.told(one)
+    assert (await world.show()).status == "available"
+    await world.act("attach-volume", two, volume=made.id)
+    assert (await world.volume(made.id)).instance_id == two
+
+
+@volumes_test
+async def test_an_attachment_that_fails_is_taken_back(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    await world.make()
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one, fault="DISK_FULL")
+
+    assert (await world.show()).status == "in-use"
+    await world.told(one)
+    assert (await world.show()).status == "available"
+    assert (await world.get(one)).status.fault.code == "DISK_FULL"
+
+
+@volumes_test
+async def test_a_volume_that_was_used_ends_when_its_host_has_removed_it(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    made = await world.make()
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one)
+    await world.act("detach-volume", one, volume="data")
+    await world.told(one)
+    await world.end()
+    await world.end()
+
+    assert (await world.show()).status == "deleting"
+    assert await world.read(world.cells["c1"], TOMBSTONE, "h1", made.id) is not None
+    with pytest.raises(WrongState, match="being deleted"):
+        await world.act("attach-volume", one, volume="data")
+    await world.released(made.id)
+    assert (await world.volume(made.id)).state is VolumeState.DELETED
+    assert await world.read(world.cells["c1"], VOLUME_END, made.id) is not None
+    assert (await world.use()).volumes_gib == 0
+
+
+@volumes_test
+async def test_volumes_outlive_their_server_but_for_those_that_end_with_it(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    keeps, goes = await world.make("keeps"), await world.make("goes")
+    await world.act("attach-volume", one, volume="keeps")
+    await world.act("attach-volume", one, volume="goes", delete_on_termination=True)
+    await world.told(one)
+    await world.delete(one)
+    await world.told(one, HostState.ABSENT)
+
+    assert (await world.show("keeps")).status == "available"
+    assert (await world.show("goes")).status == "deleting"
+    assert await world.read(world.cells["c1"], TOMBSTONE, "h1", goes.id) is not None
+    assert (await world.volume(keeps.id)).host == "h1"
+
+
+@volumes_test
+async def test_the_volumes_of_a_server_on_a_silent_host_are_free_when_it_is_back(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    made = await world.make()
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one)
+    await world.delete(one)
+    cell = world.cells["c1"]
+    silent = Session(host="h1", epoch=1, state=SessionState.UNREACHABLE)
+    await cell.commit(Txn(put={SESSION.at("h1"): encode(silent)}))
+    draft = Draft(await records.read(cell, repair.overdue_reads("h1", one)))
+    draft.add(await records.read(cell, draft.missing(repair.further_reads(draft, one))))
+    now_ms = 10**15
+    assert repair.end_overdue(draft, "h1", one, now_ms=now_ms, op_id="op")
+    assert await records.commit(cell, draft)
+
+    assert await world.read(cell, OVER, one) is not None
+    assert (await world.volume(made.id)).instance_id == one
+    up = Session(host="h1", epoch=1, state=SessionState.UP)
+    await cell.commit(Txn(put={SESSION.at("h1"): encode(up)}))
+    await world.released(one)
+    assert (await world.show()).status == "available"
+
+
+@volumes_test
+async def test_a_volume_stays_on_the_host_where_it_was_first_attached(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    made = await world.make()
+    elsewhere = Volume(id=made.id, project_id="p", state=VolumeState.AVAILABLE, host="h2", size_gib=5)
+    await world.cells["c1"].commit(Txn(put={VOLUME.at(made.id): encode(elsewhere)}))
+
+    with pytest.raises(WrongState, match="another host"):
+        await world.act("attach-volume", one, volume="data")
+    entry = await world.read(world.store, VOLUME_ENTRY, "p", made.id)
+    await world.store.commit(Txn(put={VOLUME_ENTRY.at("p", made.id): encode(replace(entry, cell="c2"))}))
+    with pytest.raises(WrongState, match="cell c2"):
+        await world.act("attach-volume", one, volume="data")
+
+
+@volumes_test
+async def test_a_volume_takes_room_of_its_host_and_no_more_than_there_is(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    await world.make("large", 20)
+
+    with pytest.raises(NoCapacity, match="19 GiB"):
+        await world.act("attach-volume", one, volume="large")
+    assert (await world.use()).volumes_gib == 0
+
+
+@volumes_test
+async def test_a_volume_grows_while_nobody_has_it_and_takes_the_room_when_it_is_next_attached(
+    world: Volumes,
+) -> None:
+    (one,) = await world.ready("one")
+    await world.make()
+
+    async def grow(size_gib: int) -> pb.Volume:
+        request = pb.UpdateVolumeRequest(request_id=world.rid(), volume="data", size_gib=size_gib)
+        request.update_mask.paths.append("size_gib")
+        return (await world.volumes.update_volume(request, WHO)).volume
+
+    assert (await grow(8)).size_gib == 8
+    with pytest.raises(InvalidRequest, match="shrink"):
+        await grow(7)
+    await world.act("attach-volume", one, volume="data")
+    assert (await world.use()).volumes_gib == 8
+    with pytest.raises(WrongState, match="larger"):
+        await grow(9)
+
+
+@volumes_test
+async def test_a_volume_that_is_not_there_is_the_requests_fault(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    await world.make()
+
+    with pytest.raises(InvalidRequest, match="no volume 'other'"):
+        await world.act("attach-volume", one, volume="other")
+    with pytest.raises(WrongState, match="not attached"):
+        await world.act("detach-volume", one, volume="data")
+
+
+@volumes_test
+async def test_another_interface_has_an_address_of_its_own_until_the_host_has_let_go(
+    world: Volumes,
+) -> None:
+    (one,) = await world.ready("one")
+    begun = await world.act("attach-interface", one, network="default")
+
+    first, added = begun.status.addresses
+    assert (first.address, added.address) == ("10.66.0.10", "10.66.0.11")
+    assert first.mac != added.mac
+    order: Assignment = await world.read(world.cells["c1"], ASSIGNMENT, "h1", one)
+    assert [port.address for port in order.guest.ports] == [first.address, added.address]
+    await world.told(one)
+    with pytest.raises(WrongState, match="first interface"):
+        await world.act("detach-interface", one, port=first.port_id)
+    await world.act("detach-interface", one, port=added.address)
+    assert (await world.use()).slots == (0, 1)
+    await world.told(one)
+    assert (await world.use()).slots == (0,)
+
+
+@volumes_test
+async def test_a_server_that_ends_gives_back_every_address(world: Volumes) -> None:
+    one, _ = await world.ready("one", "two")
+    await world.act("attach-interface", one, network="default")
+    await world.told(one)
+    await world.delete(one)
+    await world.told(one, HostState.ABSENT)
+
+    use = await world.use()
+    assert (use.slots, use.instances) == ((1,), 1)

@@ -1,0 +1,167 @@
+"""Volumes and interfaces of a record: on their way until the host has said so, taken back where it could not be done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fabric.errors import WrongState
+from fabric.lifecycle.core import Refused, Said, begin, settle
+from fabric.lifecycle.devices import (
+    LEAVES_ITS_HOST,
+    Dropped,
+    dropped,
+    volumes_of,
+    with_port,
+    with_volume,
+    without_port,
+    without_volume,
+)
+from fabric.model.faults import FaultCode
+from fabric.model.instance import Instance, Request
+from fabric.model.network import FIRST_GUEST, Port, slot_of
+from fabric.model.session import HostState
+from fabric.model.states import Action, PowerState, VmState
+from fabric.model.volume import GuestVolume
+from tests.unit.lifecycle.records import GUEST, NOW_MS
+
+VOLUME = GuestVolume(id="00000000-0000-7000-8000-000000000011", size_gib=3)
+FIRST, ADDED = (
+    Port(
+        id=f"port-{slot}",
+        network_id="n",
+        network_name="default",
+        mac=f"fa:16:3e:00:00:{slot:02x}",
+        address=f"10.66.0.{FIRST_GUEST + slot}",
+        prefix_length=24,
+        gateway="10.66.0.1",
+    )
+    for slot in (4, 7)
+)
+RUNNING = Instance(
+    id=GUEST.id,
+    request=Request(guest=GUEST),
+    vm_state=VmState.ACTIVE,
+    power=PowerState.RUNNING,
+    host="h1",
+    placement_epoch=1,
+    slot=4,
+    observed_generation=1,
+    ports=(FIRST,),
+)
+
+
+def told(now: Instance, *, fault: str = "", state: HostState = HostState.ACTIVE) -> Instance:
+    said = Said(
+        host="h1",
+        placement_epoch=1,
+        generation=now.generation,
+        action_seq=0,
+        state=state,
+        power=PowerState.RUNNING,
+        fault_code=fault,
+        fault_message="why",
+    )
+    after = settle(now, said, now_ms=NOW_MS, op_id="op")
+    assert isinstance(after, Instance)
+    return after
+
+
+def test_a_slot_is_told_by_the_address_that_it_gave() -> None:
+    assert (slot_of(FIRST), slot_of(ADDED)) == (4, 7)
+
+
+def test_a_volume_is_the_servers_when_its_host_has_said_so() -> None:
+    asked = with_volume(RUNNING, VOLUME)
+
+    assert (asked.generation, len(asked.plugs)) == (2, 1)
+    done = told(asked)
+    assert (done.request.guest.volumes, done.plugs, done.fault) == ((VOLUME,), (), None)
+    assert dropped(asked, done) == Dropped()
+
+
+def test_a_volume_that_leaves_is_free_only_when_the_host_has_said_so() -> None:
+    had = told(with_volume(RUNNING, VOLUME))
+    leaving = without_volume(had, VOLUME.id)
+
+    assert leaving.request.guest.volumes == ()
+    assert (volumes_of(leaving), dropped(had, leaving)) == ((VOLUME.id,), Dropped())
+    assert dropped(leaving, told(leaving)) == Dropped(volumes=(VOLUME.id,))
+
+
+@pytest.mark.parametrize("fault", [FaultCode.DEVICE_HELD, FaultCode.SNAPSHOT_FAILED])
+def test_a_volume_is_not_free_by_a_word_with_a_fault(fault: FaultCode) -> None:
+    leaving = without_volume(told(with_volume(RUNNING, VOLUME)), VOLUME.id)
+
+    after = told(leaving, fault=fault)
+
+    assert volumes_of(after) == (VOLUME.id,)
+    assert after.fault is not None
+
+
+def test_who_lets_go_late_frees_the_volume_and_ends_the_fault() -> None:
+    leaving = without_volume(told(with_volume(RUNNING, VOLUME)), VOLUME.id)
+    kept = told(leaving, fault=FaultCode.DEVICE_HELD)
+    assert kept.generation == leaving.generation
+
+    free = told(kept)
+
+    assert (dropped(kept, free), free.fault) == (Dropped(volumes=(VOLUME.id,)), None)
+
+
+def test_a_volume_that_could_not_be_plugged_in_is_taken_back_whole() -> None:
+    asked = with_volume(RUNNING, VOLUME)
+
+    failed = told(asked, fault=FaultCode.DISK_FULL)
+
+    assert failed.request.guest.volumes == ()
+    assert (failed.generation, failed.vm_state) == (asked.generation + 1, VmState.ACTIVE)
+    assert failed.fault is not None
+    assert failed.fault.code == FaultCode.DISK_FULL
+    assert volumes_of(failed) == (VOLUME.id,)
+    assert dropped(failed, told(failed)) == Dropped(volumes=(VOLUME.id,))
+
+
+def test_an_interface_takes_its_slot_until_the_host_has_let_go_of_it() -> None:
+    had = told(with_port(RUNNING, ADDED))
+    leaving = without_port(had, ADDED.id)
+
+    assert (leaving.ports, dropped(had, leaving)) == ((FIRST,), Dropped())
+    assert dropped(leaving, told(leaving)) == Dropped(slots=(7,))
+
+
+def test_a_server_that_has_ended_has_nothing() -> None:
+    had = with_port(told(with_volume(RUNNING, VOLUME)), ADDED)
+
+    assert dropped(had, None) == Dropped(volumes=(VOLUME.id,), slots=(7,))
+
+
+def test_a_word_that_is_known_otherwise_still_settles_devices() -> None:
+    leaving = without_volume(told(with_volume(RUNNING, VOLUME)), VOLUME.id)
+    seen = replace(leaving, observed_generation=leaving.generation)
+
+    assert told(seen).plugs == ()
+    stale = settle(
+        seen,
+        Said(
+            host="h1",
+            placement_epoch=1,
+            generation=1,
+            action_seq=0,
+            state=HostState.ACTIVE,
+            power=PowerState.RUNNING,
+        ),
+        now_ms=NOW_MS,
+        op_id="op",
+    )
+    assert stale is Refused.STALE
+
+
+@pytest.mark.parametrize("action", sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD}))
+@pytest.mark.parametrize("tied", [with_volume(RUNNING, VOLUME), with_port(RUNNING, ADDED)])
+def test_a_server_with_devices_of_its_host_does_not_leave_it(action: Action, tied: Instance) -> None:
+    with pytest.raises(WrongState, match="first"):
+        begin(tied, action, now_ms=NOW_MS, op_id="op")
+
+    assert begin(RUNNING, action, now_ms=NOW_MS, op_id="op").task.name
