@@ -85,6 +85,10 @@ class FrontDoor:
         metadata = (("authorization", f"Bearer {token}"),) if token else None
         pieces = [data] if isinstance(data, bytes) else list(data)
         try:
+            if method.streams_requests and method.streams_responses:
+                session: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = wire.stream_stream(path)
+                said = session(iter(pieces), metadata=metadata, timeout=10)
+                return b"".join([piece async for piece in said])
             if method.streams_requests:
                 upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = wire.stream_unary(path)
                 return await upload(iter(pieces), metadata=metadata, timeout=10)

@@ -23,12 +23,13 @@ from fabric.rpc.channel import channel
 from fabric.rpc.server import RpcServer, ServerSettings
 from fabric.rpc.tls import TlsFiles
 from fabric.server.pki import Authority, create_authority, save
+from tests.console_doubles import NoConsoles
 
 NOW_MS = time.time_ns() // 1_000_000
 PATH = "/fabric.host.v1.ConductorService/ReadProgress"
 
 
-class Conductor:
+class Conductor(NoConsoles):
     def __init__(self) -> None:
         self.asked_by: list[Principal] = []
 

@@ -108,6 +108,7 @@ def _right(own: str, epoch: int) -> Mapping[str, Message]:
             generation=OWN_GENERATION,
             state=pb.HOST_STATE_ACTIVE,
             power=pb.POWER_RUNNING,
+            steps=[pb.StepDone(name=1, began_ago_ms=2, took_ms=1)],
         ),
         "released": pb.Released(epoch=epoch, instance_id=own, placement_epoch=OWN_PLACEMENT),
         "report": pb.Report(
@@ -129,6 +130,17 @@ def _right(own: str, epoch: int) -> Mapping[str, Message]:
             held=[pb.Held(instance_id=own, placement_epoch=OWN_PLACEMENT, power=pb.POWER_RUNNING)],
             strays=["somebody-elses"],
         ),
+        "diagnostics": pb.Diagnostics(
+            question=1,
+            power=pb.POWER_RUNNING,
+            uptime_s=5,
+            vcpu_time_ms=[7],
+            memory_kib=131072,
+            disks=[pb.DiskCounters(device="vda", read_bytes=1)],
+            interfaces=[pb.InterfaceCounters(mac="fa:16:3e:00:00:01", rx_bytes=1)],
+        ),
+        "password_set": pb.PasswordSet(question=1),
+        "tunnel_refused": pb.TunnelRefused(question=1, fault_code="CONSOLE_IN_USE"),
     }
 
 

@@ -46,6 +46,11 @@ def _create_image(kernel: str) -> images.CreateImageRequest:
 BY_SERVER: tuple[tuple[str, Callable[[str], Message]], ...] = (
     ("GetInstance", lambda name: instances.GetInstanceRequest(instance=name)),
     ("GetConsoleLog", lambda name: instances.GetConsoleLogRequest(instance=name)),
+    ("GetInstanceDiagnostics", lambda name: instances.GetInstanceDiagnosticsRequest(instance=name)),
+    (
+        "ChangePassword",
+        lambda name: instances.ChangePasswordRequest(request_id=rid(), instance=name, password="x"),
+    ),
     ("DeleteInstance", lambda name: instances.DeleteInstanceRequest(request_id=rid(), instance=name)),
     ("StartInstance", lambda name: instances.StartInstanceRequest(request_id=rid(), instance=name)),
     ("StopInstance", lambda name: instances.StopInstanceRequest(request_id=rid(), instance=name)),
