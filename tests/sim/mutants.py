@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import fabric.api.instances as api_instances
@@ -39,25 +39,10 @@ from hostd.core.outbox import Outbox
 from hostd.core.steps import Settled, Start
 from hostd.driver.fake import FakeMachine
 from hostd.session import Session
+from tests.sim.mutant import Mutant, Swap, committing, less
+from tests.sim.mutants_of_moves import MOVE_MUTANTS
 from tests.sim.network import SimStore
 from tests.sim.run import run
-
-Swap = tuple[object, str, object]
-"""An object, the name of one of its attributes, and what stands there instead."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mutant:
-    """A rule taken away.
-
-    `within` is how many schedules may pass before it is found; 0 for one that these faults do not bring to light, because of `upheld_by`.
-    """
-
-    name: str
-    without: str
-    within: int
-    swaps: Callable[[], tuple[Swap, ...]]
-    upheld_by: str = ""
 
 
 @contextlib.contextmanager
@@ -87,32 +72,11 @@ def hunt(mutant: Mutant, *, first: int = 0, most: int | None = None) -> tuple[in
 # ---------------------------------------------------------------------- transactions without a compare
 
 
-def _less(txn: Txn, *kinds: str) -> Txn:
-    """The transaction without comparing keys of these kinds."""
-    return replace(
-        txn, unchanged={key: seen for key, seen in txn.unchanged.items() if not key.startswith(kinds)}
-    )
-
-
-def _committing(owner: object, *kinds: str) -> Callable[[], tuple[Swap, ...]]:
-    """The module's own `commit(store, change, ...)` without comparing keys of these kinds."""
-
-    def swaps() -> tuple[Swap, ...]:
-        commit = owner.commit  # type: ignore[attr-defined]  # every owner given has one
-
-        async def careless(store: Store, change: Any, **options: Any) -> Committed | Refused:
-            return cast("Committed | Refused", await commit(store, _less(change, *kinds), **options))
-
-        return ((owner, "commit", careless),)
-
-    return swaps
-
-
 def _quota_without_compare() -> tuple[Swap, ...]:
     settled = settle.commit_settled
 
     async def careless(store: Store, txn: Txn, **options: Any) -> Committed | Refused:
-        return await settled(store, _less(txn, keys.QUOTA.under()), **options)
+        return await settled(store, less(txn, keys.QUOTA.under()), **options)
 
     return ((ledger, "commit_settled", careless),)
 
@@ -120,7 +84,7 @@ def _quota_without_compare() -> tuple[Swap, ...]:
 def _no_request_record() -> tuple[Swap, ...]:
     async def forgetful(store: Store, txn: Txn, **_: Any) -> Committed | Refused:
         put = {key: value for key, value in txn.put.items() if not key.startswith(keys.ANSWERED.under())}
-        return await store.commit(replace(_less(txn, keys.ANSWERED.under()), put=put))
+        return await store.commit(replace(less(txn, keys.ANSWERED.under()), put=put))
 
     return ((ledger, "commit_settled", forgetful),)
 
@@ -134,7 +98,7 @@ class _Fenceless:
     async def commit(store: Store, draft: Draft) -> bool:
         if not draft:
             return True
-        txn = _less(records.transaction(draft), keys.SESSION.under())
+        txn = less(records.transaction(draft), keys.SESSION.under())
         return isinstance(await store.commit(txn), Committed)
 
 
@@ -162,7 +126,7 @@ def _refund_before_confirmed() -> tuple[Swap, ...]:
 
 
 def _refund_twice() -> tuple[Swap, ...]:
-    return _committing(reconciler, keys.LOCATION.under(), keys.QUOTA.under())()
+    return committing(reconciler, keys.LOCATION.under(), keys.QUOTA.under())()
 
 
 # ---------------------------------------------------------------------- the conductor
@@ -419,26 +383,26 @@ MUTANTS: Final = (
         name="claim_without_use_compare",
         without="claims compare what is claimed of the host",
         within=60,
-        swaps=_committing(scheduler_cell, keys.USE.under()),
+        swaps=committing(scheduler_cell, keys.USE.under()),
     ),
     Mutant(
         name="claim_without_instance_absent",
         without="claims compare that the server has no record",
         within=60,
-        swaps=_committing(scheduler_cell, keys.INSTANCE.under()),
+        swaps=committing(scheduler_cell, keys.INSTANCE.under()),
     ),
     Mutant(
         name="claim_without_over_absent",
         without="claims compare that the server is not over (`over/`)",
         within=300,
-        swaps=_committing(scheduler_cell, keys.OVER.under()),
+        swaps=committing(scheduler_cell, keys.OVER.under()),
     ),
     Mutant(
         name="claim_without_session_compare",
         without="claims compare the host's session (R8)",
         within=0,
         upheld_by="a scheduler claims only while its picture of the cell is fresh",
-        swaps=_committing(scheduler_cell, keys.SESSION.under(), keys.HOST.under()),
+        swaps=committing(scheduler_cell, keys.SESSION.under(), keys.HOST.under()),
     ),
     Mutant(
         name="refund_before_confirmed",
@@ -543,6 +507,7 @@ MUTANTS: Final = (
         upheld_by="an answer old enough to matter finds its session over: silence ends it after 10 s",
         swaps=_permit_from_the_answer,
     ),
+    *MOVE_MUTANTS,
     Mutant(
         name="no_permit", without="guests are started under a permit only (R5)", within=60, swaps=_no_permit
     ),

@@ -367,7 +367,11 @@ class World:
             for name, machine in self.machines.items()
         ]
         left = {name: server.memory.names() for name, server in self.servers.items()}
-        return unsettled(self.checker, holdings, Leftovers(keys=left))
+        try:
+            return unsettled(self.checker, holdings, Leftovers(keys=left))
+        except Violation as broken:
+            self.violate(broken)
+            return str(broken)
 
     def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
