@@ -20,9 +20,10 @@ from fabric.model.instance import ImageRef
 from hostd.core.faults import FaultCode
 from hostd.driver.fake import INSTANT, FakeMachine
 from hostd.images.base import DiskError
+from hostd.images.copies import ABANDONED_S
 from hostd.images.disks import DiskSettings, LocalDisks
 from hostd.images.fake import FakeDisks
-from tests.conformance.disks.laws import GUEST, IMAGE, LAWS, Law, Source, bring, ignore
+from tests.conformance.disks.laws import GUEST, IMAGE, LAWS, Law, Source, bring, copied, ignore
 from tests.conformance.guests import a_port, an_id, an_image
 
 MISSING = [
@@ -276,3 +277,75 @@ async def test_a_full_disk_is_said(state: Path) -> None:
             await bring(disks, image=replace(IMAGE, size_bytes=1000))
     finally:
         subprocess.run(("umount", str(small)), check=True)
+
+
+@needs_programs
+async def test_a_copy_holds_what_the_guest_and_its_image_have_written(
+    disks: LocalDisks, tmp_path: Path
+) -> None:
+    await bring(disks)
+    root = (await disks.ensure_guest(GUEST, 1)).disks[0].path
+    written = ("qemu-io", "-f", "qcow2", "-c", "write -P 7 4M 64k", root)
+    subprocess.run(written, check=True, capture_output=True)
+
+    _, data = await copied(disks)
+
+    made = tmp_path / "made.qcow2"
+    made.write_bytes(data)
+    compare = ("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", root, str(made))
+    assert subprocess.run(compare, check=False, capture_output=True).returncode == 0
+    assert "backing-filename" not in info(str(made))
+
+
+@needs_root
+@needs_programs
+async def test_a_copy_that_might_not_fit_is_not_begun(state: Path) -> None:
+    small = state / "small"
+    small.mkdir()
+    # Room for the image, twice, and for a guest; not for a copy and what guests may write meanwhile.
+    subprocess.run(("mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "none", str(small)), check=True)
+    try:
+        disks = LocalDisks(DiskSettings(state=small), SystemClock())
+        await bring(disks)
+        await disks.ensure_guest(GUEST, 1)
+        with pytest.raises(DiskError) as refused:
+            await disks.begin_copy(GUEST.id, 1, 1)
+        assert refused.value.code == FaultCode.DISK_FULL
+        assert list(small.glob("instances/*/copy.*")) == []
+    finally:
+        subprocess.run(("umount", str(small)), check=True)
+
+
+@needs_programs
+async def test_a_copy_that_a_crash_has_left_is_removed_after_a_while(disks: LocalDisks, state: Path) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    await disks.begin_copy(GUEST.id, 1, 1)
+    (left,) = state.glob("instances/*/copy.*")
+    await disks.prune(frozenset())
+    assert left.exists()
+    long_ago_s = left.stat().st_mtime - ABANDONED_S - 60
+
+    os.utime(left, (long_ago_s, long_ago_s))
+    await disks.prune(frozenset())
+
+    assert not left.exists()
+
+
+@needs_programs
+async def test_a_root_disk_with_a_header_of_its_guests_own_copies_no_file_of_the_host(
+    disks: LocalDisks, tmp_path: Path
+) -> None:
+    """A guest that got out of its hypervisor may write any header: what is beneath the disk is not read from there."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"the host's own " * 1000)
+    await bring(disks)
+    root = Path((await disks.ensure_guest(GUEST, 1)).disks[0].path)
+    owner = root.stat()
+    rebase = ("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", str(secret), "-F", "raw", str(root))
+    subprocess.run(rebase, check=True)
+    os.chown(root, owner.st_uid, owner.st_gid)
+
+    _, data = await copied(disks)
+
+    assert b"the host's own" not in data
