@@ -23,8 +23,10 @@ from fabric.deadlines import within
 from fabric.errors import Ambiguous, Bug, InvalidRequest, PermissionDenied, Unavailable, WrongState
 from fabric.identity.tokens import Tokens
 from fabric.ids import Ids
+from fabric.lifecycle.table import shown
 from fabric.model.console import ConsoleEnd, ConsoleKind, ConsoleTicket
 from fabric.model.identity import Principal
+from fabric.model.states import Want
 from fabric.pb.compute.v1 import console_service_pb2 as pb
 from fabric.rpc import frames, relay
 from fabric.rpc.stream import Stream
@@ -45,6 +47,9 @@ PLACE_CHECK_S: Final = 2.0
 TOKEN_CHECK_S: Final = 15.0
 
 _LONGEST_TICKET: Final = 128
+
+_ON: Final = frozenset({Want.RUN, Want.PAUSE})
+"""What is wanted of a guest that has its consoles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,9 +120,12 @@ class Consoles:
     # ---------------------------------------------------------------- tickets
 
     async def issue(self, word: str, kind: ConsoleKind, principal: Principal) -> Issued:
-        """A ticket for a console of a server that is on a host. Raises NotFound, WrongState, Unavailable."""
+        """A ticket for a console of a server that is to be on. Raises NotFound, WrongState, Unavailable."""
         placed = await find_placed(self._catalogue, self._cells, word, principal, what="console")
         record = placed.record
+        if record.want not in _ON:
+            state = shown(record.vm_state, record.task)
+            raise WrongState(f"the server has no console: it is {state}", instance=record.id)
         secret = base64.urlsafe_b64encode(self._ids.new_secret(32)).rstrip(b"=").decode()
         key = console_ticket_key(secret)
         ticket = ConsoleTicket(

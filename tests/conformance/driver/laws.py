@@ -8,7 +8,9 @@ from typing import Protocol
 
 import pytest
 
+from fabric.model.console import ConsoleKind
 from fabric.model.states import PowerState
+from fabric.rpc.stream import Stream, StreamClosed
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile, Domain, DomainEvent, DomainSpec, Driver, DriverError, Interface
 from tests.conformance.guests import an_id
@@ -429,7 +431,61 @@ async def nothing_is_plugged_into_who_is_off(rig: Rig) -> None:
         assert refused.value.code == FaultCode.GUEST_OFF
 
 
+async def a_domain_that_is_not_on_has_no_consoles_and_answers_nothing(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+
+    for kind in (ConsoleKind.SERIAL, ConsoleKind.VNC):
+        with pytest.raises(DriverError):
+            await rig.driver.open_console(ID, kind)
+    with pytest.raises(DriverError) as off:
+        await rig.driver.agent(ID, "guest-ping", {}, timeout_s=1.0)
+    assert off.value.code == FaultCode.GUEST_OFF
+
+
+async def consoles_go_with_their_domain(rig: Rig) -> None:
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    serial = await rig.driver.open_console(ID, ConsoleKind.SERIAL)
+    screen = await rig.driver.open_console(ID, ConsoleKind.VNC)
+    said = b""
+    async with asyncio.timeout(20):
+        while len(said) < 12:
+            said += await screen.receive()
+    assert said[:12] == b"RFB 003.008\n"
+
+    await rig.driver.cut_power(ID)
+
+    for stream in (serial, screen):
+        with pytest.raises(StreamClosed):
+            await _to_its_end(stream)
+        await stream.close()
+        await stream.close()
+
+
+async def _to_its_end(stream: Stream) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            await stream.receive()
+
+
+async def counters_are_of_what_the_domain_has(rig: Rig) -> None:
+    spec = rig.spec()
+    await rig.driver.define(spec)
+    await rig.driver.start(ID)
+
+    found = await rig.driver.diagnostics(ID)
+
+    assert found.power is PowerState.RUNNING
+    assert len(found.vcpu_time_ms) == spec.guest.vcpus
+    assert found.memory_kib == spec.guest.ram_mib * 1024
+    assert len(found.disks) == len(spec.disks)
+    assert [each.mac for each in found.interfaces] == [each.mac for each in spec.interfaces]
+
+
 LAWS: tuple[Law, ...] = (
+    a_domain_that_is_not_on_has_no_consoles_and_answers_nothing,
+    consoles_go_with_their_domain,
+    counters_are_of_what_the_domain_has,
     opening_says_what_is_there,
     what_was_never_defined_is_not_there,
     a_definition_is_off_and_carries_our_marks,

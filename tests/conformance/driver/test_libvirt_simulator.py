@@ -25,6 +25,8 @@ URI = "test:///default"
 NO_PLUGS = "plugs nothing in while a domain runs"
 
 NOT_KEPT: dict[Law, str] = {
+    laws.consoles_go_with_their_domain: "its guests have neither a serial port nor a screen",
+    laws.counters_are_of_what_the_domain_has: "it counts nothing that libvirt's statistics have",
     laws.forgetting_twice_is_success_and_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
     laws.forgetting_who_is_suspended_leaves_nothing: "undefines no NVRAM and no checkpoints: refuses the flags",
     laws.guests_run_on_when_the_daemon_goes: "ends by forgetting, see above; and its guests live in this process",

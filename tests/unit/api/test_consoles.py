@@ -11,7 +11,7 @@ import pytest
 from fabric.api.consoles import TICKET_S, ConsoleOptions
 from fabric.errors import Ambiguous, FabricError, NotFound, PermissionDenied, Unavailable, WrongState
 from fabric.model.console import ConsoleEnd, ConsoleKind
-from fabric.model.states import PowerState
+from fabric.model.states import PowerState, VmState, Want
 from fabric.store.base import Committed, Refused, Txn
 from fabric.store.keys import CONSOLE_TICKET, INSTANCE
 from tests.console_chain import Chain, Viewer, a_chain
@@ -195,8 +195,21 @@ def test_a_console_ends_with_its_guest() -> None:
         chain.machine.cut(chain.instance_id)
 
         assert await being is ConsoleEnd.GUEST_OFF
-        with pytest.raises(WrongState, match="shut itself down"):
+        with pytest.raises(WrongState, match="SHUTOFF|shut itself down"):
             await attached(chain, Viewer())
+
+    in_chain(claim)
+
+
+def test_a_server_that_is_to_be_off_has_no_console() -> None:
+    async def claim(chain: Chain) -> None:
+        record = await chain.world.instance(1)
+        await chain.world.put(
+            {INSTANCE.at(record.id): replace(record, want=Want.STOP, vm_state=VmState.STOPPED)}
+        )
+
+        with pytest.raises(WrongState, match="it is SHUTOFF"):
+            await chain.apis[0].issue("web", SERIAL, chain.me)
 
     in_chain(claim)
 
