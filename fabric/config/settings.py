@@ -261,6 +261,9 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
         tuple[Address, ...], Meta(description="Internal ports of API servers, for the bytes of images.")
     ] = ()
     session_ttl_s: Annotated[Seconds, Meta(description="How long a silent host keeps its session.")] = 10.0
+    upload_bytes_per_s: Annotated[
+        float, Meta(gt=0, description="How fast one host may hand in one image of a server.")
+    ] = 256 * 1024.0 * 1024.0
     permit_s: Annotated[
         Seconds, Meta(description="How long an acknowledged beat permits a host to start guests.")
     ] = 60.0

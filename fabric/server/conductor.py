@@ -72,6 +72,7 @@ async def serve(settings: ConductorSettings) -> None:
             lease_s=settings.session_ttl_s,
             silence_s=settings.session_ttl_s,
             permit_s=settings.permit_s,
+            upload_bytes_per_s=settings.upload_bytes_per_s,
             resync_s=settings.snapshot_s,
             shelve_offload_s=settings.shelve_offload_s,
             resize_confirm_s=settings.resize_confirm_s,
