@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from fabric.lifecycle.core import begin, settle
 from fabric.model.instance import Instance, OneShot, Rescue
@@ -13,7 +14,7 @@ from tests.unit.lifecycle.records import GUEST, NOW_MS, instance, said
 RESCUE = Rescue(image=GUEST.image, user_data=b"#!/bin/sh\n")
 
 
-def _rescued(vm_state: VmState = VmState.RESCUED, **facts: object) -> Instance:
+def _rescued(vm_state: VmState = VmState.RESCUED, **facts: Any) -> Instance:
     now = instance(vm_state, **facts)
     return replace(now, request=replace(now.request, guest=replace(GUEST, rescue=RESCUE)))
 
@@ -22,7 +23,7 @@ def _begin(now: Instance, action: Action) -> Instance:
     return begin(now, action, now_ms=NOW_MS, op_id="op")
 
 
-def _settled(now: Instance, state: HostState, **facts: object) -> Instance:
+def _settled(now: Instance, state: HostState, **facts: Any) -> Instance:
     after = settle(now, said(now, state, **facts), now_ms=NOW_MS, op_id="op")
     assert isinstance(after, Instance)
     return after
