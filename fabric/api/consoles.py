@@ -37,6 +37,9 @@ from fabric.store.settle import commit_settled
 
 log = structlog.get_logger()
 
+PREFIX: Final = "fab_ticket_"
+"""So that people, scanners and the log see what they have found."""
+
 TICKET_S: Final = 60.0
 """How long a ticket waits to be used."""
 
@@ -126,7 +129,7 @@ class Consoles:
         if record.want not in _ON:
             state = shown(record.vm_state, record.task)
             raise WrongState(f"the server has no console: it is {state}", instance=record.id)
-        secret = base64.urlsafe_b64encode(self._ids.new_secret(32)).rstrip(b"=").decode()
+        secret = PREFIX + base64.urlsafe_b64encode(self._ids.new_secret(32)).rstrip(b"=").decode()
         key = console_ticket_key(secret)
         ticket = ConsoleTicket(
             instance_id=record.id,

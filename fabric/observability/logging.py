@@ -24,6 +24,7 @@ _SECRET_NAMES: Final = frozenset(
         "passphrase",
         "private_key",
         "secret",
+        "ticket",
         "token",
         "user_data",
     }

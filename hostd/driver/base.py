@@ -16,7 +16,6 @@ from fabric.model.host import Resources
 from fabric.model.instance import Guest
 from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
-from fabric.rpc.stream import Stream
 
 
 class DriverError(Exception):
@@ -108,6 +107,22 @@ class DomainEvent:
     detail: str = ""
 
 
+class Console(Protocol):
+    """A guest's serial port or screen, opened: what `fabric.rpc.stream.Stream` is, with bytes in no particular pieces."""
+
+    async def send(self, data: bytes) -> None:
+        """Hand bytes to the guest, waiting until it takes them. Raises StreamClosed."""
+        ...
+
+    async def receive(self) -> bytes:
+        """The next bytes. Raises StreamClosed when the guest is off."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of it. Safe to call at any time, and again."""
+        ...
+
+
 class Driver(Protocol):
     """A hypervisor on this host."""
 
@@ -191,7 +206,7 @@ class Driver(Protocol):
         """Cut power and remove the definition with its NVRAM; absent already is success. Disks are not the driver's."""
         ...
 
-    async def open_console(self, instance_id: str, kind: ConsoleKind) -> Stream:
+    async def open_console(self, instance_id: str, kind: ConsoleKind) -> Console:
         """The running domain's serial port or screen, as bytes in no particular pieces, until it is closed or the guest goes off.
 
         A guest is never held up by who looks at it: of a serial port's output what a slow reader does not take is left out, with a
