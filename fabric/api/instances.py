@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
-from fabric.api.core.accept import Asked, admission, first_cell, request_for
+from fabric.api.core.accept import Asked, Pledged, admission, first_cell, pledged, request_for, unpledged
 from fabric.api.core.devices import Known, Ref
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
@@ -71,7 +71,9 @@ TRIES = 8
 
 
 class InstanceHandlers:
-    """One object for each process; it keeps nothing of its own. Method names are the RPCs' in snake case."""
+    """One object for each process; all it keeps of its own is a hint of where creates have just gone.
+
+    Method names are the RPCs' in snake case."""
 
     def __init__(
         self,
@@ -97,6 +99,7 @@ class InstanceHandlers:
         self._access = GuestAccess(catalogue, cells, conductors)
         self.view = self._reads.view
         """How a record of a cell's is shown to somebody."""
+        self._pledges: Mapping[str, Pledged] = {}
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
@@ -147,7 +150,8 @@ class InstanceHandlers:
             user_id=principal.user_id,
             now_ms=now_ms,
         )
-        cell = first_cell(await self._enabled_cells(), self._capacities(), wanted)
+        capacities = unpledged(self._capacities(), self._pledges, now_ms=now_ms)
+        cell = first_cell(await self._enabled_cells(), capacities, wanted)
         build = Build(
             instance_id=instance_id,
             cell=cell,
@@ -170,6 +174,8 @@ class InstanceHandlers:
         outcome = await self._ledger.admit(principal.project_id, entry)
         if isinstance(outcome, Refused):
             return None
+        if cell in capacities:
+            self._pledges = pledged(self._pledges, capacities[cell], wanted, now_ms=now_ms)
         return pb.CreateInstanceResponse(
             instance=from_build(build), revision=revision_of("global", outcome.revision)
         )
@@ -217,13 +223,13 @@ class InstanceHandlers:
         await self._catalogue.cells.matching(lambda each: each.enabled)
         return sorted(each.name for each in self._catalogue.cells.values() if each.enabled)
 
-    def _capacities(self) -> dict[str, CellCapacity]:
+    def _capacities(self) -> list[CellCapacity]:
         """Published capacities of the cells that answer; one that is away is nobody's first choice."""
-        return {
-            each.cell: each
+        return [
+            each
             for each in self._catalogue.capacities.values()
             if each.cell in self._cells.by_name and self._cells[each.cell].instances.picture.is_connected
-        }
+        ]
 
     async def _created(self, instance_id: str, principal: Principal) -> pb.CreateInstanceResponse:
         """The answer to a create that was accepted before: the server as it is now, whatever became of it."""

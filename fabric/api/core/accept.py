@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fabric.errors import InvalidRequest
 from fabric.model.flavor import Flavor
@@ -85,6 +85,43 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
     )
 
 
+PLEDGE_MS = 10_000
+"""How long what was accepted for a cell counts there, if the cell does not say anew what it can take: that may have gone elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pledged:
+    """What one API server has accepted for a cell since the cell last said what it can take."""
+
+    capacity_time_ms: int
+    last_ms: int
+    amount: Resources
+
+
+def pledged(
+    before: Mapping[str, Pledged], capacity: CellCapacity, request: Request, *, now_ms: int
+) -> Mapping[str, Pledged]:
+    """The pledges with one create more, accepted for the cell of this capacity."""
+    amount = _owed(before, capacity, now_ms=now_ms) + request.guest.resources()
+    return {**before, capacity.cell: Pledged(capacity.update_time_ms, now_ms, amount)}
+
+
+def unpledged(
+    capacities: Iterable[CellCapacity], pledges: Mapping[str, Pledged], *, now_ms: int
+) -> dict[str, CellCapacity]:
+    """What each cell can take beside what was just accepted for it: a burst is not sent to one cell whole."""
+    return {
+        each.cell: replace(each, free=each.free - _owed(pledges, each, now_ms=now_ms)) for each in capacities
+    }
+
+
+def _owed(pledges: Mapping[str, Pledged], capacity: CellCapacity, *, now_ms: int) -> Resources:
+    known = pledges.get(capacity.cell)
+    if known is None or known.capacity_time_ms != capacity.update_time_ms:
+        return Resources()
+    return known.amount if now_ms - known.last_ms < PLEDGE_MS else Resources()
+
+
 def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], request: Request) -> str:
     """The cell to try first: of those that seem to have room, the one with the most free memory; else the first by name.
 
@@ -99,6 +136,7 @@ def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], req
         return (
             known is not None
             and known.largest.covers(need)
+            and known.free.covers(need)
             and (not request.zone or request.zone in known.zones)
         )
 
