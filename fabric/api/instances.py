@@ -73,7 +73,8 @@ TRIES = 8
 class InstanceHandlers:
     """One object for each process; all it keeps of its own is a hint of where creates have just gone.
 
-    Method names are the RPCs' in snake case."""
+    Method names are the RPCs' in snake case.
+    """
 
     def __init__(
         self,

@@ -98,6 +98,8 @@ class HostSession:
         self._proof_boot_s = float("-inf")
         self._beat: Beat | None = None
         self._allowance = guard.Allowance()
+        self._shed = guard.Lines()
+        self._faults = guard.Lines()
         self._inventory: Inventory | None = None
         self._state = SessionState.JOIN
         self._settle = asyncio.Event()
@@ -405,16 +407,21 @@ class HostSession:
     def _take(self, word: Word) -> None:
         self._allowance, is_within = self._allowance.spend(self._around.clock.boot_s())
         if not is_within or not self._around.writer.submit(self, word):
-            log.info("host.shed", host=self.host, instance=word.instance_id)
+            self._shed, count = self._shed.one_more(self._around.clock.boot_s())
+            if count:
+                log.info("host.shed", host=self.host, instance=word.instance_id, words=count)
             return
         if isinstance(word, Status) and word.fault_code:
-            log.info(
-                "host.fault",
-                host=self.host,
-                instance=word.instance_id,
-                code=word.fault_code,
-                words=word.fault_message,
-            )
+            self._faults, count = self._faults.one_more(self._around.clock.boot_s())
+            if count:
+                log.info(
+                    "host.fault",
+                    host=self.host,
+                    instance=word.instance_id,
+                    code=word.fault_code,
+                    words=word.fault_message,
+                    faults=count,
+                )
 
     # ------------------------------------------------------------------ what goes on
 

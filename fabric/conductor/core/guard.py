@@ -149,6 +149,19 @@ class Allowance:
         return replace(self, tokens=grown - 1.0 if is_within else grown, time_s=now_s), is_within
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Lines that one host makes the log say: some at once, and then one in a while that stands for all. It must not fill a disk."""
+
+    allowance: Allowance = Allowance(rate_per_s=0.1, burst=20.0, tokens=20.0)
+    untold: int = 0
+
+    def one_more(self, now_s: float) -> tuple[Lines, int]:
+        """After one more line: how many it stands for, if it is to be written now; 0 if not."""
+        allowance, is_within = self.allowance.spend(now_s)
+        return (Lines(allowance), self.untold + 1) if is_within else (Lines(allowance, self.untold + 1), 0)
+
+
 # -- the rules ------------------------------------------------------------------------------------
 
 

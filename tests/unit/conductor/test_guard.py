@@ -245,3 +245,14 @@ def test_a_message_carries_its_epoch_unless_it_opens_or_answers() -> None:
 
 def test_other_instances_are_not_a_matter_of_form() -> None:
     assert guard.breach(replace(STATUS, instance_id=OTHER)) is None
+
+
+def test_a_host_cannot_fill_the_log_and_nothing_of_it_goes_uncounted() -> None:
+    lines, counts = guard.Lines(), []
+    for tenth in range(1000):
+        lines, count = lines.one_more(tenth / 10)
+        counts.append(count)
+
+    assert counts[:20] == [1] * 20
+    assert sum(1 for each in counts if each) <= 20 + 10
+    assert sum(counts) + lines.untold == 1000
