@@ -98,7 +98,7 @@ def _ends_in(action: Action, state: VmState) -> frozenset[VmState | None]:
 class Life:
     """One server's."""
 
-    def __init__(self, loop: SimLoop) -> None:
+    def __init__(self, loop: SimLoop, *, reclaim_s: float = 1e9) -> None:
         self.world = World(
             loop,
             0,
@@ -111,7 +111,7 @@ class Life:
                 quota=Charge(instances=20, vcpus=40, ram_mib=65536),
                 host_capacity=ROOM,
                 shelve_offload_s=NEVER_S,
-                reclaim_s=1e9,
+                reclaim_s=reclaim_s,
             ),
         )
         self.world.network.lose_answers = self.world.network.double_frames = 0.0
@@ -203,3 +203,31 @@ def _told(state: VmState, action: Action) -> tuple[VmState | None, str, BaseExce
         return (*loop.run_world(_live(life, state, action)), life.world.violation)
     except Violation as broken:
         return None, "", broken
+
+
+def test_a_deleted_server_is_kept_until_its_time_is_over_and_no_longer() -> None:
+    with unlogged(), graveyard():
+        told = _reclaimed()
+
+    assert told == (VmState.SOFT_DELETED, None, None)
+
+
+def _reclaimed() -> tuple[VmState | None, VmState | None, BaseException | None]:
+    """What a deleted server is at first, and when its time is over; and what may never happen, if it has."""
+    loop = SimLoop(Random(0))
+    life = Life(loop, reclaim_s=60.0)
+    return (*loop.run_world(_wait_for_the_end(life)), life.world.violation)
+
+
+async def _wait_for_the_end(life: Life) -> tuple[VmState | None, VmState | None]:
+    server = await life.begin()
+    await life.rest()
+    await life.ask(Action.DELETE, server)
+    await life.rest()
+    kept, _ = await life.state(server)
+    life.world.checker.deleting.add(server)
+    await asyncio.sleep(120.0)
+    life.world.checker.deleted.add(server)
+    await life.rest()
+    gone, _ = await life.state(server)
+    return kept, gone
