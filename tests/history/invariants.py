@@ -11,6 +11,7 @@
 - R1 what a host said is written by the conductor that holds its session, and by no other
 - R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
 - I1 again: what a host has given up on it does not start in that session, for it may be another host's by then
+- V1 a volume has one server at most, as its own record and the server's say; V2 and is on its host
 - R8 nothing is placed on a host that is not UP, or is disabled; and none is UP that has not let go of what it must
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
@@ -26,8 +27,9 @@ from fabric.model.image import Image
 from fabric.model.instance import Assignment, Instance, Location, OneShot, Tombstone
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
+from fabric.model.volume import VolumeEntry
 from fabric.store import codec
-from tests.history import moves
+from tests.history import moves, volumes
 from tests.history.events import Called, Destroyed, Event, Made, PowerLost, Returned, Started, Stopped, Wrote
 
 
@@ -77,6 +79,7 @@ class _Books:
     instances: dict[str, Instance] = field(default_factory=dict)
     tombstones: dict[tuple[str, str], int] = field(default_factory=dict)
     owed: dict[str, set[str]] = field(default_factory=dict)
+    volumes: volumes.CellVolumes = field(default_factory=volumes.CellVolumes)
 
 
 @dataclass(slots=True)
@@ -114,6 +117,8 @@ class Checker:
         self._touched_projects: set[str] = set()
         self._touched_instances: set[tuple[str, str]] = set()
         self.images: dict[str, Image] = {}
+        self.volumes: dict[str, VolumeEntry] = {}
+        self._touched_volumes: set[str] = set()
 
     def take(self, event: Event) -> None:
         """The next event. Raises Violation."""
@@ -151,6 +156,11 @@ class Checker:
             self._check_quota(project)
         for cell, instance_id in self._touched_instances:
             self._check_places(self.cells[cell], instance_id)
+        for cell in self._touched_volumes:
+            wrong = self.cells[cell].volumes.wrong(self.cells[cell].instances)
+            if wrong is not None:
+                raise Violation(wrong)
+        self._touched_volumes.clear()
         self._touched_hosts.clear()
         self._touched_projects.clear()
         self._touched_instances.clear()
@@ -167,6 +177,12 @@ class Checker:
                 self.quotas[rest] = codec.decode(Quota, event.after)
             elif kind == "location":
                 self._located(rest, event)
+            elif kind == "volume":
+                project, _, volume_id = rest.partition("/")
+                self.volumes.pop(volume_id, None)
+                if event.after is not None:
+                    self.volumes[volume_id] = codec.decode(VolumeEntry, event.after)
+                self._touched_projects.add(project)
             elif kind == "image":
                 self.images.pop(rest, None)
                 if event.after is not None:
@@ -189,8 +205,12 @@ class Checker:
             else:
                 books.tombstones[host, instance_id] = codec.decode(Tombstone, event.after).placement_epoch
             self._touched_instances.add((event.store, instance_id))
+        elif kind == "volume":
+            books.volumes.wrote(rest, event.after)
+            self._touched_volumes.add(event.store)
         elif kind == "instance":
             self._instance(books, rest, event)
+            self._touched_volumes.add(event.store)
 
     def _located(self, instance_id: str, event: Wrote) -> None:
         before = self.locations.pop(instance_id, None)
@@ -297,17 +317,19 @@ class Checker:
         claimed = sum((each.guest.resources() for each in books.assigned.get(name, {}).values()), Resources())
         use = books.uses.get(name, Use(host=name))
         held = len(books.assigned.get(name, {}))
+        slots = held + volumes.slots_of(books.instances, name)
         if (
             use.claimed != claimed
             or use.instances != held
-            or len(use.slots) != held
-            or len(set(use.slots)) != held
+            or len(use.slots) != slots
+            or len(set(use.slots)) != slots
+            or use.volumes_gib != books.volumes.gib_on(name)
         ):
             raise Violation(
                 f"I2 the claims of {name} differ from its assignments: {use} for {held} of {claimed}"
             )
         host = books.hosts.get(name)
-        if host is not None and not host.capacity.covers(use.claimed):
+        if host is not None and not host.capacity.covers(use.taken):
             raise Violation(f"I2 {name} is over its capacity: {use.claimed} of {host.capacity}")
 
     def _check_places(self, books: _Books, instance_id: str) -> None:
@@ -332,12 +354,17 @@ class Checker:
         charged = sum(
             (each.charge for each in self.locations.values() if each.project_id == project), Charge()
         )
+        charged += volumes.charged(self.volumes, project)
         if charged != quota.used:
-            raise Violation(f"I3 {project} is charged {quota.used} for servers that cost {charged}")
+            raise Violation(
+                f"I3 {project} is charged {quota.used} for servers and volumes that cost {charged}"
+            )
         over = (
             quota.used.instances > quota.limit.instances
             or quota.used.vcpus > quota.limit.vcpus
             or quota.used.ram_mib > quota.limit.ram_mib
+            or quota.used.volumes > quota.limit.volumes
+            or quota.used.volume_gib > quota.limit.volume_gib
         )
         if over:
             raise Violation(f"I3 {project} is over its quota: {quota.used} of {quota.limit}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fabric.model.image import ImageState
 from fabric.model.states import VmState, Want
-from tests.history import moves
+from tests.history import moves, volumes
 from tests.history.invariants import Checker, is_at_rest
 
 
@@ -20,6 +20,7 @@ class HostHoldings:
     domains: frozenset[tuple[str, int]] = frozenset()
     files: frozenset[tuple[str, int]] = frozenset()
     wires: frozenset[tuple[str, int]] = frozenset()
+    volumes: frozenset[str] = frozenset()
 
     def everything(self) -> frozenset[tuple[str, int]]:
         return self.domains | self.files | self.wires
@@ -32,7 +33,7 @@ class Leftovers:
     keys: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
-_PASSING = ("build/", "refund/", "tombstone/", "move/", "discard/", "recharge/")
+_PASSING = ("build/", "refund/", "tombstone/", "move/", "discard/", "recharge/", "volume-end/")
 
 
 def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Leftovers) -> str | None:
@@ -74,11 +75,23 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
     for instance_id in sorted(checker.locations):
         if instance_id not in records:
             return f"I9 {instance_id} is charged, and has no record"
+    for books in checker.cells.values():
+        left = volumes.unsettled(books.volumes, checker.volumes, books.instances, books.uses)
+        if left is not None:
+            return left
     for image_id, image in sorted(checker.images.items()):
         # One without bytes, made when its move was called off just then, is swept when it has waited in vain.
         if image.hidden and image.state is ImageState.ACTIVE:
             return f"I9 image {image_id} is left, in which {image.name} was to travel"
     for name, each in hosts.items():
+        known = {
+            volume_id
+            for books in checker.cells.values()
+            for volume_id, volume in books.volumes.by_id.items()
+            if volume.host == name
+        }
+        for volume_id in sorted(each.volumes - known):
+            return f"I10 {name} still holds volume {volume_id}"
         for instance_id, placement_epoch in sorted(each.everything()):
             record = records.get(instance_id)
             if record is None or moves.named(record).get(name) != placement_epoch:

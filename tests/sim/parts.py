@@ -12,6 +12,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
+from fabric.api.volumes import VolumeHandlers
 from fabric.conductor.service import ConductorService
 from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
@@ -88,6 +89,9 @@ class ApiServer:
             soft_delete=world.topology.reclaim_s > 0,
         )
 
+        self.volumes = VolumeHandlers(
+            catalogue_store, self.cells, clock=world.clock, ids=world.ids, jitter=world.jitter
+        )
         self.intake = Intake(
             catalogue_store, world.blobs, limits=ImageLimits(), clock=world.clock, jitter=world.jitter
         )

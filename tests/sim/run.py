@@ -23,10 +23,14 @@ from tests.history.invariants import Violation
 from tests.sim.clients import Client
 from tests.sim.loop import SimLoop, graveyard
 from tests.sim.nemesis import Nemesis
+from tests.sim.volume_clients import VolumeClient
 from tests.sim.world import Topology, World
 
 HORIZON_S = 60.0
 """How long things go wrong."""
+
+PLUGS = 3
+"""Of each four schedules the one in which volumes and interfaces come and go."""
 
 MOVER = 2
 """Which of the three clients sends its servers from host to host."""
@@ -112,6 +116,18 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
         )
         for number in range(3)
     ]
+    if seed % 4 == PLUGS:
+        clients.append(
+            VolumeClient(
+                name="client-of-volumes",
+                random=Random(f"volumes {seed}"),
+                principals=world.principals(),
+                apis=apis,
+                call=world.call,
+                record=world.record,
+                number=lambda: next(calls),
+            )
+        )
     working = [loop.create_task(client.run(lambda: loop.time() > horizon_s)) for client in clients]
     breaking = loop.create_task(nemesis.run() if faults else asyncio.sleep(horizon_s))
     while not all(task.done() for task in (*working, breaking)):

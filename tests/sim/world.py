@@ -77,7 +77,9 @@ class Topology:
     schedulers: int = 2
     conductors_per_cell: int = 2
     projects: int = 2
-    quota: Charge = field(default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096))
+    quota: Charge = field(
+        default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096, volumes=3, volume_gib=5)
+    )
     host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
     shelve_offload_s: float = 0.0
     reclaim_s: float = 0.0
@@ -284,7 +286,8 @@ class World:
         await asyncio.sleep(self.network.latency_s())
         if not isinstance(process.service, ApiServer):
             raise Unavailable(f"{api} is down")
-        method = getattr(process.service.handlers, handler)
+        service = process.service
+        method = getattr(service.handlers, handler, None) or getattr(service.volumes, handler)
         answer = process.call(_answer(method(request, principal)))
         # A dead process answers nothing, not even to being cancelled.
         result = await asyncio.shield(answer)
@@ -363,6 +366,7 @@ class World:
                 ),
                 files=frozenset((held.instance_id, held.placement_epoch) for held in machine.folders),
                 wires=frozenset((each, epoch) for each, (epoch, _) in machine.wires.items()),
+                volumes=frozenset(machine.volumes),
             )
             for name, machine in self.machines.items()
         ]
@@ -382,6 +386,10 @@ class World:
 
     def _machine_event(self, event: MachineEvent) -> None:
         match event.kind:
+            case "shared":
+                self.violate(
+                    Violation(f"V1 a disk of {event.instance_id} was given to another guest: {event}")
+                )
             case "started":
                 age_s = self.permits.age_s(event.host, self.loop.time())
                 what = (event.host, event.instance_id, event.placement_epoch)

@@ -1,0 +1,107 @@
+"""A client that plugs volumes and interfaces into its servers, and pulls them out, whatever state those are in."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fabric.model.identity import Principal
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.pb.volume.v1 import volume_service_pb2
+from tests.sim.clients import Client
+
+
+@dataclass(slots=True)
+class VolumeClient(Client):
+    """One user, with a few servers and a few volumes."""
+
+    volumes: list[tuple[str, Principal]] = field(default_factory=list)
+
+    async def run(self, is_over: Callable[[], bool]) -> None:
+        """Work until it is over."""
+        while not is_over():
+            await asyncio.sleep(self.random.uniform(0.2, 2.0))
+            draw = self.random.random()
+            if not self.mine or draw < 0.08:
+                await self._create()
+            elif not self.volumes or draw < 0.16:
+                await self._make_volume()
+            elif draw < 0.20:
+                await self._delete(*self.random.choice(self.mine))
+            elif draw < 0.22:
+                await self._delete_volume()
+            elif draw < 0.40:
+                await self._act()
+            else:
+                await self._plug()
+
+    async def _make_volume(self) -> None:
+        principal = self.random.choice(self.principals)
+        name = self._name()
+        volume = volume_service_pb2.Volume(name=name, size_gib=self.random.choice([1, 2]))
+        request = volume_service_pb2.CreateVolumeRequest(request_id=name, volume=volume)
+        await self._retry("create-volume", "create_volume", request, principal)
+        self.volumes.append((name, principal))
+
+    async def _delete_volume(self) -> None:
+        name, principal = self.random.choice(self.volumes)
+        request = volume_service_pb2.DeleteVolumeRequest(request_id=self._name(), volume=name)
+        await self._retry("delete-volume", "delete_volume", request, principal)
+
+    async def _plug(self) -> None:
+        """Plug something in, or pull out what is there; now and then what is not."""
+        instance_id, principal = self.random.choice(self.mine)
+        named = [name for name, whose in self.volumes if whose == principal]
+        has, added = await self._devices(instance_id, principal)
+        if self.random.random() < 0.1:
+            has = named
+        if has and self.random.random() < 0.4:
+            await self._do(
+                pb.DetachVolumeRequest(
+                    request_id=self._name(), instance=instance_id, volume=self.random.choice(has)
+                ),
+                principal,
+            )
+        elif added and self.random.random() < 0.4:
+            await self._do(
+                pb.DetachInterfaceRequest(
+                    request_id=self._name(), instance=instance_id, port=self.random.choice(added)
+                ),
+                principal,
+            )
+        elif named and self.random.random() < 0.7:
+            await self._do(
+                pb.AttachVolumeRequest(
+                    request_id=self._name(),
+                    instance=instance_id,
+                    volume=self.random.choice(named),
+                    delete_on_termination=self.random.random() < 0.3,
+                ),
+                principal,
+            )
+        else:
+            await self._do(
+                pb.AttachInterfaceRequest(request_id=self._name(), instance=instance_id, network="default"),
+                principal,
+            )
+
+    async def _devices(self, instance_id: str, principal: Principal) -> tuple[list[str], list[str]]:
+        """The volumes of a server and its added ports, as they are seen."""
+        asked = pb.GetInstanceRequest(instance=instance_id)
+        seen = await self._ask(self.random.choice(self.apis), "get", "get_instance", asked, principal)
+        if not isinstance(seen, pb.GetInstanceResponse):
+            return [], []
+        status = seen.instance.status
+        return [each.volume_id for each in status.volumes], [each.port_id for each in status.addresses[1:]]
+
+    async def _do(self, request: Any, principal: Principal) -> None:
+        words = re.findall("[A-Z][a-z]+", type(request).__name__)[:2]
+        handler = "_".join(words).lower()
+        await self._retry(handler.replace("_", "-"), handler, request, principal)
+
+    def _name(self) -> str:
+        self._asked += 1
+        return f"{self.name}-{self._asked}"
