@@ -204,6 +204,22 @@ def test_a_reverted_move_brings_back_the_disk_the_place_and_the_flavor_of_before
     assert (cell.running(), cell.data(), cell.hosts["h2"].disks) == (["h1"], DATA, {})
 
 
+def test_a_revert_of_a_server_in_error_that_overruns_its_deadline_is_no_deletion() -> None:
+    """Found by the machine above: to be gone from its host, in ERROR, is what a deletion that failed looks like."""
+    cell = _moved()
+    cell.work("h2", goes_well=False)
+    cell.ask(Action.REVERT_RESIZE)
+    cell.now_ms += 700_000
+    cell.sweep()
+    cell.work("h2", goes_well=False)
+    heal(cell)
+    must_be_at_rest(cell, is_deleted=False)
+    now = cell.record
+
+    assert now is not None
+    assert (now.host, now.vm_state) == ("h1", VmState.ACTIVE)
+
+
 def test_no_placement_epoch_is_ever_used_twice() -> None:
     cell = _moved()
     cell.ask(Action.REVERT_RESIZE)
