@@ -23,6 +23,15 @@ LONG_COLUMNS = (
 )
 
 
+def volumes(instance: Instance) -> Cell:
+    """The volumes it has, or has not let go of yet: lines for people, a list for programs."""
+    found = [
+        {"id": it.volume_id, "state": it.state.lower(), "device": f"/dev/disk/by-id/virtio-{it.serial}"}
+        for it in instance.status.volumes
+    ]
+    return Cell(found, "\n".join(f"{it['id']} ({it['state']})" for it in found))
+
+
 def addresses(instance: Instance) -> Cell:
     """The addresses by network."""
     by_network: dict[str, list[str]] = {}
@@ -70,6 +79,7 @@ def view(instance: Instance) -> dict[str, Value]:
         "progress": status.progress,
         "fault": _fault(instance),
         "addresses": addresses(instance),
+        "volumes_attached": volumes(instance),
         "flavor": Cell(
             {
                 "id": spec.flavor_id,
