@@ -280,6 +280,8 @@ class Worker:
     async def _measure(self, goal: Order | Release) -> Seen:
         domain = await self._site.driver.observe(self.instance_id)
         if not reconcile.looks_everywhere(goal):
+            if domain is None or domain.power not in reconcile.RUNNING:
+                return Seen(domain=domain)
             return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id))
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()

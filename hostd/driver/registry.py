@@ -67,7 +67,12 @@ def _libvirt(settings: MachineSettings, clock: Clock) -> Machine:
             )
         ),
         disks=LocalDisks(
-            DiskSettings(state=settings.state, cache_max_age_s=settings.image_cache_max_age_s), clock
+            DiskSettings(
+                state=settings.state,
+                cache_max_age_s=settings.image_cache_max_age_s,
+                volumes=settings.state / "volumes",
+            ),
+            clock,
         ),
         volumes=FileVolumes(settings.state / "volumes"),
         wires=LinuxWires(

@@ -55,13 +55,15 @@ class DiskSettings:
     """Where guests' files live, and whose they are.
 
     `first_user` is the start of a range of `users` ids that are ours on this machine: the first is for programs that read
-    foreign images, the others for guests. The default lies in a part that systemd's table of ids calls unused.
+    foreign images, the others for guests. The default lies in a part that systemd's table of ids calls unused. The owners of files in
+    `volumes` are guests' too.
     """
 
     state: Path
     first_user: int = 1_900_000_000
     users: int = 65_536
     cache_max_age_s: float = 24 * 3600.0
+    volumes: Path | None = None
 
 
 class LocalDisks:
@@ -279,6 +281,11 @@ class LocalDisks:
             for name in (ROOT, f"{ROOT}.part"):
                 with contextlib.suppress(FileNotFoundError):
                     yield (folder / name).stat().st_uid
+        if self._settings.volumes is not None and self._settings.volumes.is_dir():
+            # One that nobody has keeps the user id of its last guest, which is then no other's.
+            for path in self._settings.volumes.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    yield path.stat().st_uid
 
     def _owner(self, path: Path) -> int | None:
         return path.stat().st_uid if self._is_root else None

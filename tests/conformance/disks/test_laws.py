@@ -17,12 +17,14 @@ import pytest
 from fabric.clock import SystemClock
 from fabric.model.image import ImageFormat
 from fabric.model.instance import ImageRef
+from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.fake import INSTANT, FakeMachine
 from hostd.images.base import DiskError
 from hostd.images.copies import ABANDONED_S
 from hostd.images.disks import DiskSettings, LocalDisks
 from hostd.images.fake import FakeDisks
+from hostd.volumes.files import FileVolumes
 from tests.conformance.disks.laws import GUEST, IMAGE, LAWS, Law, Source, bring, copied, ignore
 from tests.conformance.guests import a_port, an_id, an_image
 
@@ -191,6 +193,23 @@ async def test_every_placement_has_a_user_of_its_own_and_shares_its_files_with_n
     await disks.remove(guests[1].id, 1)
     again = await LocalDisks(DiskSettings(state=state), SystemClock()).ensure_guest(guests[1], 2)
     assert Path(again.disks[0].path).stat().st_uid == owners[1]
+
+
+@needs_root
+@needs_programs
+async def test_the_user_of_a_volumes_last_guest_is_nobody_elses(state: Path) -> None:
+    """Else a guest that has broken out of its hypervisor could open the volume of another, which is attached to nobody just now."""
+    disks = LocalDisks(DiskSettings(state=state, volumes=state / "volumes"), SystemClock())
+    await bring(disks)
+    first, second = (replace(GUEST, id=an_id(f"guest {number}")) for number in range(2))
+    await disks.ensure_guest(first, 1)
+    owner = await disks.owner(first.id, 1)
+    await FileVolumes(state / "volumes").ensure(GuestVolume(id=an_id("volume"), size_gib=1), owner)
+    await disks.remove(first.id, 1)
+
+    await disks.ensure_guest(second, 1)
+
+    assert await disks.owner(second.id, 1) != owner
 
 
 @needs_root
