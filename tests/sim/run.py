@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import structlog
@@ -54,11 +54,14 @@ class Outcome:
 
 
 def topology_for(seed: int) -> Topology:
-    """One cell mostly, two now and then."""
-    random = Random(f"topology {seed}")
-    if random.random() < 0.75:
-        return Topology()
-    return Topology(cells=2, hosts_per_cell=2)
+    """One cell mostly, two now and then; and what begins by itself begins at once, after a while, or never."""
+    random, timers = Random(f"topology {seed}"), Random(f"timers {seed}")
+    chosen = Topology() if random.random() < 0.75 else Topology(cells=2, hosts_per_cell=2)
+    return replace(
+        chosen,
+        shelve_offload_s=timers.choice((0.0, 0.0, 3.0, -1.0)),
+        resize_confirm_s=timers.choice((0.0, 0.0, 4.0)),
+    )
 
 
 def run(seed: int, *, verbose: bool = False, faults: bool = True, horizon_s: float = HORIZON_S) -> Outcome:

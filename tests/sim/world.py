@@ -82,6 +82,7 @@ class Topology:
     )
     host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
     shelve_offload_s: float = 0.0
+    resize_confirm_s: float = 0.0
     reclaim_s: float = 0.0
     """0 is not at all, as everywhere: a delete is for good at once."""
 
@@ -230,6 +231,7 @@ class World:
                 permit_s=PERMIT_S,
                 resync_s=RESYNC_S,
                 shelve_offload_s=self.topology.shelve_offload_s,
+                resize_confirm_s=self.topology.resize_confirm_s,
                 reclaim_s=self.topology.reclaim_s,
             ),
             self.store_for(name, cell),
