@@ -14,8 +14,7 @@ from fabric.cli.instance_views import COLUMNS, LONG_COLUMNS, counters, line, row
 from fabric.cli.many import each
 from fabric.cli.output import Shape, listing, print_list, print_one, showing
 from fabric.cli.params import PAIR, examples, waiting
-from fabric.cli.session import APP, Session, pass_session
-from fabric.errors import FabricError, InvalidRequest, WrongState
+from fabric.cli.session import Session, pass_session
 from fabric.lifecycle.table import RULES, Rule, shown
 from fabric.model.states import TaskState
 
@@ -331,72 +330,3 @@ def each_then_wait(
                 code = code or ended.exit_code
     if code:
         click.get_current_context().exit(code)
-
-
-@server.command(
-    epilog=examples(
-        "fabric server ssh --login root -i nebula_key.pem nebula_web_01",
-        "fabric server ssh -i nebula_key.pem nebula_web_01 -- uptime",
-    )
-)
-@click.option(
-    "--login", "user", metavar="USER", help="Log in as.  [default: the image's os_admin_user, or root]"
-)
-@click.option(
-    "-i",
-    "--identity",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="The private key.",
-)
-@one_server
-@click.argument("ssh_arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND...]")
-@pass_session
-def ssh(
-    session: Session, *, user: str | None, identity: Path | None, server: str, ssh_arguments: tuple[str, ...]
-) -> None:
-    """Log in to a server by ssh, or run a command on it.
-
-    Host keys are remembered by the server's id and not by its address, which another server will have one day.
-    """
-    found = session.client.instances.get(server)
-    session.world.run_instead(
-        ssh_command(session, found, user=user or admin_user(session, found), identity=identity)
-        + list(ssh_arguments)
-    )
-
-
-def admin_user(session: Session, instance: Instance) -> str:
-    """Whom the image lets in: its property os_admin_user, which Glance's images have too."""
-    try:
-        return session.client.images.get(instance.spec.image_id).properties.get("os_admin_user", "root")
-    except FabricError:  # the image may be deleted, the server keeps its disk
-        return "root"
-
-
-LETS_IN = frozenset({"ACTIVE", "RESCUE", "VERIFY_RESIZE"})
-"""States of servers that run."""
-
-
-def ssh_command(session: Session, instance: Instance, *, user: str, identity: Path | None) -> list[str]:
-    """The command that logs in. Raises WrongState where there is nothing to log in to."""
-    status = instance.status
-    if status.state not in LETS_IN:
-        raise WrongState(f"server {instance.name} is {status.state}: only one that is ACTIVE lets anybody in")
-    if not status.addresses:
-        raise WrongState(f"server {instance.name} has no address")
-    if user.startswith("-") or "@" in user:
-        raise InvalidRequest(f"{user!r} is no user's name", field="login")
-    known_hosts = session.world.folder("XDG_CACHE_HOME", ".cache") / "known_hosts"
-    known_hosts.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    command = ["ssh"]
-    for option in (
-        f"HostKeyAlias={APP}-{instance.id}",
-        f"UserKnownHostsFile={known_hosts}",
-        "StrictHostKeyChecking=accept-new",
-        "CheckHostIP=no",
-    ):
-        command += ["-o", option]
-    if identity is not None:
-        command += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
-    return [*command, "-l", user, status.addresses[0].address]

@@ -9,6 +9,7 @@ from fabric.cli import (
     instance_moves,
     instance_records,
     instance_rescue,
+    instance_ssh,
 )
 from fabric.cli.instances import server
 
@@ -21,5 +22,6 @@ VERBS = (
     instance_moves,
     instance_records,
     instance_rescue,
+    instance_ssh,
 )
 """The modules that add verbs to what `fabric.cli.instances` has."""

@@ -15,6 +15,7 @@ import structlog
 
 from fabric.deadlines import within
 from fabric.errors import FabricError
+from fabric.model.instance import Guest
 from fabric.model.session import HostState, Order, Progress, Release, Released, Status
 from fabric.model.states import Want
 from fabric.model.volume import VOLUME_EPOCH, GuestVolume
@@ -126,6 +127,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._is_looking = False
+        self._told_guest: Guest | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -240,6 +242,8 @@ class Worker:
                 case LetGo(placement_epoch):
                     self._released(placement_epoch)
                 case Settled():
+                    await self._tell()
+                    self._must_be_wanted(goal)
                     self._settle(self._order(), decided)
                 case Stuck(fault):
                     self._failed(goal, None, fault)
@@ -493,6 +497,21 @@ class Worker:
             self._say(goal, told)
         else:
             self._settle(goal, told)
+
+    async def _tell(self) -> None:
+        """Let a guest that goes on read what has changed of it: its metadata is served from what its wires were told last."""
+        order = self._order()
+        if order.want is Want.ABSENT or order.guest == self._told_guest:
+            return
+        try:
+            await self._site.wires.tell(
+                Wiring(guest=order.guest.booted(), placement_epoch=order.placement_epoch)
+            )
+        except NetworkError as error:
+            # What it reads is old until the next order; that it is as wanted is true all the same.
+            _log.warning("metadata.old", instance=self.instance_id, reason=error.message)
+        else:
+            self._told_guest = order.guest
 
     def _settle(self, order: Order, settled: Settled) -> None:
         self.settled = settled

@@ -41,6 +41,13 @@ class Wires(Protocol):
         """Wire every port of the guest: filters first, then the tap, then DHCP and metadata. Raises NetworkError."""
         ...
 
+    async def tell(self, wiring: Wiring) -> None:
+        """Let the metadata service speak of a placement's guest as it is now. Wires nothing: who is not wired here stays so.
+
+        Quick. Raises NetworkError.
+        """
+        ...
+
     async def unplug(self, instance_id: str, placement_epoch: int) -> None:
         """Take away everything of the instance up to this placement epoch; absent already is success."""
         ...

@@ -109,6 +109,22 @@ class LinuxWires:
                 if going or wiring is not None:
                     await self._converge()
 
+    async def tell(self, wiring: Wiring) -> None:
+        async with self._changing:
+            with _network_faults("tell"):
+                wirings = self._known()
+                previous = wirings.get(wiring.guest.id)
+                if (
+                    previous is None
+                    or previous == wiring
+                    or previous.placement_epoch != wiring.placement_epoch
+                    or previous.guest.ports != wiring.guest.ports
+                ):
+                    return
+                self._records.write(wiring)
+                wirings[wiring.guest.id] = wiring
+                self._guests |= {port.address: wiring.guest for port in wiring.guest.ports}
+
     async def plugged(self) -> Mapping[str, int]:
         async with self._changing:
             with _network_faults("plugged"):

@@ -40,6 +40,9 @@ class FakeWires:
 
         return await self._do("plug", wire)
 
+    async def tell(self, wiring: Wiring) -> None:
+        """Nobody asks a simulated host for metadata."""
+
     async def unplug(self, instance_id: str, placement_epoch: int) -> None:
         def unwire() -> None:
             epoch, _ = self._machine.wires.get(instance_id, (0, ()))

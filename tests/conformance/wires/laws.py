@@ -44,6 +44,17 @@ async def plugging_twice_is_success(wires: Wires) -> None:
     assert await wires.plugged() == {ONE.id: 1}
 
 
+async def telling_wires_nobody_and_changes_no_interface(wires: Wires) -> None:
+    one = Wiring(guest=ONE, placement_epoch=1)
+    await wires.tell(one)
+    assert await wires.plugged() == {}
+
+    before = await wires.plug(one)
+    await wires.tell(replace(one, guest=replace(one.guest, metadata={"role": "web"})))
+    assert await wires.plugged() == {one.guest.id: one.placement_epoch}
+    assert await wires.plug(one) == before
+
+
 async def unplugging_takes_one_guest_and_twice_is_success(wires: Wires) -> None:
     await wires.plug(Wiring(guest=ONE, placement_epoch=1))
     await wires.plug(Wiring(guest=TWO, placement_epoch=1))
@@ -90,6 +101,7 @@ LAWS: tuple[Law, ...] = (
     preparing_twice_is_success_and_wires_nobody,
     plugging_gives_an_interface_per_port_with_its_mac_and_mtu,
     plugging_twice_is_success,
+    telling_wires_nobody_and_changes_no_interface,
     unplugging_takes_one_guest_and_twice_is_success,
     an_old_order_to_unplug_leaves_a_newer_placement,
     a_newer_placement_takes_over_and_an_older_one_is_refused,
