@@ -297,6 +297,29 @@ class FakeApi:
         seen = self._begin("reboot_instance", request.instance, Step("REBOOT", "rebooting"))
         return instance_service_pb2.RebootInstanceResponse(instance=seen)
 
+    def _moves(self, method: str, request: Any, now: Step) -> Any:
+        seen = self._begin(method, request.instance, now)
+        name = type(request).__name__.removesuffix("Request")
+        return getattr(instance_service_pb2, f"{name}Response")(instance=seen)
+
+    def shelve_instance(self, request: Any) -> Any:
+        return self._moves("shelve_instance", request, Step("ACTIVE", "shelving"))
+
+    def offload_instance(self, request: Any) -> Any:
+        return self._moves("offload_instance", request, Step("SHELVED", "shelving_offloading"))
+
+    def resize_instance(self, request: Any) -> Any:
+        return self._moves("resize_instance", request, Step("RESIZE", "resize_prep"))
+
+    def migrate_instance(self, request: Any) -> Any:
+        return self._moves("migrate_instance", request, Step("RESIZE", "resize_prep"))
+
+    def confirm_resize(self, request: Any) -> Any:
+        return self._moves("confirm_resize", request, Step("ACTIVE"))
+
+    def revert_resize(self, request: Any) -> Any:
+        return self._moves("revert_resize", request, Step("REVERT_RESIZE", "resize_reverting"))
+
     def get_console_log(self, request: Any) -> Any:
         _found(self.instances, request.instance)
         return instance_service_pb2.GetConsoleLogResponse(output=self.console)
