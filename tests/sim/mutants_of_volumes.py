@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fabric.api.core import devices as api_devices
 from fabric.conductor.core import devices, flow
@@ -23,7 +23,7 @@ def _free_when_asked() -> tuple[Swap, ...]:
         def write(seen: Any, now: Any, now_ms: int, op_id: str) -> Any:
             wrote = beside.write(seen, now, now_ms, op_id)
             key = keys.VOLUME.at(entry.id)
-            leaving: Volume = wrote.put[key]
+            leaving = cast("Volume", wrote.put[key])
             free = replace(leaving, state=VolumeState.AVAILABLE, instance_id="")
             return replace(wrote, put={**wrote.put, key: free})
 
