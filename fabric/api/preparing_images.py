@@ -53,8 +53,14 @@ class PreparingImages:
             snapshots.BACKUP_TYPE: request.backup_type,
             snapshots.ROTATION: str(request.rotation),
         }
+        # A nightly job asks for the same name each night: the image is then called a little differently.
         return await self._image_of(
-            Action.CREATE_BACKUP, request, principal, name=request.name, properties=properties
+            Action.CREATE_BACKUP,
+            request,
+            principal,
+            name=request.name,
+            properties=properties,
+            may_differ=True,
         )
 
     async def shelve(self, request: Any, principal: Principal) -> Prepared:
@@ -94,6 +100,7 @@ class PreparingImages:
         *,
         name: str,
         properties: Mapping[str, str],
+        may_differ: bool = False,
     ) -> Prepared:
         answered = Answered(
             request_id=request.request_id,
@@ -110,7 +117,7 @@ class PreparingImages:
             answered,
             name=name or f"{instance.request.guest.name[:NAMES]}-shelved",
             properties=properties,
-            may_differ=not name,
+            may_differ=may_differ or not name,
         )
         if image is None:
             return Prepared(change=_given_up)

@@ -67,7 +67,9 @@ def create_image(
     "create",
     epilog=examples("fabric server backup create --name db-monday --type daily --rotate 7 --wait db"),
 )
-@click.option("--name", required=True, metavar="NAME", help="The image's name.")
+@click.option(
+    "--name", required=True, metavar="NAME", help="The image's name; with a suffix where it is taken."
+)
 @click.option(
     "--type",
     "backup_type",

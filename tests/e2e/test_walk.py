@@ -228,7 +228,7 @@ def test_backups_rotate(walk: Walk) -> None:
 
     def backups() -> list[str]:
         listed = walk.tenant.fabric.shown("image", "list", cloud="nebula")
-        return [image["ID"] for image in listed if image["Name"] == "nightly"]
+        return [image["ID"] for image in listed if image["Name"].startswith("nightly")]
 
     until(lambda: len(backups()) == 1, "one backup is left", timeout_s=60)
     walk.cli("image", "delete", backups()[0])

@@ -47,9 +47,7 @@ class CellVolumes:
                 if its is None or its.instance_id != instance_id:
                     return f"V1 {instance_id} has volume {volume_id}, which is not its own"
                 if its.host != record.host:
-                    return (
-                        f"V2 {instance_id} is on {record.host}, and its volume {volume_id} on {its.host}"
-                    )
+                    return f"V2 {instance_id} is on {record.host}, and its volume {volume_id} on {its.host}"
         return None
 
 

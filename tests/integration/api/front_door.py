@@ -62,6 +62,23 @@ class NoConductors(NoGuests):
         return {}
 
 
+RESTS_S = 0.3
+"""A stream that has said nothing for so long has said what it had to say, and waits for something to happen."""
+
+
+async def _until_it_rests(answers: grpc.aio.UnaryStreamCall[bytes, bytes]) -> AsyncIterator[bytes]:
+    while True:
+        reading = asyncio.ensure_future(answers.read())
+        if not (await asyncio.wait({reading}, timeout=RESTS_S))[0]:
+            answers.cancel()
+            await asyncio.wait({reading})
+            return
+        piece = reading.result()
+        if not isinstance(piece, bytes):
+            return
+        yield piece
+
+
 @dataclass
 class FrontDoor:
     """The server, its stores, and a channel to it."""
@@ -94,7 +111,8 @@ class FrontDoor:
                 return await upload(iter(pieces), metadata=metadata, timeout=10)
             if method.streams_responses:
                 download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = wire.unary_stream(path)
-                return b"".join([piece async for piece in download(pieces[0], metadata=metadata, timeout=10)])
+                answers = download(pieces[0], metadata=metadata, timeout=10)
+                return b"".join([piece async for piece in _until_it_rests(answers)])
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = wire.unary_unary(path)
             return await unary(pieces[0], metadata=metadata, timeout=10)
         except grpc.aio.AioRpcError as raised:

@@ -195,7 +195,7 @@ def test_a_console_ends_with_its_guest() -> None:
         chain.machine.cut(chain.instance_id)
 
         assert await being is ConsoleEnd.GUEST_OFF
-        with pytest.raises(WrongState, match="SHUTOFF|shut itself down"):
+        with pytest.raises(WrongState, match=r"SHUTOFF|shut itself down"):
             await attached(chain, Viewer())
 
     in_chain(claim)

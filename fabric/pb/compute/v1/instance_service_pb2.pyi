@@ -2564,7 +2564,7 @@ class CreateInstanceBackupRequest(_message.Message):
     instance: _builtins.str
     """Its id or its name."""
     name: _builtins.str
-    """The image's name; unique in its project."""
+    """The image's name; where the project has such an image already, it gets a suffix."""
     backup_type: _builtins.str
     """The kind of backup, as people call it: `daily`, `weekly`. Each kind is rotated by itself."""
     rotation: _builtins.int
