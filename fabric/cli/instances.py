@@ -114,7 +114,7 @@ def create(
     """Ask for a server. It is in BUILD when the command returns; with --wait it is ACTIVE."""
     if groups:
         raise click.UsageError(
-            "this fabric has no security groups, so nothing would be filtered: leave --security-group out"
+            "servers are on their hosts' own networks, which no security group filters: leave --security-group out"
         )
     if dry_run and wait:
         raise click.UsageError("--dry-run makes nothing to wait for")
