@@ -46,6 +46,30 @@ ROLE_ADMIN: Role.ValueType  # 3
 """Admin."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _ConsoleKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsoleKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ConsoleKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSOLE_KIND_UNSPECIFIED: _ConsoleKind.ValueType  # 0
+    """Not set."""
+    CONSOLE_KIND_SERIAL: _ConsoleKind.ValueType  # 1
+    """Serial."""
+    CONSOLE_KIND_VNC: _ConsoleKind.ValueType  # 2
+    """Vnc."""
+
+class ConsoleKind(_ConsoleKind, metaclass=_ConsoleKindEnumTypeWrapper):
+    """What of a server's a person may sit at."""
+
+CONSOLE_KIND_UNSPECIFIED: ConsoleKind.ValueType  # 0
+"""Not set."""
+CONSOLE_KIND_SERIAL: ConsoleKind.ValueType  # 1
+"""Serial."""
+CONSOLE_KIND_VNC: ConsoleKind.ValueType  # 2
+"""Vnc."""
+Global___ConsoleKind: _TypeAlias = ConsoleKind  # noqa: Y015
+
 @_typing.final
 class Project(_message.Message):
     """What owns servers and quota."""
@@ -236,8 +260,7 @@ class ConsoleTicket(_message.Message):
     cell: _builtins.str
     host: _builtins.str
     placement_epoch: _builtins.int
-    kind: _builtins.int
-    """1 is the serial port, 2 the screen."""
+    kind: Global___ConsoleKind.ValueType
     user_id: _builtins.str
     project_id: _builtins.str
     token_id: _builtins.str
@@ -251,7 +274,7 @@ class ConsoleTicket(_message.Message):
         cell: _builtins.str = ...,
         host: _builtins.str = ...,
         placement_epoch: _builtins.int = ...,
-        kind: _builtins.int = ...,
+        kind: Global___ConsoleKind.ValueType = ...,
         user_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         token_id: _builtins.str = ...,
