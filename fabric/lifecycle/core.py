@@ -418,11 +418,16 @@ def _fault(said: Said, *, now_ms: int) -> Fault:
 def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
     """The record after what is in flight has failed: the task cleared, the fault kept, the state as the table's row says.
 
-    With nothing in flight it is the server itself that failed, and it goes to ERROR. `want` stays: what was asked for may still come
-    about, on a host that was out of reach until the deadline.
+    With nothing in flight it is the server itself that failed, and it goes to ERROR; but not one that is still to leave its host for
+    another or for none, whose state says what it leaves for. (Seed 325 of the simulation: a shelved server whose host failed twice to let
+    go of it was in ERROR and wanted gone, which is what a deletion looks like, and was deleted.) `want` stays: what was asked for may
+    still come about, on a host that was out of reach until the deadline.
     """
     rule = BY_TASK.get(now.task)
-    onto = VmState.ERROR if rule is None else rule.on_failure or now.vm_state
+    if rule is not None:
+        onto = rule.on_failure or now.vm_state
+    else:
+        onto = VmState.ERROR if ending(now) in {None, Action.DELETE} else now.vm_state
     if now.task is TaskState.SHELVING:
         # What was to carry its disk never will.
         now = replace(now, carrier_id="")

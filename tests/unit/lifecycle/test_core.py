@@ -274,6 +274,19 @@ def test_a_host_let_go_of_a_shelved_server_which_lives_on_without_it() -> None:
     assert (freed.after.host, freed.after.want) == ("", Want.STOP)
 
 
+def test_a_shelved_server_is_not_deleted_because_its_host_fails_to_let_go_of_it() -> None:
+    """Seed 325 of the simulation: the second failure made it look like a deletion, and the server was gone."""
+    offloading = _begin(instance(VmState.SHELVED, want=Want.STOP), Action.SHELVE_OFFLOAD)
+    once = _settled(offloading, HostState.ERROR)
+    twice = _settled(replace(once, fault=None), HostState.ERROR)
+
+    assert (once.vm_state, twice.vm_state) == (VmState.SHELVED, VmState.SHELVED)
+    for now in (once, twice):
+        freed = _settle(now, HostState.ABSENT)
+        assert isinstance(freed, Freed)
+        assert freed.after.vm_state is VmState.SHELVED_OFFLOADED
+
+
 def test_what_could_not_be_done_is_said_and_what_is_wanted_follows_what_is() -> None:
     pausing = _begin(instance(), Action.PAUSE)
 
