@@ -424,10 +424,8 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
     still come about, on a host that was out of reach until the deadline.
     """
     rule = BY_TASK.get(now.task)
-    if rule is not None:
-        onto = rule.on_failure or now.vm_state
-    else:
-        onto = VmState.ERROR if ending(now) in {None, Action.DELETE} else now.vm_state
+    is_itself = rule is None and ending(now) in {None, Action.DELETE}
+    onto = VmState.ERROR if is_itself else (rule and rule.on_failure) or now.vm_state
     if now.task is TaskState.SHELVING:
         # What was to carry its disk never will.
         now = replace(now, carrier_id="")

@@ -305,7 +305,7 @@ class Story:
             self._world.checker.deleted.add(server)
             return
         method, fields = METHODS[word_of(action)]
-        chosen = {name: values[0] for name, values in fields.items()}
+        chosen = {name: values[-1] for name, values in fields.items()}
         if action in {Action.REBOOT_SOFT, Action.REBOOT_HARD}:
             chosen["kind"] = pb.REBOOT_KIND_HARD if action is Action.REBOOT_HARD else pb.REBOOT_KIND_SOFT
         await self._call(method.attribute, method.request(request_id=rid, instance=server, **chosen))
