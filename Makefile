@@ -95,13 +95,14 @@ check-docs: ready ## is docs/generated/ what the code says? (fix: make docs)
 	@$(BIN)/python -m tools.docs --check
 
 #@ To test it
-# `make test` is plain `pytest`: the folders, and leaving out what is slow, are settings in pyproject.toml. It is one run, so there is one
-# closing line and one exit status: first what is fast, last what owns the machine. Not in parallel: guests under emulation want both
-# cores of a small machine for themselves.
+# `make test` is plain `pytest`: the folders, and leaving out what is slow, are settings in pyproject.toml. Values and rules first, on both
+# cores; then what owns the machine, not in parallel: guests under emulation want both cores of a small machine for themselves. Both are run
+# whatever becomes of the first. With ARGS it is one run, of what they say.
 EVERYTHING := -m ''
 .PHONY: test test-all unit conformance sim integration e2e chaos bench
 test: ready ## what a change must pass: all but the slow ones, under 20 minutes on 2 cores
-	@$(BIN)/pytest $(ARGS)
+	@$(if $(ARGS),$(BIN)/pytest $(ARGS),status=0; $(BIN)/pytest -n 2 tests/unit || status=$$?; \
+		$(BIN)/pytest --ignore=tests/unit || status=$$?; exit $$status)
 
 test-all: ready ## the slow ones too, and chaos
 	@$(BIN)/pytest $(EVERYTHING) tests/unit tests/conformance tests/sim tests/integration tests/e2e tests/chaos $(ARGS)
