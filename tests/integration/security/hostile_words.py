@@ -49,8 +49,10 @@ def floods(epoch: int) -> Iterator[bytes]:
     yield pb.SessionRequest(inventory=pb.Inventory(epoch=epoch, strays=[""] * 1_900_000)).SerializeToString()
     yield pb.SessionRequest(console_log=pb.ConsoleLog(data=b"x" * 4_000_000)).SerializeToString()
     yield pb.SessionRequest(hello=pb.Hello(boot_id="x" * 4_000_000)).SerializeToString()
-    # All at once: the last one counts, and the others must not linger.
-    yield b"".join(_wrapped(arm, message) for arm, message in _right("x", epoch).items())
+    # All at once: the last one counts, and the others must not linger. The last is one that names a server, by no id at all.
+    each = dict(_right("x", epoch))
+    last = each.pop("status")
+    yield b"".join([*(_wrapped(arm, message) for arm, message in each.items()), _wrapped("status", last)])
     yield b""
 
 

@@ -55,7 +55,8 @@ EACH = 1050
 GOODS, NOBODYS = instance_id(900), instance_id(901)
 
 OWN_FIELDS: Final = frozenset(
-    {"vm_state", "task", "power", "power_seen_ms", "observed_generation", "observed_action", "fault"}
+    {"vm_state", "vm_state_time_ms", "task", "power", "power_seen_ms", "observed_generation"}
+    | {"observed_action", "fault", "event"}
     | {"task_deadline_ms", "task_start_ms", "task_request_id", "launch_time_ms", "update_time_ms", "op_id"}
 )
 """What a host's word may change in the record of a server that is placed on it."""
@@ -208,6 +209,7 @@ async def test_words_out_of_form_end_the_session_and_change_nothing(
     damaged = (word for word in garbage(chance, wrong) if is_offence(word, epoch=epoch))
     chosen = [*floods(epoch), *chance.sample(wrong, min(len(wrong), hosts * 2))]
     words = [*chosen, *islice(damaged, hosts * 3 - len(chosen))]
+    assert all(is_offence(word, epoch=epoch) for word in words)
     before, memory = await conductor.settled(), conductor.resident_mib()
 
     for number, each in enumerate(files):
