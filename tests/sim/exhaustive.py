@@ -61,6 +61,8 @@ class Place:
         return f"{self.name} ({self.visit})" if self.visit > 1 else self.name
 
 
+TAKEN_BACK: Final = "taken back, with its reason"
+
 BREAKS: Final[dict[str, tuple[str, ...]]] = {
     "reach": ("kill hostd", "kill conductor", "lose power"),
     "write": ("kill the process",),
@@ -283,11 +285,7 @@ class Story:
             return "done"
         if not fault:
             return f"{shown(state, TaskState.NONE)} without a reason"
-        return (
-            "taken back, with its reason"
-            if state is before
-            else f"{shown(state, TaskState.NONE)}, with its reason"
-        )
+        return TAKEN_BACK if state is before else f"{shown(state, TaskState.NONE)}, with its reason"
 
     async def _create(self) -> str:
         request = pb.CreateInstanceRequest(
@@ -411,13 +409,30 @@ def is_well(found: Found) -> bool:
 
 
 def page(results: Iterable[Found]) -> str:
-    """The report."""
+    """The report: every action with how its runs ended, and each run that did not simply end well."""
     rows = list(results)
-    bad = [each for each in rows if not is_well(each)]
+    bad = sum(not is_well(each) for each in rows)
     lines = [
-        "# Everything broken once",
+        "# Report: everything broken once",
         "",
-        f"{len(rows)} runs, {len(bad)} that ended as they may not. Made by `python -m tests.sim.exhaustive`, which says how.",
+        "Made by `python -m tests.sim.exhaustive`: each action is run whole, and then once for each place that it reaches",
+        "and each way to break something there (its host daemon killed, the conductor killed, the power of its host lost,",
+        "the call on the machine failing, the process that writes killed). What was killed comes back; then all must be at",
+        "rest, the books even and nothing left: no domain, disk, tap, assignment, address, claim, charge, image or work",
+        "item. Then the server is deleted, and all of it is looked at again.",
+        "",
+        f"**{len(rows)} runs, {bad} that ended as they may not.**",
+        "",
+        "| action | runs | done | taken back, with its reason | elsewhere, with its reason |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for action in dict.fromkeys(each.action for each in rows):
+        ended = [each.run.ended for each in rows if each.action is action]
+        done, back = ended.count("done"), ended.count(TAKEN_BACK)
+        lines.append(f"| {action} | {len(ended)} | {done} | {back} | {len(ended) - done - back} |")
+    lines += [
+        "",
+        "## Those that were not done in the end",
         "",
         "| action | broken at | how | ended |",
         "| --- | --- | --- | --- |",
@@ -425,6 +440,7 @@ def page(results: Iterable[Found]) -> str:
     lines += [
         f"| {each.action} | {each.place} | {each.how} | {each.run.violation or each.run.ended} |"
         for each in rows
+        if each.run.ended != "done"
     ]
     return "\n".join(lines) + "\n"
 
