@@ -138,7 +138,13 @@ def test_a_person_logs_in_at_the_serial_console_and_leaves(
         assert other.ends() == 0
     finally:
         other.gone()
-    assert "answer-42" in fabric.cli("console", "log", "show", SERVER)
+    # The log is written from a pipe, by a daemon of its own: it comes after what a viewer is shown.
+    until(
+        lambda: "answer-42" in fabric.cli("console", "log", "show", SERVER),
+        "the log has what was shown",
+        timeout_s=PATIENCE_S,
+        every_s=0.5,
+    )
 
 
 def test_a_pipe_is_typed_and_answered(fabric: Running) -> None:
