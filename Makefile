@@ -99,10 +99,11 @@ check-docs: ready ## is docs/generated/ what the code says? (fix: make docs)
 # cores; then what owns the machine, not in parallel: guests under emulation want both cores of a small machine for themselves. Both are run
 # whatever becomes of the first. With ARGS it is one run, of what they say.
 EVERYTHING := -m ''
+OWNING := tests/conformance tests/sim tests/integration tests/e2e
 .PHONY: test test-all unit conformance sim integration e2e chaos bench
 test: ready ## what a change must pass: all but the slow ones, under 20 minutes on 2 cores
 	@$(if $(ARGS),$(BIN)/pytest $(ARGS),status=0; $(BIN)/pytest -n 2 tests/unit || status=$$?; \
-		$(BIN)/pytest --ignore=tests/unit || status=$$?; exit $$status)
+		$(BIN)/pytest $(OWNING) || status=$$?; exit $$status)
 
 test-all: ready ## the slow ones too, and chaos
 	@$(BIN)/pytest $(EVERYTHING) tests/unit tests/conformance tests/sim tests/integration tests/e2e tests/chaos $(ARGS)
