@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.running import Running, a_fabric, until
 from tests.e2e.test_first_path import Tenant
 
-pytestmark = [pytest.mark.owns_machine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.owns_machine, pytest.mark.slow, pytest.mark.timeout(900)]
 
 WRITE = "echo 'written before' > /root/kept && sync"
 READ = "cat /root/kept"

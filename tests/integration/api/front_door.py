@@ -62,7 +62,7 @@ class NoConductors(NoGuests):
         return {}
 
 
-RESTS_S = 0.3
+RESTS_S = 0.1
 """A stream that has said nothing for so long has said what it had to say, and waits for something to happen."""
 
 
