@@ -45,7 +45,7 @@ class BlobHandlers:
             id=image.id,
             name=image.name,
             # Numbers of the two enums are the same: a test compares their names.
-            format=image.format,  # type: ignore[arg-type]
+            format=image.format,  # type: ignore[arg-type]  # enums travel by number
             sha256=image.sha256,
             size_bytes=image.size_bytes,
             virtual_size_bytes=image.virtual_size_bytes,

@@ -79,7 +79,7 @@ class Line(Generic[Head]):
             case "data":
                 return cast("bytes", frame.data)  # type: ignore[attr-defined]  # every message of a hop has it
             case "end":
-                return _end(frame.end)  # type: ignore[attr-defined]
+                return _end(frame.end)  # type: ignore[attr-defined]  # of the generated frame
             case _:
                 raise InvalidRequest("a console that has begun carries data, or its end", field="frame")
 

@@ -197,7 +197,7 @@ class Daemon:
             if not announced and _answers(self._settings.socket):
                 announced = True
                 # Whoever started us waits for this line.
-                print(f"ready {self._settings.uri}", flush=True)  # noqa: T201
+                print(f"ready {self._settings.uri}", flush=True)  # noqa: T201 - who started us reads it
             if "libvirtd" in self._reap() and not announced:
                 raise SystemExit(f"libvirtd does not start: see {self._settings.state}/log/libvirtd.out")
             time.sleep(0.05 if not announced else _RESTART_PAUSE_S)
@@ -226,7 +226,7 @@ class Daemon:
             while (pid := os.waitpid(-1, os.WNOHANG)[0]) != 0:
                 name = self._children.pop(pid, "")
                 if name and not self._stopping:
-                    print(f"{name} ended", file=sys.stderr, flush=True)  # noqa: T201
+                    print(f"{name} ended", file=sys.stderr, flush=True)  # noqa: T201 - for whoever reads our log
                     ended.add(name)
         return ended
 

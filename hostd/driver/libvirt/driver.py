@@ -472,7 +472,7 @@ def _owner(spec: DomainSpec, accelerator: str) -> tuple[int, int]:
     disk = os.stat(spec.disks[0].path)  # noqa: PTH116 - a device - one system call
     if accelerator != "kvm":
         return disk.st_uid, disk.st_gid
-    device = os.stat("/dev/kvm")  # noqa: PTH116
+    device = os.stat("/dev/kvm")  # noqa: PTH116 - as above
     if device.st_mode & stat.S_IRWXO & (stat.S_IROTH | stat.S_IWOTH):
         return disk.st_uid, disk.st_gid
     return disk.st_uid, device.st_gid
