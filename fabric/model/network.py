@@ -48,8 +48,30 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostRoute:
+    """A route that guests are told of: `destination` is a subnet, `next_hop` an address."""
+
+    destination: str
+    next_hop: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortAddress:
+    """An address of an interface, of either family, with what its guest must know to use it. `gateway` is empty where there is none."""
+
+    address: str
+    prefix_length: int
+    gateway: str = ""
+    routes: tuple[HostRoute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
-    """An instance's interface, with everything a host needs to wire it; fixed by the claim."""
+    """An instance's interface, with everything a host needs to wire it.
+
+    On the hosts' own network (`vni` 0) the claim fixes its one address. On a tenant network it is the interface of a `NetworkPort`, whose
+    id it has, and the same on every host: `address` is the first of its addresses (empty where it has none), `further` the others.
+    """
 
     id: str
     network_id: str
@@ -60,6 +82,22 @@ class Port:
     gateway: str
     mtu: int = 1500
     dns_servers: tuple[str, ...] = field(default=())
+    vni: int = 0
+    routes: tuple[HostRoute, ...] = ()
+    further: tuple[PortAddress, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[PortAddress, ...]:
+        """All of them, the first one first."""
+        if not self.address:
+            return self.further
+        first = PortAddress(
+            address=self.address,
+            prefix_length=self.prefix_length,
+            gateway=self.gateway,
+            routes=self.routes,
+        )
+        return (first, *self.further)
 
 
 FIRST_GUEST = 10
@@ -78,14 +116,6 @@ class AddressRange:
 
     first: str
     last: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRoute:
-    """A route that guests are told of: `destination` is a subnet, `next_hop` an address."""
-
-    destination: str
-    next_hop: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

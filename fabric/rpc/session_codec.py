@@ -22,6 +22,8 @@ longer than its lease lasts: so they are counted before any is looked at."""
 _MAPPING = Mapping(
     {
         host.Resources: pb.Amounts,
+        network.HostRoute: pb.HostRoute,
+        network.PortAddress: pb.PortAddress,
         network.Port: pb.Port,
         instance.ImageRef: pb.ImageRef,
         volume.GuestVolume: pb.GuestVolume,

@@ -55,6 +55,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     image.Image: catalogue_pb2.Image,
     network.Network: catalogue_pb2.Network,
     network.Port: instance_pb2.Port,
+    network.PortAddress: instance_pb2.PortAddress,
     network.AddressRange: network_pb2.AddressRange,
     network.HostRoute: network_pb2.HostRoute,
     network.Subnet: network_pb2.Subnet,

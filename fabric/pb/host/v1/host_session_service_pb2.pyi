@@ -1439,6 +1439,68 @@ class ImageRef(_message.Message):
 Global___ImageRef: _TypeAlias = ImageRef  # noqa: Y015
 
 @_typing.final
+class HostRoute(_message.Message):
+    """A route that a guest is told of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    NEXT_HOP_FIELD_NUMBER: _builtins.int
+    destination: _builtins.str
+    """Where to: a subnet."""
+    next_hop: _builtins.str
+    """By which address."""
+    def __init__(
+        self,
+        *,
+        destination: _builtins.str = ...,
+        next_hop: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "next_hop", b"next_hop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostRoute: _TypeAlias = HostRoute  # noqa: Y015
+
+@_typing.final
+class PortAddress(_message.Message):
+    """An address of an interface."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The address, of either family."""
+    prefix_length: _builtins.int
+    """Its subnet's prefix length."""
+    gateway: _builtins.str
+    """The gateway; empty where there is none."""
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostRoute]:
+        """The routes of its subnet."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        prefix_length: _builtins.int = ...,
+        gateway: _builtins.str = ...,
+        routes: _abc.Iterable[Global___HostRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway", b"gateway", "prefix_length", b"prefix_length", "routes", b"routes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortAddress: _TypeAlias = PortAddress  # noqa: Y015
+
+@_typing.final
 class Port(_message.Message):
     """An interface."""
 
@@ -1453,6 +1515,9 @@ class Port(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    FURTHER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     network_id: _builtins.str
@@ -1462,16 +1527,26 @@ class Port(_message.Message):
     mac: _builtins.str
     """Its MAC address."""
     address: _builtins.str
-    """Its IPv4 address."""
+    """The first of its addresses; empty where it has none."""
     prefix_length: _builtins.int
     """The subnet's prefix length."""
     gateway: _builtins.str
     """The gateway."""
     mtu: _builtins.int
     """The MTU."""
+    vni: _builtins.int
+    """The VXLAN network identifier; 0 on the host's own network."""
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Name servers."""
+
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostRoute]:
+        """The routes of the first address' subnet."""
+
+    @_builtins.property
+    def further(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortAddress]:
+        """The addresses beyond the first."""
 
     def __init__(
         self,
@@ -1485,10 +1560,13 @@ class Port(_message.Message):
         gateway: _builtins.str = ...,
         mtu: _builtins.int = ...,
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+        vni: _builtins.int = ...,
+        routes: _abc.Iterable[Global___HostRoute] | None = ...,
+        further: _abc.Iterable[Global___PortAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "gateway", b"gateway", "id", b"id", "mac", b"mac", "mtu", b"mtu", "network_id", b"network_id", "network_name", b"network_name", "prefix_length", b"prefix_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "further", b"further", "gateway", b"gateway", "id", b"id", "mac", b"mac", "mtu", b"mtu", "network_id", b"network_id", "network_name", b"network_name", "prefix_length", b"prefix_length", "routes", b"routes", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

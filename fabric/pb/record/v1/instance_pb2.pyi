@@ -7,6 +7,7 @@ Records as they are stored. Kept apart from the API, so that either can move; nu
 from collections import abc as _abc
 from fabric.pb.record.v1 import catalogue_pb2 as _catalogue_pb2
 from fabric.pb.record.v1 import event_pb2 as _event_pb2
+from fabric.pb.record.v1 import network_pb2 as _network_pb2
 from fabric.pb.record.v1 import placement_pb2 as _placement_pb2
 from fabric.pb.record.v1 import quota_pb2 as _quota_pb2
 from fabric.pb.record.v1 import volume_pb2 as _volume_pb2
@@ -350,8 +351,39 @@ ONE_SHOT_SNAPSHOT: OneShot.ValueType  # 4
 Global___OneShot: _TypeAlias = OneShot  # noqa: Y015
 
 @_typing.final
+class PortAddress(_message.Message):
+    """An address of an interface, with what its guest must know to use it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    prefix_length: _builtins.int
+    gateway: _builtins.str
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[_network_pb2.HostRoute]: ...
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        prefix_length: _builtins.int = ...,
+        gateway: _builtins.str = ...,
+        routes: _abc.Iterable[_network_pb2.HostRoute] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway", b"gateway", "prefix_length", b"prefix_length", "routes", b"routes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortAddress: _TypeAlias = PortAddress  # noqa: Y015
+
+@_typing.final
 class Port(_message.Message):
-    """An instance's interface, with everything a host needs to wire it; fixed by the claim."""
+    """An instance's interface, with everything a host needs to wire it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,6 +396,9 @@ class Port(_message.Message):
     GATEWAY_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     DNS_SERVERS_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
+    ROUTES_FIELD_NUMBER: _builtins.int
+    FURTHER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     network_id: _builtins.str
     network_name: _builtins.str
@@ -372,8 +407,13 @@ class Port(_message.Message):
     prefix_length: _builtins.int
     gateway: _builtins.str
     mtu: _builtins.int
+    vni: _builtins.int
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def routes(self) -> _containers.RepeatedCompositeFieldContainer[_network_pb2.HostRoute]: ...
+    @_builtins.property
+    def further(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortAddress]: ...
     def __init__(
         self,
         *,
@@ -386,10 +426,13 @@ class Port(_message.Message):
         gateway: _builtins.str = ...,
         mtu: _builtins.int = ...,
         dns_servers: _abc.Iterable[_builtins.str] | None = ...,
+        vni: _builtins.int = ...,
+        routes: _abc.Iterable[_network_pb2.HostRoute] | None = ...,
+        further: _abc.Iterable[Global___PortAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "gateway", b"gateway", "id", b"id", "mac", b"mac", "mtu", b"mtu", "network_id", b"network_id", "network_name", b"network_name", "prefix_length", b"prefix_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "dns_servers", b"dns_servers", "further", b"further", "gateway", b"gateway", "id", b"id", "mac", b"mac", "mtu", b"mtu", "network_id", b"network_id", "network_name", b"network_name", "prefix_length", b"prefix_length", "routes", b"routes", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
