@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from fabric.errors import FabricError, Unavailable
-from fabric.rpc.status import DETAILS_KEY, from_status
+from fabric.rpc.status import details_of, from_status
 
 
 def from_rpc_error(error: object, endpoint: str) -> FabricError:
@@ -17,10 +17,7 @@ def from_rpc_error(error: object, endpoint: str) -> FabricError:
     if not isinstance(error, grpc.Call):
         return Unavailable(f"the call to {endpoint} ended without an answer")
     code = error.code()
-    details = b""
-    for key, value in error.trailing_metadata() or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            details = value
+    details = details_of(error.trailing_metadata() or ())
     found = from_status(code.value[0], error.details() or code.name, details)
     if code is grpc.StatusCode.UNAVAILABLE and not details:
         return Unavailable(_unreachable(endpoint, found.message), reason=found.reason)

@@ -12,8 +12,9 @@ from fabric.model.image import ImageFormat, ImageOffer
 from fabric.model.instance import ImageRef
 from fabric.pb.image.v1 import blob_service_pb2, blob_service_pb2_grpc
 from fabric.rpc.channel import channel
+from fabric.rpc.status import error_of
 from fabric.rpc.tls import TlsFiles
-from fabric.rpc.uploads import error_of, send_all
+from fabric.rpc.uploads import send_all
 
 
 class RemoteBlobs:

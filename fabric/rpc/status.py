@@ -7,11 +7,12 @@ Only errors of ours pass: anything else becomes INTERNAL with an id that finds i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 import grpc
+import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
@@ -166,6 +167,18 @@ def from_status(code: int, message: str, details: bytes = b"") -> FabricError:
         return _with_facts(InvalidRequest(message, field=field, reason=reason), facts)
     kind = _class_of(known, reason)
     return _made(kind, message, reason, facts, after_s)
+
+
+def error_of(failed: grpc.aio.AioRpcError) -> FabricError:
+    """The error behind a call of gRPC's that failed."""
+    return from_status(
+        failed.code().value[0], failed.details() or "", details_of(failed.trailing_metadata() or ())
+    )
+
+
+def details_of(trailing: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """The serialized google.rpc.Status in a call's trailing metadata; nothing where the peer sent none."""
+    return next((value for key, value in trailing if key == DETAILS_KEY and isinstance(value, bytes)), b"")
 
 
 def _class_of(code: grpc.StatusCode, reason: Reason) -> type[FabricError]:

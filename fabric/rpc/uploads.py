@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
-from contextlib import suppress
 from typing import TypeVar
 
 import grpc
 import grpc.aio
 
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import Unavailable
 from fabric.rpc.call_stream import is_cancelling
-from fabric.rpc.status import DETAILS_KEY, from_status
+from fabric.rpc.status import error_of
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -51,16 +50,6 @@ async def send_all(call: grpc.aio.StreamUnaryCall[Q, R], requests: AsyncGenerato
     finally:
         call.cancel()
         await requests.aclose()
-
-
-def error_of(failed: grpc.aio.AioRpcError) -> FabricError:
-    """What the server raised."""
-    details = b""
-    with suppress(TypeError):
-        for key, value in failed.trailing_metadata() or ():
-            if key == DETAILS_KEY and isinstance(value, bytes):
-                details = value
-    return from_status(failed.code().value[0], failed.details() or "", details)
 
 
 def _end_of(call: grpc.aio.StreamUnaryCall[Q, R]) -> grpc.aio.AioRpcError:

@@ -18,9 +18,10 @@ from fabric.model.image import ImageOffer
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 from fabric.rpc.call_stream import CallStream, is_cancelling
 from fabric.rpc.channel import channel
+from fabric.rpc.status import error_of
 from fabric.rpc.stream import Stream
 from fabric.rpc.tls import TlsFiles
-from fabric.rpc.uploads import error_of, send_all
+from fabric.rpc.uploads import send_all
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["HostSessionService"].full_name
 _SESSION: Final = f"/{_SERVICE}/Session"
