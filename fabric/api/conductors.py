@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc.aio
@@ -16,10 +19,10 @@ from fabric.pb.host.v1 import conductor_service_pb2 as pb
 from fabric.pb.host.v1 import host_session_service_pb2 as pb_session
 from fabric.pb.host.v1.conductor_service_pb2_grpc import ConductorServiceStub
 from fabric.rpc import frames
-from fabric.rpc.call_stream import CallStream
+from fabric.rpc.call_stream import BytesCall, CallStream, is_cancelling
 from fabric.rpc.channel import channel
 from fabric.rpc.session_codec import unpack_diagnostics
-from fabric.rpc.status import DETAILS_KEY, from_status
+from fabric.rpc.status import details_of, error_of
 from fabric.rpc.stream import StreamClosed
 from fabric.rpc.tls import TlsFiles
 
@@ -42,11 +45,17 @@ _OPEN_CONSOLE = f"/{pb.DESCRIPTOR.services_by_name['ConductorService'].full_name
 
 
 class RemoteConductors:
-    """Asks conductors. Belongs to the event loop it is first used on."""
+    """Asks conductors. Belongs to the event loop it is first used on.
 
-    def __init__(self, tls: TlsFiles | None) -> None:
+    `most` conductors are kept connected. More are while more are asked at once: a connection is never closed under a call, whose caller
+    gRPC would tell that it was cancelled.
+    """
+
+    def __init__(self, tls: TlsFiles | None, *, most: int = CHANNELS) -> None:
         self._tls = tls
-        self._channels: OrderedDict[str, grpc.aio.Channel] = OrderedDict()
+        self._most = most
+        # In the order they were last asked.
+        self._ways: OrderedDict[str, _Way] = OrderedDict()
 
     async def console_log(
         self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
@@ -55,22 +64,15 @@ class RemoteConductors:
         request = pb.ReadConsoleLogRequest(
             host=host, instance_id=instance_id, placement_epoch=placement_epoch, tail_bytes=tail_bytes
         )
-        stub = await self._stub(endpoint)
-        try:
+        async with self._asking(endpoint) as stub:
             answer = await stub.ReadConsoleLog(request, timeout=CONSOLE_TIMEOUT_S)
-        except grpc.aio.AioRpcError as raised:
-            raise _error(raised) from None
         return answer.data
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         """How far steps are, for those that have a word. Raises Unavailable."""
-        stub = await self._stub(endpoint)
-        try:
-            answer = await stub.ReadProgress(
-                pb.ReadProgressRequest(instance_ids=instance_ids), timeout=PROGRESS_TIMEOUT_S
-            )
-        except grpc.aio.AioRpcError as raised:
-            raise _error(raised) from None
+        request = pb.ReadProgressRequest(instance_ids=instance_ids)
+        async with self._asking(endpoint) as stub:
+            answer = await stub.ReadProgress(request, timeout=PROGRESS_TIMEOUT_S)
         return dict(answer.progress)
 
     async def diagnostics(
@@ -80,11 +82,8 @@ class RemoteConductors:
         request = pb.ReadDiagnosticsRequest(
             host=host, instance_id=instance_id, placement_epoch=placement_epoch
         )
-        stub = await self._stub(endpoint)
-        try:
+        async with self._asking(endpoint) as stub:
             answer = await stub.ReadDiagnostics(request, timeout=CONSOLE_TIMEOUT_S)
-        except grpc.aio.AioRpcError as raised:
-            raise _error(raised) from None
         return unpack_diagnostics(answer.diagnostics)
 
     async def set_password(
@@ -106,11 +105,8 @@ class RemoteConductors:
             user=user,
             password=password,
         )
-        stub = await self._stub(endpoint)
-        try:
+        async with self._asking(endpoint) as stub:
             await stub.SetPassword(request, timeout=PASSWORD_TIMEOUT_S)
-        except grpc.aio.AioRpcError as raised:
-            raise _error(raised) from None
 
     async def open_console(
         self,
@@ -123,7 +119,12 @@ class RemoteConductors:
         take_over: bool,
     ) -> frames.Line[pb.ConsoleOpened]:
         """Open a console. Raises WrongState where somebody has it or the guest is off, TooMuch, Unavailable."""
-        stream = CallStream((await self._channel(endpoint)).stream_stream(_OPEN_CONSOLE)())
+        async with self._using(endpoint) as way:
+            call: BytesCall = way.channel.stream_stream(_OPEN_CONSOLE)()
+            # The console is used for longer than it takes to open it.
+            way.calls += 1
+            call.add_done_callback(way.left)
+        stream = CallStream(call)
         line = frames.to_conductor(stream)
         wanted = pb.ConsoleWanted(
             host=host,
@@ -154,29 +155,64 @@ class RemoteConductors:
         return line
 
     async def close(self) -> None:
-        """Let go of the connections."""
-        while self._channels:
-            await self._channels.popitem()[1].close()
+        """Let go of the connections. Whoever still waits for a conductor hears Unavailable."""
+        while self._ways:
+            await self._ways.popitem()[1].channel.close()
 
-    async def _stub(self, endpoint: str) -> ConductorServiceAsyncStub:
-        return ConductorServiceStub(await self._channel(endpoint))
+    @asynccontextmanager
+    async def _asking(self, endpoint: str) -> AsyncIterator[ConductorServiceAsyncStub]:
+        """A conductor to ask, whose errors are raised as ours."""
+        try:
+            async with self._using(endpoint) as way:
+                yield ConductorServiceStub(way.channel)
+        except grpc.aio.AioRpcError as raised:
+            raise _error(raised) from None
+        except asyncio.CancelledError:
+            if is_cancelling():
+                raise
+            raise _silent() from None
 
-    async def _channel(self, endpoint: str) -> grpc.aio.Channel:
+    @asynccontextmanager
+    async def _using(self, endpoint: str) -> AsyncIterator[_Way]:
         if not endpoint:
             raise Unavailable("the host has no session with any conductor", reason=Reason.HOST_UNAVAILABLE)
-        if endpoint not in self._channels:
-            self._channels[endpoint] = channel(endpoint, self._tls)
-        self._channels.move_to_end(endpoint)
-        if len(self._channels) > CHANNELS:
-            await self._channels.popitem(last=False)[1].close()
-        return self._channels[endpoint]
+        if endpoint not in self._ways:
+            self._ways[endpoint] = _Way(channel(endpoint, self._tls))
+        self._ways.move_to_end(endpoint)
+        way = self._ways[endpoint]
+        way.calls += 1
+        try:
+            await self._make_room()
+            yield way
+        finally:
+            way.calls -= 1
+
+    async def _make_room(self) -> None:
+        idle = [endpoint for endpoint, way in self._ways.items() if not way.calls]
+        for endpoint in idle[: max(0, len(self._ways) - self._most)]:
+            # Taken out first: nobody may begin a call on what is being closed.
+            way = self._ways.pop(endpoint, None)
+            if way is not None:
+                await way.channel.close()
+
+
+@dataclass(slots=True)
+class _Way:
+    """A connection, and how many calls are under way on it."""
+
+    channel: grpc.aio.Channel
+    calls: int = 0
+
+    def left(self, _: object) -> None:
+        """One of them is over."""
+        self.calls -= 1
 
 
 def _error(raised: grpc.aio.AioRpcError) -> FabricError:
     """What the conductor said; where it could not be reached, that the host cannot be."""
-    details = next((value for key, value in raised.trailing_metadata() or () if key == DETAILS_KEY), b"")
-    if not details:
-        return Unavailable("the host's conductor does not answer", reason=Reason.HOST_UNAVAILABLE)
-    return from_status(
-        raised.code().value[0], raised.details() or "", details if isinstance(details, bytes) else b""
-    )
+    is_ours = details_of(raised.trailing_metadata() or ())
+    return error_of(raised) if is_ours else _silent()
+
+
+def _silent() -> Unavailable:
+    return Unavailable("the host's conductor does not answer", reason=Reason.HOST_UNAVAILABLE)

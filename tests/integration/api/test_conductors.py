@@ -1,0 +1,126 @@
+"""An API server's connections to conductors: kept for the next call, and let go of one at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from fabric.api.conductors import RemoteConductors
+from fabric.clock import SystemClock
+from fabric.deadlines import within
+from fabric.errors import Unavailable
+from fabric.ids import RandomIds
+from fabric.model.console import ConsoleKind
+from fabric.model.identity import Principal
+from fabric.pb.host.v1 import conductor_service_pb2 as pb
+from fabric.rpc import frames, stages
+from fabric.rpc.call import bind
+from fabric.rpc.server import RpcServer, ServerSettings
+from fabric.rpc.stream import Stream
+from tests.console_doubles import NoConsoles
+
+INSTANCE = "00000000-0000-4000-8000-000000000001"
+
+
+class Conductor(NoConsoles):
+    """Reads of logs wait until they are let go; consoles say back what they hear."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.let_go = asyncio.Event()
+
+    async def read_progress(self, request: Any, principal: Principal) -> pb.ReadProgressResponse:
+        return pb.ReadProgressResponse(progress=dict.fromkeys(request.instance_ids, "image 40 %"))
+
+    async def read_console_log(self, request: Any, principal: Principal) -> pb.ReadConsoleLogResponse:
+        self.reads += 1
+        await self.let_go.wait()
+        return pb.ReadConsoleLogResponse(data=b"login:")
+
+    async def open_console(self, stream: Stream, principal: Principal) -> None:  # type: ignore[override]  # bound as a handler is
+        line = frames.api_side(stream)
+        await line.head("wanted")
+        await frames.say_opened(line)
+        while isinstance(said := await line.receive(), bytes):
+            await line.send(said)
+
+
+@pytest.fixture
+def conductor() -> Conductor:
+    return Conductor()
+
+
+@pytest.fixture
+async def port(conductor: Conductor) -> AsyncIterator[int]:
+    server = RpcServer(
+        ServerSettings(listen="127.0.0.1:0", drain_s=0.1),
+        bind(pb.DESCRIPTOR.services_by_name["ConductorService"], conductor),
+        (stages.report(SystemClock(), RandomIds().new_id),),
+    )
+    yield await server.start()
+    await server.stop()
+
+
+@pytest.fixture
+async def conductors() -> AsyncIterator[RemoteConductors]:
+    made = RemoteConductors(None, most=1)
+    yield made
+    await made.close()
+
+
+async def test_a_call_under_way_outlives_its_turn_to_be_let_go_of(
+    port: int, conductor: Conductor, conductors: RemoteConductors
+) -> None:
+    """The connection not asked for longest was closed although somebody waited on it: with more conductors than are kept connected, reading
+    one server's console ended another's in CancelledError, which is no answer and looks like the caller's own doing.
+    """
+    reading = asyncio.create_task(conductors.console_log(f"127.0.0.1:{port}", "h1", INSTANCE, 1, 100))
+    async with within(10.0):
+        while not conductor.reads:
+            await asyncio.sleep(0.01)
+    await conductors.progress(f"localhost:{port}", [INSTANCE])
+    conductor.let_go.set()
+
+    assert await reading == b"login:"
+
+
+async def test_an_open_console_outlives_it_too(port: int, conductors: RemoteConductors) -> None:
+    line = await conductors.open_console(
+        f"127.0.0.1:{port}", "h1", INSTANCE, 1, ConsoleKind.SERIAL, take_over=False
+    )
+    await conductors.progress(f"localhost:{port}", [INSTANCE])
+    await line.send(b"ls\n")
+
+    async with within(10.0):
+        assert await line.receive() == b"ls\n"
+    await line.close()
+
+
+async def test_a_connection_that_nobody_uses_any_more_makes_room(
+    port: int, conductors: RemoteConductors
+) -> None:
+    line = await conductors.open_console(
+        f"127.0.0.1:{port}", "h1", INSTANCE, 1, ConsoleKind.SERIAL, take_over=False
+    )
+    await line.close()
+    await conductors.progress(f"127.0.0.1:{port}", [INSTANCE])
+    await conductors.progress(f"localhost:{port}", [INSTANCE])
+
+    assert list(conductors._ways) == [f"localhost:{port}"]
+
+
+async def test_whoever_still_waits_when_the_server_ends_hears_that_the_host_is_away(
+    port: int, conductor: Conductor, conductors: RemoteConductors
+) -> None:
+    reading = asyncio.create_task(conductors.console_log(f"127.0.0.1:{port}", "h1", INSTANCE, 1, 100))
+    async with within(10.0):
+        while not conductor.reads:
+            await asyncio.sleep(0.01)
+    await conductors.close()
+
+    with pytest.raises(Unavailable, match="does not answer"):
+        await reading
+    conductor.let_go.set()
