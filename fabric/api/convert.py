@@ -143,6 +143,8 @@ def host_message(
             guest_cidr=host.guest_cidr,
             disabled=not host.enabled,
             disabled_reason=host.disabled_reason,
+            tunnel_address=host.tunnel_address,
+            physical_networks=host.physical_networks,
         ),
         status=status,
         create_time=timestamp(host.create_time_ms),

@@ -20,6 +20,7 @@ from fabric.errors import AlreadyExists, InvalidRequest, Reason, Unavailable, Wr
 from fabric.model.host import Host, HostReport, Resources, Session, Use
 from fabric.model.identity import Principal
 from fabric.network.core.host_local import check_guest_cidr
+from fabric.network.core.underlay import check_tunnel_address
 from fabric.pb.compute.v1 import host_service_pb2 as pb
 from fabric.store.base import Snapshot
 from fabric.store.codec import decode, encode
@@ -194,6 +195,7 @@ def _shown(seen: Snapshot, name: str) -> pb.Host | None:
 
 
 def _host(asked: pb.Host, *, slots: int, create_time_ms: int, update_time_ms: int) -> Host:
+    """The record of what was asked. Raises InvalidRequest for a tunnel address that is none."""
     spec = asked.spec
     return Host(
         name=asked.name,
@@ -208,6 +210,8 @@ def _host(asked: pb.Host, *, slots: int, create_time_ms: int, update_time_ms: in
         slots=slots,
         create_time_ms=create_time_ms,
         update_time_ms=update_time_ms,
+        tunnel_address=check_tunnel_address(spec.tunnel_address, field="host.spec.tunnel_address"),
+        physical_networks=tuple(dict.fromkeys(spec.physical_networks)),
     )
 
 

@@ -42,6 +42,8 @@ def view(host: Host) -> dict[str, Value]:
         "hypervisor": status.hypervisor,
         "traits": list(spec.traits),
         "guest_cidr": spec.guest_cidr,
+        "tunnel_address": spec.tunnel_address,
+        "physical_networks": list(spec.physical_networks),
         "cert_serial": spec.cert_serial,
         "reported_at": when(status.report_time),
         "created_at": when(host.create_time),
@@ -75,6 +77,19 @@ def host() -> None:
     "--cert-serial", default="", metavar="HEX", help="The serial of the one certificate it may come with."
 )
 @click.option("--trait", "traits", multiple=True, metavar="NAME", help="A capability; may be given again.")
+@click.option(
+    "--tunnel-address",
+    default="",
+    metavar="ADDRESS",
+    help="Its address in the underlay: where other hosts send what is for tenant networks.",
+)
+@click.option(
+    "--physical-network",
+    "physical_networks",
+    multiple=True,
+    metavar="NAME",
+    help="What of the world outside it has an interface to; may be given again.",
+)
 @click.argument("name")
 @showing
 @pass_session
@@ -89,6 +104,8 @@ def create(
     guest_cidr: str,
     cert_serial: str,
     traits: tuple[str, ...],
+    tunnel_address: str,
+    physical_networks: tuple[str, ...],
     name: str,
     shape: Shape,
 ) -> None:
@@ -103,6 +120,8 @@ def create(
         guest_cidr=guest_cidr,
         cert_serial=cert_serial,
         traits=traits,
+        tunnel_address=tunnel_address,
+        physical_networks=physical_networks,
     )
     print_one(shape, view(made))
 
@@ -152,17 +171,52 @@ def show(session: Session, *, cell: str, host: str, shape: Shape) -> None:
     epilog=examples(
         "fabric host set --disable --disable-reason 'disk is failing' host-3",
         "fabric host set --enable host-3",
+        "fabric host set --tunnel-address 192.0.2.13 --physical-network external host-3",
     ),
 )
 @click.option("--enable/--disable", "enabled", default=None, help="Whether servers are placed on it.")
 @click.option("--disable-reason", default="", help="Why, for people.")
+@click.option(
+    "--tunnel-address",
+    default=None,
+    metavar="ADDRESS",
+    help="Its address in the underlay: where other hosts send what is for tenant networks. '' for none.",
+)
+@click.option(
+    "--physical-network",
+    "physical_networks",
+    multiple=True,
+    metavar="NAME",
+    help="What of the world outside it has an interface to, instead of what it had; may be given again.",
+)
+@click.option("--no-physical-network", is_flag=True, help="It has no interface to the world outside.")
 @click.option("--cell", default="", help="Where two cells have a host of that name.")
 @click.argument("host", shell_complete=params.hosts)
 @pass_session
-def set_(session: Session, *, enabled: bool | None, disable_reason: str, cell: str, host: str) -> None:
-    """Take a host into scheduling, or out of it; its servers are left alone."""
-    if enabled is None:
-        raise click.UsageError("say --enable or --disable")
-    if enabled and disable_reason:
+def set_(
+    session: Session,
+    *,
+    enabled: bool | None,
+    disable_reason: str,
+    tunnel_address: str | None,
+    physical_networks: tuple[str, ...],
+    no_physical_network: bool,
+    cell: str,
+    host: str,
+) -> None:
+    """Take a host into scheduling or out of it, or say where its networks are; its servers are left alone."""
+    if physical_networks and no_physical_network:
+        raise click.UsageError("--physical-network and --no-physical-network contradict each other")
+    outside = physical_networks if physical_networks or no_physical_network else None
+    if enabled is None and tunnel_address is None and outside is None:
+        raise click.UsageError("say --enable, --disable, --tunnel-address or --physical-network")
+    if enabled is not False and disable_reason:
         raise click.UsageError("--disable-reason is for --disable")
-    session.client.hosts.set_enabled(host, enabled=enabled, reason=disable_reason, cell=cell)
+    session.client.hosts.set(
+        host,
+        enabled=enabled,
+        reason=disable_reason,
+        tunnel_address=tunnel_address,
+        physical_networks=outside,
+        cell=cell,
+    )

@@ -52,6 +52,8 @@ class Hosts:
         guest_cidr: str,
         cert_serial: str = "",
         traits: Sequence[str] = (),
+        tunnel_address: str = "",
+        physical_networks: Sequence[str] = (),
     ) -> Host:
         """Approve a host: what may be claimed of it, and the one certificate it may come with."""
         spec = HostSpec(
@@ -62,19 +64,45 @@ class Hosts:
             guest_cidr=guest_cidr,
             cert_serial=cert_serial,
             traits=traits,
+            tunnel_address=tunnel_address,
+            physical_networks=physical_networks,
         )
         request = pb.CreateHostRequest(
             request_id=self._calls.request_id(), host=Host(name=name, cell=cell, spec=spec)
         )
         return self._calls.unary(self._stub.CreateHost, request).host
 
-    def set_enabled(self, host: str, *, enabled: bool, reason: str = "", cell: str = "") -> Host:
-        """Take a host into scheduling or out of it; its servers are left alone."""
+    def set(
+        self,
+        host: str,
+        *,
+        enabled: bool | None = None,
+        reason: str = "",
+        tunnel_address: str | None = None,
+        physical_networks: Sequence[str] | None = None,
+        cell: str = "",
+    ) -> Host:
+        """Change what is said of a host; None leaves a field as it is.
+
+        Args:
+            host: by name.
+            enabled: whether servers are placed on it. Those that are there are left alone.
+            reason: why it is not, for people.
+            tunnel_address: where other hosts reach its tenant networks; empty for none.
+            physical_networks: what of the world outside its interfaces lead to.
+            cell: needed only where two cells have a host of that name.
+        """
         seen = self.get(host, cell)
         spec = HostSpec()
         spec.CopyFrom(seen.spec)
-        spec.disabled = not enabled
-        spec.disabled_reason = "" if enabled else reason
+        if enabled is not None:
+            spec.disabled = not enabled
+            spec.disabled_reason = "" if enabled else reason
+        if tunnel_address is not None:
+            spec.tunnel_address = tunnel_address
+        if physical_networks is not None:
+            del spec.physical_networks[:]
+            spec.physical_networks.extend(physical_networks)
         request = pb.UpdateHostRequest(
             request_id=self._calls.request_id(), host=Host(name=seen.name, cell=seen.cell, spec=spec)
         )

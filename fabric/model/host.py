@@ -52,6 +52,9 @@ class Host:
     `capacity` is what may be claimed at most: hardware less what is reserved, times the overcommit ratio (vCPUs). `traits`
     are capability names (`HW_ARCH_X86_64`, `FIRMWARE_UEFI`, `SECURE_BOOT`, `GPU`, …). `cert_serial` is the allow-listed
     certificate. `guest_cidr` is the host-local guest subnet, `slots` how many addresses it can give.
+
+    `tunnel_address` is where other hosts send what is for tenant networks here, in the underlay; a host without one has no part in
+    them. `physical_networks` names what of the world outside its interfaces lead to (`Network.physical_network`).
     """
 
     name: str
@@ -66,6 +69,8 @@ class Host:
     slots: int = 0
     create_time_ms: int = 0
     update_time_ms: int = 0
+    tunnel_address: str = ""
+    physical_networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

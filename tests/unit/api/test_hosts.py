@@ -183,3 +183,16 @@ async def test_what_is_there_and_what_is_not_are_told_apart(world: World) -> Non
         await world.update(_host("h9"))
     with pytest.raises(NotFound):
         await world.handlers.get_host(pb.GetHostRequest(host="h9"), ADMIN)
+
+
+@in_a_world
+async def test_a_host_says_where_its_tunnels_end_and_what_it_leads_to(world: World) -> None:
+    made = await world.create(
+        _host(tunnel_address="2001:DB8:0::5", physical_networks=["external", "external", "dc2"])
+    )
+
+    assert made.spec.tunnel_address == "2001:db8::5"
+    assert list(made.spec.physical_networks) == ["external", "dc2"]
+    for wrong in ("here", "10.0.0.1/24", "::", "224.0.0.1", "127.0.0.1", "169.254.1.1"):
+        with pytest.raises(InvalidRequest, match=r"host\.spec\.tunnel_address"):
+            await world.update(_host(tunnel_address=wrong))

@@ -150,6 +150,33 @@ def test_a_host_is_approved_and_taken_out_of_scheduling(shell: Shell) -> None:
     assert shell.run("host", "set", "host-3").exit_code == 2
 
 
+def test_where_a_hosts_networks_are_is_said_without_touching_the_rest(shell: Shell) -> None:
+    shell.ok(
+        *(
+            "host",
+            "create",
+            "--cell",
+            "cell1",
+            "--availability-zone",
+            "nova",
+            "--vcpus",
+            "8",
+            "--ram",
+            "4096",
+        ),
+        *("--disk", "100", "--guest-cidr", "10.64.4.0/24", "--physical-network", "external", "host-4"),
+    )
+    shell.ok("host", "set", "--tunnel-address", "192.0.2.14", "host-4")
+    shown = shell.json("host", "show", "host-4")
+
+    assert (shown["enabled"], shown["tunnel_address"]) == (True, "192.0.2.14")
+    assert shown["physical_networks"] == ["external"]
+    shell.ok("host", "set", "--no-physical-network", "host-4")
+    assert shell.json("host", "show", "host-4")["physical_networks"] == []
+    both = ("--physical-network", "x", "--no-physical-network")
+    assert shell.run("host", "set", *both, "host-4").exit_code == 2
+
+
 def test_cells_whose_hosts_are_missing_are_named_beside_the_list(shell: Shell) -> None:
     result = shell.run("host", "list", "-f", "json")
 

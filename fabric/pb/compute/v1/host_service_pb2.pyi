@@ -79,6 +79,8 @@ class HostSpec(_message.Message):
     GUEST_CIDR_FIELD_NUMBER: _builtins.int
     DISABLED_FIELD_NUMBER: _builtins.int
     DISABLED_REASON_FIELD_NUMBER: _builtins.int
+    TUNNEL_ADDRESS_FIELD_NUMBER: _builtins.int
+    PHYSICAL_NETWORKS_FIELD_NUMBER: _builtins.int
     availability_zone: _builtins.str
     """The availability zone."""
     vcpus: _builtins.int
@@ -95,9 +97,15 @@ class HostSpec(_message.Message):
     """Not to be scheduled on."""
     disabled_reason: _builtins.str
     """Why, for people."""
+    tunnel_address: _builtins.str
+    """Its address in the underlay: where other hosts send what is for tenant networks here. Empty: it takes no server with such a port."""
     @_builtins.property
     def traits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Capabilities, e.g. HW_ARCH_X86_64, FIRMWARE_UEFI, SECURE_BOOT, GPU."""
+
+    @_builtins.property
+    def physical_networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What of the world outside its interfaces lead to, in the names that external networks have for it."""
 
     def __init__(
         self,
@@ -111,10 +119,12 @@ class HostSpec(_message.Message):
         guest_cidr: _builtins.str = ...,
         disabled: _builtins.bool = ...,
         disabled_reason: _builtins.str = ...,
+        tunnel_address: _builtins.str = ...,
+        physical_networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "cert_serial", b"cert_serial", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "disk_gib", b"disk_gib", "guest_cidr", b"guest_cidr", "ram_mib", b"ram_mib", "traits", b"traits", "vcpus", b"vcpus"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "cert_serial", b"cert_serial", "disabled", b"disabled", "disabled_reason", b"disabled_reason", "disk_gib", b"disk_gib", "guest_cidr", b"guest_cidr", "physical_networks", b"physical_networks", "ram_mib", b"ram_mib", "traits", b"traits", "tunnel_address", b"tunnel_address", "vcpus", b"vcpus"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,8 @@ class Host(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    TUNNEL_ADDRESS_FIELD_NUMBER: _builtins.int
+    PHYSICAL_NETWORKS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     name: _builtins.str
@@ -118,10 +120,13 @@ class Host(_message.Message):
     slots: _builtins.int
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
+    tunnel_address: _builtins.str
     @_builtins.property
     def capacity(self) -> Global___Resources: ...
     @_builtins.property
     def traits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def physical_networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -138,10 +143,12 @@ class Host(_message.Message):
         slots: _builtins.int = ...,
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
+        tunnel_address: _builtins.str = ...,
+        physical_networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "cell", b"cell", "cert_serial", b"cert_serial", "create_time_ms", b"create_time_ms", "disabled_reason", b"disabled_reason", "enabled", b"enabled", "guest_cidr", b"guest_cidr", "name", b"name", "schema_version", b"schema_version", "slots", b"slots", "traits", b"traits", "update_time_ms", b"update_time_ms", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "cell", b"cell", "cert_serial", b"cert_serial", "create_time_ms", b"create_time_ms", "disabled_reason", b"disabled_reason", "enabled", b"enabled", "guest_cidr", b"guest_cidr", "name", b"name", "physical_networks", b"physical_networks", "schema_version", b"schema_version", "slots", b"slots", "traits", b"traits", "tunnel_address", b"tunnel_address", "update_time_ms", b"update_time_ms", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
