@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.consoles import ConsoleOptions, Consoles
+from fabric.api.placed import Whereabouts
 from fabric.conductor.service import ConductorService
 from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
@@ -44,22 +45,13 @@ class InProcess(NoGuests):
         self._conductors = conductors
         self._serving: set[asyncio.Task[None]] = set()
 
-    async def open_console(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        kind: ConsoleKind,
-        *,
-        take_over: bool,
-    ) -> frames.Line:
+    async def open_console(self, where: Whereabouts, kind: ConsoleKind, *, take_over: bool) -> frames.Line:
         here, there = memory_pair(limit=4)
         failed: list[FabricError] = []
 
         async def serve() -> None:
             try:
-                await self._conductors[endpoint].open_console(there)
+                await self._conductors[where.conductor].open_console(there)
             except FabricError as error:
                 failed.append(error)
             finally:
@@ -69,9 +61,9 @@ class InProcess(NoGuests):
         self._serving.add(serving)
         line = frames.to_conductor(here)
         wanted = pb.ConsoleWanted(
-            host=host,
-            instance_id=instance_id,
-            placement_epoch=placement_epoch,
+            host=where.host,
+            instance_id=where.instance_id,
+            placement_epoch=where.placement_epoch,
             kind=int(kind),  # type: ignore[arg-type]  # the same numbers
             take_over=take_over,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fabric.api.placed import Whereabouts
 from fabric.errors import Unavailable
 from fabric.model.console import ConsoleKind
 from fabric.model.session import Diagnostics
@@ -12,33 +13,13 @@ from fabric.rpc.stream import Stream
 class NoGuests:
     """The part of an API server's conductors that is about guests."""
 
-    async def diagnostics(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int
-    ) -> Diagnostics:
+    async def diagnostics(self, where: Whereabouts) -> Diagnostics:
         raise Unavailable("there are no guests in this test")
 
-    async def set_password(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        request_id: str,
-        user: str,
-        password: str,
-    ) -> None:
+    async def set_password(self, where: Whereabouts, *, request_id: str, user: str, password: str) -> None:
         raise Unavailable("there are no guests in this test")
 
-    async def open_console(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        kind: ConsoleKind,
-        *,
-        take_over: bool,
-    ) -> Line:
+    async def open_console(self, where: Whereabouts, kind: ConsoleKind, *, take_over: bool) -> Line:
         raise Unavailable("there are no guests in this test")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 
+from fabric.api.placed import Whereabouts
 from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, Reason, Unavailable
 from fabric.model.console import ConsoleKind
@@ -57,14 +58,15 @@ class RemoteConductors:
         # In the order they were last asked.
         self._ways: OrderedDict[str, _Way] = OrderedDict()
 
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
+    async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         """The end of a serial console. Raises Unavailable, NotFound."""
         request = pb.ReadConsoleLogRequest(
-            host=host, instance_id=instance_id, placement_epoch=placement_epoch, tail_bytes=tail_bytes
+            host=where.host,
+            instance_id=where.instance_id,
+            placement_epoch=where.placement_epoch,
+            tail_bytes=tail_bytes,
         )
-        async with self._asking(endpoint) as stub:
+        async with self._asking(where.conductor) as stub:
             answer = await stub.ReadConsoleLog(request, timeout=CONSOLE_TIMEOUT_S)
         return answer.data
 
@@ -75,51 +77,33 @@ class RemoteConductors:
             answer = await stub.ReadProgress(request, timeout=PROGRESS_TIMEOUT_S)
         return dict(answer.progress)
 
-    async def diagnostics(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int
-    ) -> Diagnostics:
+    async def diagnostics(self, where: Whereabouts) -> Diagnostics:
         """A guest's counters. Raises WrongState where it is off, Unavailable."""
         request = pb.ReadDiagnosticsRequest(
-            host=host, instance_id=instance_id, placement_epoch=placement_epoch
+            host=where.host, instance_id=where.instance_id, placement_epoch=where.placement_epoch
         )
-        async with self._asking(endpoint) as stub:
+        async with self._asking(where.conductor) as stub:
             answer = await stub.ReadDiagnostics(request, timeout=CONSOLE_TIMEOUT_S)
         return unpack_diagnostics(answer.diagnostics)
 
-    async def set_password(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        request_id: str,
-        user: str,
-        password: str,
-    ) -> None:
+    async def set_password(self, where: Whereabouts, *, request_id: str, user: str, password: str) -> None:
         """Set a password inside a guest. Raises WrongState where it has no agent, or its agent refuses; Unavailable."""
         request = pb.SetPasswordRequest(
-            host=host,
-            instance_id=instance_id,
-            placement_epoch=placement_epoch,
+            host=where.host,
+            instance_id=where.instance_id,
+            placement_epoch=where.placement_epoch,
             request_id=request_id,
             user=user,
             password=password,
         )
-        async with self._asking(endpoint) as stub:
+        async with self._asking(where.conductor) as stub:
             await stub.SetPassword(request, timeout=PASSWORD_TIMEOUT_S)
 
     async def open_console(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        kind: ConsoleKind,
-        *,
-        take_over: bool,
+        self, where: Whereabouts, kind: ConsoleKind, *, take_over: bool
     ) -> frames.Line[pb.ConsoleOpened]:
         """Open a console. Raises WrongState where somebody has it or the guest is off, TooMuch, Unavailable."""
-        async with self._using(endpoint) as way:
+        async with self._using(where.conductor) as way:
             call: BytesCall = way.channel.stream_stream(_OPEN_CONSOLE)()
             # The console is used for longer than it takes to open it.
             way.calls += 1
@@ -127,9 +111,9 @@ class RemoteConductors:
         stream = CallStream(call)
         line = frames.to_conductor(stream)
         wanted = pb.ConsoleWanted(
-            host=host,
-            instance_id=instance_id,
-            placement_epoch=placement_epoch,
+            host=where.host,
+            instance_id=where.instance_id,
+            placement_epoch=where.placement_epoch,
             kind=pb_session.ConsoleKind.ValueType(kind),
             take_over=take_over,
         )

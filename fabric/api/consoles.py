@@ -17,7 +17,7 @@ import structlog
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
-from fabric.api.placed import find_placed
+from fabric.api.placed import Whereabouts, find_placed
 from fabric.clock import Clock
 from fabric.deadlines import within
 from fabric.errors import Ambiguous, Bug, InvalidRequest, PermissionDenied, Unavailable, WrongState
@@ -75,16 +75,7 @@ class Carried(frames.Speech, Protocol):
 class ConsoleConductors(Protocol):
     """The conductors, as far as consoles are opened through them."""
 
-    async def open_console(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        kind: ConsoleKind,
-        *,
-        take_over: bool,
-    ) -> Carried:
+    async def open_console(self, where: Whereabouts, kind: ConsoleKind, *, take_over: bool) -> Carried:
         """Open a console. Raises WrongState where somebody has it or the guest is off, TooMuch, Unavailable."""
         ...
 
@@ -206,14 +197,13 @@ class Consoles:
         held = await view.sessions.find(SESSION.at(ticket.host))
         if held is None or not held.value.conductor or not await self._is_there(ticket):
             raise WrongState("the server is not where it was when the ticket was made; make a new one")
-        console = await self._conductors.open_console(
-            held.value.conductor,
-            ticket.host,
-            ticket.instance_id,
-            ticket.placement_epoch,
-            ticket.kind,
-            take_over=take_over,
+        where = Whereabouts(
+            conductor=held.value.conductor,
+            host=ticket.host,
+            instance_id=ticket.instance_id,
+            placement_epoch=ticket.placement_epoch,
         )
+        console = await self._conductors.open_console(where, ticket.kind, take_over=take_over)
         who = {"instance": ticket.instance_id, "user": ticket.user_id, "kind": ticket.kind.name.lower()}
         log.info("console.opened", **who)
         why = ConsoleEnd.UNSPECIFIED

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
-from fabric.api.placed import Placed, find_placed
+from fabric.api.placed import Placed, Whereabouts, find_placed
 from fabric.errors import WrongState
 from fabric.model.event import Outcome
 from fabric.model.identity import Principal
@@ -21,22 +21,11 @@ DEFAULT_USER = "root"
 class GuestConductors(Protocol):
     """The conductors, as far as guests are asked through them."""
 
-    async def diagnostics(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int
-    ) -> Diagnostics:
+    async def diagnostics(self, where: Whereabouts) -> Diagnostics:
         """A guest's counters. Raises WrongState where it is off, Unavailable."""
         ...
 
-    async def set_password(
-        self,
-        endpoint: str,
-        host: str,
-        instance_id: str,
-        placement_epoch: int,
-        request_id: str,
-        user: str,
-        password: str,
-    ) -> None:
+    async def set_password(self, where: Whereabouts, *, request_id: str, user: str, password: str) -> None:
         """Set a password inside a guest. Raises WrongState where it has no agent, or its agent refuses; Unavailable."""
         ...
 
@@ -52,12 +41,7 @@ class GuestAccess:
     async def diagnostics(self, word: str, principal: Principal) -> pb.InstanceDiagnostics:
         """A running server's counters. Raises NotFound, WrongState, Unavailable."""
         placed = await self._find(word, principal, what="counters")
-        record = placed.record
-        return _message(
-            await self._conductors.diagnostics(
-                placed.conductor, record.host, record.id, record.placement_epoch
-            )
-        )
+        return _message(await self._conductors.diagnostics(placed.where))
 
     async def set_password(
         self, instance_id: str, principal: Principal, *, request_id: str, user: str, password: str
@@ -70,13 +54,7 @@ class GuestAccess:
         record = placed.record
         if record.task is TaskState.UPDATING_PASSWORD and record.task_request_id == request_id:
             await self._conductors.set_password(
-                placed.conductor,
-                record.host,
-                record.id,
-                record.placement_epoch,
-                request_id,
-                user or DEFAULT_USER,
-                password,
+                placed.where, request_id=request_id, user=user or DEFAULT_USER, password=password
             )
             return
         failed = _failed(record, request_id)

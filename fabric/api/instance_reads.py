@@ -16,7 +16,7 @@ from fabric.api.consoles import ConsoleConductors
 from fabric.api.guest_access import GuestConductors
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
-from fabric.api.placed import find_placed
+from fabric.api.placed import Whereabouts, find_placed
 from fabric.deadlines import within
 from fabric.errors import NotFound, PermissionDenied, Unavailable
 from fabric.lifecycle.table import UNKNOWN, shown
@@ -45,9 +45,7 @@ PROGRESS_TIMEOUT_S = 0.3
 class Conductors(GuestConductors, ConsoleConductors, Protocol):
     """The conductors, as far as the API asks them anything. Endpoints come from hosts' session records."""
 
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
+    async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         """The end of a serial console. Raises Unavailable, NotFound."""
         ...
 
@@ -204,10 +202,7 @@ class InstanceReads:
         self, request: pb.GetConsoleLogRequest, principal: Principal
     ) -> pb.GetConsoleLogResponse:
         placed = await find_placed(self._catalogue, self._cells, request.instance, principal, what="console")
-        record = placed.record
-        data = await self._conductors.console_log(
-            placed.conductor, record.host, record.id, record.placement_epoch, CONSOLE_LIMIT_BYTES
-        )
+        data = await self._conductors.console_log(placed.where, tail_bytes=CONSOLE_LIMIT_BYTES)
         if request.lines:
             data = b"".join(data.splitlines(keepends=True)[-request.lines :])
         return pb.GetConsoleLogResponse(output=data)

@@ -14,12 +14,22 @@ from fabric.store.keys import INSTANCE, SESSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Whereabouts:
+    """What a conductor must be told to ask a host about one placement of a server, and which conductor that is (`host:port`)."""
+
+    conductor: str
+    host: str
+    instance_id: str
+    placement_epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """A server on a host: its record, its cell, and the conductor that has its host's session."""
+    """A server on a host: its record, its cell, and how its host is asked about it."""
 
     record: Instance
     cell: str
-    conductor: str
+    where: Whereabouts
 
 
 async def find_placed(
@@ -41,4 +51,10 @@ async def find_placed(
     held = await view.sessions.find(SESSION.at(record.host)) if record.host else None
     if held is None or not held.value.conductor:
         raise WrongState(f"the server has no {what}: it is on no host", instance=location.instance_id)
-    return Placed(record=record, cell=location.cell, conductor=held.value.conductor)
+    where = Whereabouts(
+        conductor=held.value.conductor,
+        host=record.host,
+        instance_id=record.id,
+        placement_epoch=record.placement_epoch,
+    )
+    return Placed(record=record, cell=location.cell, where=where)

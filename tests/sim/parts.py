@@ -12,6 +12,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
+from fabric.api.placed import Whereabouts
 from fabric.api.volumes import VolumeHandlers
 from fabric.conductor.service import ConductorService
 from fabric.deadlines import within
@@ -110,11 +111,11 @@ class SimConductors(NoGuests):
         self._world = world
         self._api = api
 
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
-        service = await self._reach(endpoint)
-        return await service.read_console_log(host, instance_id, placement_epoch, tail_bytes)
+    async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
+        service = await self._reach(where.conductor)
+        return await service.read_console_log(
+            where.host, where.instance_id, where.placement_epoch, tail_bytes
+        )
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         return (await self._reach(endpoint)).read_progress(instance_ids)

@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from fabric.api.placed import Whereabouts
 from fabric.api.service import Administrator, ApiOptions, ApiService
 from fabric.clock import SystemClock
 from fabric.errors import FabricError, Unavailable
@@ -53,9 +54,7 @@ class Lines:
 
 
 class NoConductors(NoGuests):
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
+    async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         raise Unavailable("there is no conductor in this test")
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:

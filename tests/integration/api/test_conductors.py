@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fabric.api.conductors import RemoteConductors
+from fabric.api.placed import Whereabouts
 from fabric.clock import SystemClock
 from fabric.deadlines import within
 from fabric.errors import Unavailable
@@ -23,6 +24,10 @@ from fabric.rpc.stream import Stream
 from tests.console_doubles import NoConsoles
 
 INSTANCE = "00000000-0000-4000-8000-000000000001"
+
+
+def _at(conductor: str) -> Whereabouts:
+    return Whereabouts(conductor=conductor, host="h1", instance_id=INSTANCE, placement_epoch=1)
 
 
 class Conductor(NoConsoles):
@@ -77,7 +82,7 @@ async def test_a_call_under_way_outlives_its_turn_to_be_let_go_of(
     """The connection not asked for longest was closed although somebody waited on it: with more conductors than are kept connected, reading
     one server's console ended another's in CancelledError, which is no answer and looks like the caller's own doing.
     """
-    reading = asyncio.create_task(conductors.console_log(f"127.0.0.1:{port}", "h1", INSTANCE, 1, 100))
+    reading = asyncio.create_task(conductors.console_log(_at(f"127.0.0.1:{port}"), tail_bytes=100))
     async with within(10.0):
         while not conductor.reads:
             await asyncio.sleep(0.01)
@@ -88,9 +93,7 @@ async def test_a_call_under_way_outlives_its_turn_to_be_let_go_of(
 
 
 async def test_an_open_console_outlives_it_too(port: int, conductors: RemoteConductors) -> None:
-    line = await conductors.open_console(
-        f"127.0.0.1:{port}", "h1", INSTANCE, 1, ConsoleKind.SERIAL, take_over=False
-    )
+    line = await conductors.open_console(_at(f"127.0.0.1:{port}"), ConsoleKind.SERIAL, take_over=False)
     await conductors.progress(f"localhost:{port}", [INSTANCE])
     await line.send(b"ls\n")
 
@@ -102,9 +105,7 @@ async def test_an_open_console_outlives_it_too(port: int, conductors: RemoteCond
 async def test_a_connection_that_nobody_uses_any_more_makes_room(
     port: int, conductors: RemoteConductors
 ) -> None:
-    line = await conductors.open_console(
-        f"127.0.0.1:{port}", "h1", INSTANCE, 1, ConsoleKind.SERIAL, take_over=False
-    )
+    line = await conductors.open_console(_at(f"127.0.0.1:{port}"), ConsoleKind.SERIAL, take_over=False)
     await line.close()
     await conductors.progress(f"127.0.0.1:{port}", [INSTANCE])
     await conductors.progress(f"localhost:{port}", [INSTANCE])
@@ -115,7 +116,7 @@ async def test_a_connection_that_nobody_uses_any_more_makes_room(
 async def test_whoever_still_waits_when_the_server_ends_hears_that_the_host_is_away(
     port: int, conductor: Conductor, conductors: RemoteConductors
 ) -> None:
-    reading = asyncio.create_task(conductors.console_log(f"127.0.0.1:{port}", "h1", INSTANCE, 1, 100))
+    reading = asyncio.create_task(conductors.console_log(_at(f"127.0.0.1:{port}"), tail_bytes=100))
     async with within(10.0):
         while not conductor.reads:
             await asyncio.sleep(0.01)

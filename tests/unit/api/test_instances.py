@@ -15,6 +15,7 @@ from fabric.api.cells import Cells
 from fabric.api.instance_events import InstanceEventHandlers
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
+from fabric.api.placed import Whereabouts
 from fabric.api.watching import Watching
 from fabric.errors import Ambiguous, Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
 from fabric.ids import RandomIds
@@ -87,10 +88,8 @@ class Faulty(MemoryStore):
 class Consoles(NoGuests):
     is_silent = False
 
-    async def console_log(
-        self, endpoint: str, host: str, instance_id: str, placement_epoch: int, tail_bytes: int
-    ) -> bytes:
-        return f"{endpoint} {host} {placement_epoch}\nlogin:".encode()
+    async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
+        return f"{where.conductor} {where.host} {where.placement_epoch}\nlogin:".encode()
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         if self.is_silent:
