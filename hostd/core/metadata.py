@@ -16,14 +16,31 @@ from fabric.model.instance import Guest
 from fabric.model.network import Port
 
 CONFIG_DRIVE_LABEL: Final = "config-2"
-VERSIONS: Final = ("2018-08-27", "latest")
-"""The OpenStack metadata versions served; a client takes the newest it knows, else `latest`."""
+VERSIONS: Final = (
+    *("2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-06-30", "2016-10-06", "2017-02-22"),
+    *("2018-08-27", "2020-10-14", "latest"),
+)
+"""Every version of OpenStack's metadata, as nova has them. A client takes the newest that it knows: an old one knows none of the new, and
+where it does not find its own it may give up before it asks for `latest`."""
+
+# Since which version there is a file, or a field of meta_data.json; what is not named has always been there. `latest` sorts behind all.
+_FILES_SINCE: Final = {
+    "vendor_data.json": "2013-10-17",
+    "network_data.json": "2015-10-15",
+    "vendor_data2.json": "2016-10-06",
+}
+_FIELDS_SINCE: Final = {
+    "random_seed": "2013-04-04",
+    "project_id": "2015-10-15",
+    "devices": "2016-06-30",
+    "dedicated_cpus": "2020-10-14",
+}
 
 EC2_VERSIONS: Final = ("2009-04-04", "latest")
 TOKEN_PATH: Final = "/latest/api/token"  # noqa: S105 - where tokens are asked for
 
 
-def meta_data(guest: Guest, *, random_seed: bytes = b"") -> dict[str, Any]:
+def meta_data(guest: Guest, version: str = "latest", *, random_seed: bytes = b"") -> dict[str, Any]:
     """meta_data.json. `random_seed` is entropy for the guest's first boot."""
     document: dict[str, Any] = {
         "uuid": guest.id,
@@ -42,7 +59,7 @@ def meta_data(guest: Guest, *, random_seed: bytes = b"") -> dict[str, Any]:
     }
     if random_seed:
         document["random_seed"] = base64.b64encode(random_seed).decode()
-    return document
+    return {name: value for name, value in document.items() if version >= _FIELDS_SINCE.get(name, "")}
 
 
 def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
@@ -85,16 +102,29 @@ def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
 
 
 def documents(guest: Guest, *, random_seed: bytes = b"") -> dict[str, bytes]:
-    """Every file of the config drive by its path; the same tree below `/` is what the service serves."""
+    """Every file of the config drive by its path. What is below `openstack` is what the service serves there, too."""
     files = {
-        "meta_data.json": _json(meta_data(guest, random_seed=random_seed)),
+        f"openstack/{version}/{name}": content
+        for version in VERSIONS
+        for name, content in _files(guest, version, random_seed).items()
+    }
+    for version in EC2_VERSIONS:
+        files[f"ec2/{version}/meta-data.json"] = _json(_ec2_tree(guest))
+        if guest.user_data:
+            files[f"ec2/{version}/user-data"] = guest.user_data
+    return files
+
+
+def _files(guest: Guest, version: str, random_seed: bytes) -> dict[str, bytes]:
+    files = {
+        "meta_data.json": _json(meta_data(guest, version, random_seed=random_seed)),
         "network_data.json": _json(network_data(guest.ports)),
         "vendor_data.json": b"{}",
         "vendor_data2.json": b"{}",
     }
     if guest.user_data:
         files["user_data"] = guest.user_data
-    return {f"openstack/{version}/{name}": content for version in VERSIONS for name, content in files.items()}
+    return {name: content for name, content in files.items() if version >= _FILES_SINCE.get(name, "")}
 
 
 def answer(guest: Guest, path: str, *, random_seed: bytes = b"") -> bytes | None:
@@ -112,11 +142,10 @@ def answer(guest: Guest, path: str, *, random_seed: bytes = b"") -> bytes | None
 def _openstack(guest: Guest, parts: tuple[str, ...], random_seed: bytes) -> bytes | None:
     if not parts:
         return _lines(VERSIONS)
-    tree = documents(guest, random_seed=random_seed)
-    if len(parts) == 1 and parts[0] in VERSIONS:
-        prefix = f"openstack/{parts[0]}/"
-        return _lines(sorted(name.removeprefix(prefix) for name in tree if name.startswith(prefix)))
-    return tree.get("/".join(("openstack", *parts)))
+    if parts[0] not in VERSIONS or len(parts) > 2:
+        return None
+    files = _files(guest, parts[0], random_seed)
+    return _lines(sorted(files)) if len(parts) == 1 else files.get(parts[1])
 
 
 def _ec2(guest: Guest, parts: tuple[str, ...]) -> bytes | None:
@@ -145,6 +174,8 @@ def _ec2_tree(guest: Guest) -> dict[str, Any]:
         "hostname": guest.hostname,
         "local-hostname": guest.hostname,
         "placement": {"availability-zone": guest.availability_zone},
+        "instance-action": "none",
+        "ami-launch-index": "0",
         "ami-id": f"ami-{guest.image.id.replace('-', '')[:17]}",
     }
     if guest.ports:

@@ -348,10 +348,16 @@ def _write_tree(root: Path, files: dict[str, bytes]) -> None:
     """Write files below a folder made anew; they may hold secrets, so nobody else may look."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(mode=0o700)
+    written: dict[bytes, Path] = {}
     for name, content in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if content in written:
+            # Most versions say the same: on the drive, too, it is there once.
+            path.hardlink_to(written[content])
+        else:
+            path.write_bytes(content)
+            written[content] = path
 
 
 def _tail(path: Path, tail_bytes: int) -> bytes:

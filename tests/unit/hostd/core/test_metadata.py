@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostd.core.metadata import answer, documents, meta_data, network_data
+from hostd.core.metadata import VERSIONS, answer, documents, meta_data, network_data
 from hostd.core.metadata_request import Request, Response, parse, respond
 from tests.conformance.guests import a_guest, a_port
 
@@ -67,18 +67,54 @@ def test_only_the_first_port_has_a_default_route_and_servers_are_told_once() -> 
 def test_the_drive_has_every_version_and_user_data_byte_for_byte() -> None:
     files = documents(GUEST)
 
-    assert files["openstack/latest/user_data"] == GUEST.user_data
-    assert {name.partition("openstack/latest/")[2] for name in files if "latest" in name} == {
-        name.partition("openstack/2018-08-27/")[2] for name in files if "2018" in name
-    }
-    assert "openstack/latest/user_data" not in documents(replace(GUEST, user_data=b""))
+    for version in VERSIONS:
+        assert files[f"openstack/{version}/user_data"] == GUEST.user_data
+    assert files["ec2/latest/user-data"] == GUEST.user_data
+    assert not [name for name in documents(replace(GUEST, user_data=b"")) if "user" in name]
+
+
+def test_a_client_finds_the_newest_version_that_it_knows() -> None:
+    """Only one version and `latest` were served. cloud-init reads the list first, and could take either; a client that asks for a
+    version of its own day was told that there is none.
+    """
+    listed = (answer(GUEST, "/openstack") or b"").decode().split()
+
+    assert listed == list(VERSIONS)
+    # What cloud-init 22.4 looks for, and its kin before it.
+    assert {"2012-08-10", "2013-04-04", "2013-10-17", "2015-10-15", "2016-10-06", "2018-08-27"} <= set(listed)
+    for version in listed:
+        assert answer(GUEST, f"/openstack/{version}/meta_data.json") is not None
+
+
+def test_a_version_has_what_there_was_in_its_day() -> None:
+    """As nova's table of versions has it: an old client is not handed what it may take for something else."""
+
+    def said(version: str) -> tuple[set[str], set[str]]:
+        names = (answer(GUEST, f"/openstack/{version}") or b"").decode().split()
+        fields = json.loads(answer(GUEST, f"/openstack/{version}/meta_data.json", random_seed=b"x") or b"")
+        return set(names), set(fields)
+
+    oldest, latest = said("2012-08-10"), said("latest")
+
+    assert oldest[0] == {"meta_data.json", "user_data"}
+    assert latest[0] - oldest[0] == {"network_data.json", "vendor_data.json", "vendor_data2.json"}
+    assert latest[1] - oldest[1] == {"random_seed", "project_id", "devices", "dedicated_cpus"}
+    assert said("2020-10-14") == latest
+    assert latest[1] - said("2018-08-27")[1] == {"dedicated_cpus"}
+
+
+def test_the_drives_ec2_document_is_what_the_service_says_leaf_by_leaf() -> None:
+    document = json.loads(documents(GUEST)["ec2/latest/meta-data.json"])
+
+    assert document["instance-id"].encode() == answer(GUEST, "/latest/meta-data/instance-id")
+    assert document["public-keys"]["1"]["openssh-key"] == "ssh-ed25519 BBBB"
 
 
 @pytest.mark.parametrize(
     ("path", "said"),
     [
         ("/", b"2009-04-04\nlatest"),
-        ("/openstack", b"2018-08-27\nlatest"),
+        ("/openstack", b"\n".join(version.encode() for version in VERSIONS)),
         (
             "/openstack/latest/",
             b"meta_data.json\nnetwork_data.json\nuser_data\nvendor_data.json\nvendor_data2.json",
@@ -112,7 +148,14 @@ def test_the_listing_names_what_is_there() -> None:
 
 
 def test_the_service_and_the_drive_say_the_same() -> None:
-    for path, content in documents(GUEST, random_seed=b"x").items():
+    shared = {
+        path: each
+        for path, each in documents(GUEST, random_seed=b"x").items()
+        if path.startswith("openstack/")
+    }
+
+    assert shared
+    for path, content in shared.items():
         assert answer(GUEST, f"/{path}", random_seed=b"x") == content
 
 
