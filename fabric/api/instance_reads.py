@@ -18,7 +18,7 @@ from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts, find_placed
 from fabric.deadlines import within
-from fabric.errors import NotFound, PermissionDenied, Unavailable
+from fabric.errors import FabricError, NotFound, PermissionDenied, Unavailable
 from fabric.lifecycle.table import UNKNOWN, shown
 from fabric.model.identity import Principal
 from fabric.model.instance import Build, Instance, Location
@@ -237,14 +237,17 @@ class InstanceReads:
             held = view.sessions.entries.get(SESSION.at(record.host)) if record.host else None
             if record.task is not TaskState.NONE and held is not None and held.value.conductor:
                 by_endpoint.setdefault(held.value.conductor, []).append(record.id)
-        words: dict[str, str] = {}
-        try:
-            async with within(PROGRESS_TIMEOUT_S):
-                for endpoint, instance_ids in sorted(by_endpoint.items()):
-                    words.update(await self._conductors.progress(endpoint, instance_ids))
-        except (TimeoutError, Unavailable, NotFound):
-            return words
-        return words
+
+        async def ask(endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
+            try:
+                async with within(PROGRESS_TIMEOUT_S):
+                    return await self._conductors.progress(endpoint, instance_ids)
+            except (TimeoutError, FabricError):
+                # Whatever is wrong there: nobody is refused their servers for want of a word about them.
+                return {}
+
+        told = await asyncio.gather(*(ask(*each) for each in sorted(by_endpoint.items())))
+        return {instance_id: word for each in told for instance_id, word in each.items()}
 
 
 def revision_of(store: str, revision: int) -> types_pb2.Revision:

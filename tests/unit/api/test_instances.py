@@ -17,7 +17,16 @@ from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts
 from fabric.api.watching import Watching
-from fabric.errors import Ambiguous, Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
+from fabric.errors import (
+    Ambiguous,
+    Conflict,
+    FabricError,
+    InvalidRequest,
+    NotFound,
+    Reason,
+    Unavailable,
+    WrongState,
+)
 from fabric.ids import RandomIds
 from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, Session, SessionState
@@ -86,14 +95,20 @@ class Faulty(MemoryStore):
 
 
 class Consoles(NoGuests):
+    """Conductors. `silent` ones never answer, and `failure` is what the others say where it is set."""
+
     is_silent = False
+    silent: frozenset[str] = frozenset()
+    failure: FabricError | None = None
 
     async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         return f"{where.conductor} {where.host} {where.placement_epoch}\nlogin:".encode()
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
-        if self.is_silent:
+        if self.is_silent or endpoint in self.silent:
             await asyncio.sleep(60.0)
+        if self.failure is not None:
+            raise self.failure
         return dict.fromkeys(instance_ids, "image 40 %")
 
 

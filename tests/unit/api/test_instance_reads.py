@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import dataclasses
+
+from fabric.errors import TooMuch
+from fabric.model.host import Session, SessionState
+from fabric.model.instance import Instance
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import INSTANCE, SESSION
+from tests.unit.api.test_instances import WHO, World, in_a_world
+
+
+@in_a_world
+async def test_a_conductor_that_is_silent_hides_nothing_that_another_says(world: World) -> None:
+    """They were asked one after the other within one short time, so the first that hung kept all others from being asked."""
+    here, there = await world.placed("a"), await world.placed("b")
+    record: Instance = await world.read(world.cells["c1"], INSTANCE, there)
+    session = Session(host="h2", epoch=1, state=SessionState.UP, conductor="127.0.0.1:7621")
+    await world.cells["c1"].commit(
+        Txn(
+            put={
+                INSTANCE.at(there): encode(dataclasses.replace(record, host="h2")),
+                SESSION.at("h2"): encode(session),
+            },
+            delete=(f"assignment/h1/{there}",),
+        )
+    )
+    await world.stop(here)
+    await world.stop(there)
+    world.consoles.silent = frozenset({"127.0.0.1:7620"})
+
+    listed = await world.handlers.list_instances(pb.ListInstancesRequest(), WHO)
+
+    assert {each.name: each.status.progress for each in listed.instances} == {"a": "", "b": "image 40 %"}
+
+
+@in_a_world
+async def test_a_conductor_that_refuses_to_say_how_far_it_is_keeps_nobody_from_their_server(
+    world: World,
+) -> None:
+    """Only silence was expected: a conductor with too much to do, whose answer is an error of ours, failed every show and every list."""
+    server = await world.placed()
+    await world.stop(server)
+    world.consoles.failure = TooMuch("too much is being asked of this conductor")
+
+    shown = await world.get(server)
+
+    assert (shown.status.task_state, shown.status.progress) == ("powering_off", "")
