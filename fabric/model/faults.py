@@ -46,6 +46,7 @@ class FaultCode(enum.StrEnum):
     VOLUME_ATTACH_FAILED = "VOLUME_ATTACH_FAILED"
     INTERFACE_ATTACH_FAILED = "INTERFACE_ATTACH_FAILED"
     DEVICE_HELD = "DEVICE_HELD"
+    NETWORK_PLAN_MISSING = "NETWORK_PLAN_MISSING"
 
 
 FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
@@ -82,6 +83,7 @@ FAULT_TEXT: Final[Mapping[FaultCode, str]] = MappingProxyType(
         FaultCode.VOLUME_ATTACH_FAILED: "the host's hypervisor could not plug the volume into the server",
         FaultCode.INTERFACE_ATTACH_FAILED: "the host's hypervisor could not plug the interface into the server",
         FaultCode.DEVICE_HELD: "the guest did not let go of the device: unmount it there, or stop the server, and ask again",
+        FaultCode.NETWORK_PLAN_MISSING: "the host was not told in time what the server's ports may send and be sent",
     }
 )
 

@@ -31,6 +31,7 @@ from hostd.driver.base import (
 from hostd.driver.fake_consoles import FakeConsoles
 from hostd.driver.fake_parts import INSTANT, POWER_LOST, Delays, FakeCopy, FakeDomain, MachineEvent
 from hostd.images.base import GuestDisks, Held
+from hostd.network.followed import FollowedPlan
 
 __all__ = [
     "INSTANT",
@@ -55,7 +56,7 @@ class FakeMachine:
     power button, `stubborn` those whose guest lets go of no device, `agentless` those without an agent, which otherwise sets `passwords`
     by instance and user; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests
     have written to their disks: in images that were made of such disks, and in each placement's root disk. `volumes` maps ids to GiB; a
-    negative size is a volume whose data is lost.
+    negative size is a volume whose data is lost. `followed` has the network plan, which is on disk and so outlives a loss of power.
     """
 
     name: str
@@ -72,6 +73,7 @@ class FakeMachine:
     disk_bytes: dict[Held, int] = field(default_factory=dict)
     copies: dict[tuple[Held, int], FakeCopy] = field(default_factory=dict)
     wires: dict[str, tuple[int, tuple[Interface, ...]]] = field(default_factory=dict)
+    followed: FollowedPlan = field(default_factory=FollowedPlan)
     fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
     lost_events: int = 0
     volumes: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from fabric.model.instance import Guest
+from fabric.model.network_plan import NetworkPlan
 from hostd.driver.base import Interface
 
 
@@ -37,8 +38,20 @@ class Wires(Protocol):
         """Have the bridge, NAT, DHCP and metadata servers of the host's guest network. Safe to call at any time."""
         ...
 
+    async def follow(self, plan: NetworkPlan) -> None:
+        """Have all that the plan says of tenant networks, and nothing of them that it does not say, but what a wired guest still uses.
+
+        Converges by difference: what is as it should be is not touched. The plan is kept, and holds after a restart of the daemon or of the
+        machine until another is followed. Raises NetworkError; then it is to be followed again.
+        """
+        ...
+
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
-        """Wire every port of the guest: filters first, then the tap, then DHCP and metadata. Raises NetworkError."""
+        """Wire every port of the guest: filters first, then the tap, then DHCP and metadata.
+
+        Ports on tenant networks (`vni` not 0) are filtered as the followed plan says; one that has no filter yet is waited for, for some
+        seconds. Raises NetworkError: with NETWORK_PLAN_MISSING where no such plan came.
+        """
         ...
 
     async def tell(self, wiring: Wiring) -> None:

@@ -18,6 +18,7 @@ import structlog
 from fabric.clock import Clock
 from fabric.model.instance import Guest
 from fabric.model.network import Port
+from fabric.model.network_plan import NetworkPlan
 from hostd.core.dhcp import Lease
 from hostd.core.faults import FaultCode, fault_text
 from hostd.core.ruleset import Plane, Subnet, ruleset, teardown
@@ -25,6 +26,7 @@ from hostd.core.tap_names import BRIDGE, TapMark, tap_name
 from hostd.driver.base import Interface
 from hostd.network.base import NetworkError, Wiring
 from hostd.network.dnsmasq import Dnsmasq
+from hostd.network.followed import PLAN_PATIENCE_S, FollowedPlan
 from hostd.network.links import Links, Tap
 from hostd.network.metadata import MetadataServer
 from hostd.network.netns import Namespace
@@ -48,6 +50,7 @@ class NetworkSettings:
     guest_cidr: str = ""
     blocked: tuple[str, ...] = field(default=())
     dhcp_user: str = "nobody"
+    plan_patience_s: float = PLAN_PATIENCE_S
 
 
 class LinuxWires:
@@ -67,6 +70,7 @@ class LinuxWires:
         self._pinned: frozenset[TapMark] = frozenset()
         self._forwards = False
         self._guests: dict[str, Guest] = {}
+        self._followed = FollowedPlan()
         self._changing = asyncio.Lock()
 
     async def prepare(self) -> None:
@@ -74,7 +78,13 @@ class LinuxWires:
             with _network_faults("prepare"):
                 await self._prepare()
 
+    async def follow(self, plan: NetworkPlan) -> None:
+        async with self._changing:
+            with self._faults("follow"):
+                self._followed.set(plan)
+
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
+        await self._followed.until_it_filters(wiring.guest.ports, self._settings.plan_patience_s)
         async with self._changing:
             with self._faults("plug"):
                 wirings = self._known()

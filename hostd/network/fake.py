@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from fabric.model.network_plan import NetworkPlan
 from hostd.core.faults import FaultCode, fault_text
 from hostd.core.tap_names import tap_name
 from hostd.driver.base import Interface
 from hostd.driver.fake import FakeMachine
 from hostd.network.base import NetworkError, Wiring
+from hostd.network.followed import PLAN_PATIENCE_S
 
 _T = TypeVar("_T")
 
@@ -17,11 +19,15 @@ _T = TypeVar("_T")
 class FakeWires:
     """`Wires` on a `FakeMachine`."""
 
-    def __init__(self, machine: FakeMachine) -> None:
+    def __init__(self, machine: FakeMachine, *, plan_patience_s: float = PLAN_PATIENCE_S) -> None:
         self._machine = machine
+        self._plan_patience_s = plan_patience_s
 
     async def prepare(self) -> None:
         await self._do("prepare", lambda: None)
+
+    async def follow(self, plan: NetworkPlan) -> None:
+        await self._do("follow", lambda: self._machine.followed.set(plan))
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
         def wire() -> tuple[Interface, ...]:
@@ -38,6 +44,7 @@ class FakeWires:
             self._machine.wires[wiring.guest.id] = (wiring.placement_epoch, interfaces)
             return interfaces
 
+        await self._machine.followed.until_it_filters(wiring.guest.ports, self._plan_patience_s)
         return await self._do("plug", wire)
 
     async def tell(self, wiring: Wiring) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -10,12 +11,13 @@ import pytest
 from hostd.core.faults import FaultCode
 from hostd.core.tap_names import tap_name
 from hostd.network.base import NetworkError, Wires, Wiring
-from tests.conformance.guests import a_guest, a_port
+from tests.conformance.guests import a_guest, a_plan, a_port, a_tenant_port
 
 Law = Callable[[Wires], Awaitable[None]]
 
 ONE = a_guest("one", ports=(a_port(1),))
 TWO = a_guest("two", ports=(a_port(2), a_port(3)))
+TENANT = a_guest("tenant", ports=(a_tenant_port(4),))
 
 
 async def preparing_twice_is_success_and_wires_nobody(wires: Wires) -> None:
@@ -97,6 +99,24 @@ async def closing_twice_is_success_and_leaves_wires(wires: Wires) -> None:
     assert await wires.plugged() == {ONE.id: 1}
 
 
+async def a_guest_on_a_tenant_network_is_plugged_when_its_port_is_filtered(wires: Wires) -> None:
+    plugging = asyncio.ensure_future(wires.plug(Wiring(guest=TENANT, placement_epoch=1)))
+    await asyncio.sleep(0)
+    assert not plugging.done()
+
+    await wires.follow(a_plan(TENANT))
+
+    assert [each.mac for each in await plugging] == [TENANT.ports[0].mac]
+    assert await wires.plugged() == {TENANT.id: 1}
+
+
+async def following_twice_is_success_and_wires_nobody(wires: Wires) -> None:
+    await wires.follow(a_plan(TENANT))
+    await wires.follow(a_plan(TENANT))
+
+    assert await wires.plugged() == {}
+
+
 LAWS: tuple[Law, ...] = (
     preparing_twice_is_success_and_wires_nobody,
     plugging_gives_an_interface_per_port_with_its_mac_and_mtu,
@@ -107,4 +127,6 @@ LAWS: tuple[Law, ...] = (
     a_newer_placement_takes_over_and_an_older_one_is_refused,
     two_guests_cannot_have_one_address,
     closing_twice_is_success_and_leaves_wires,
+    a_guest_on_a_tenant_network_is_plugged_when_its_port_is_filtered,
+    following_twice_is_success_and_wires_nobody,
 )
