@@ -78,6 +78,13 @@ def dev() -> None:
     show_default=True,
     help="`auto` takes KVM where a probe shows that it works, else emulation.",
 )
+@click.option(
+    "--dns-server",
+    "dns_servers",
+    multiple=True,
+    metavar="ADDRESS",
+    help="What guests resolve names with; may be given again.  [default: they are told of none]",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal; Ctrl-C stops the processes.")
 def up(
     *,
@@ -87,6 +94,7 @@ def up(
     hypervisor: Any,
     etcd_members: str,
     accelerator: Any,
+    dns_servers: tuple[str, ...],
     foreground: bool,
 ) -> None:
     """Start a fabric, and wait until everything is ready."""
@@ -105,6 +113,7 @@ def up(
         hypervisor=hypervisor,
         etcd_members=int(etcd_members),
         accelerator=accelerator,
+        dns_servers=dns_servers,
     )
     topology, lock = starting.prepare(options, say)
     if foreground:

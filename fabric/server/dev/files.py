@@ -21,14 +21,24 @@ from fabric.config.settings import (
     ConductorSettings,
     ConsoleSettings,
     HostdSettings,
+    HostNetworkSettings,
     LogSettings,
+    NetworkSettings,
     SchedulerSettings,
     StoreSettings,
     TlsSettings,
 )
+from fabric.model.network import PHYSICAL_NETWORK
 from fabric.rpc.tls import TlsFiles, serial_text
 from fabric.server import pki
-from fabric.server.dev.topology import CellTopology, HostTopology, StoreTopology, Topology, dump
+from fabric.server.dev.topology import (
+    OUTSIDE,
+    CellTopology,
+    HostTopology,
+    StoreTopology,
+    Topology,
+    dump,
+)
 
 LOOPBACK: Final = ("127.0.0.1", "localhost")
 OPERATOR: Final = "operator"
@@ -154,6 +164,7 @@ def _api(topology: Topology) -> ApiSettings:
         internal_listen=f"127.0.0.1:{topology.internal_port}",
         internal_tls=_tls(paths.pki, "api"),
         bootstrap=BootstrapSettings(password_path=paths.admin_password),
+        network=NetworkSettings(dns_servers=topology.dns_servers),
         reflection=True,
         console=ConsoleSettings(
             listen=f"127.0.0.1:{topology.console_port}" if topology.console_port else "",
@@ -181,6 +192,9 @@ def _hostd(topology: Topology, host: HostTopology) -> HostdSettings:
         driver=topology.hypervisor,
         libvirt_uri=f"qemu+unix:///system?socket={topology.paths.libvirt(host.name)}/run/libvirt-sock",
         netns="" if host.link is None else host.link.netns,
+        network=HostNetworkSettings(
+            physical={PHYSICAL_NETWORK: OUTSIDE} if host.link is not None and topology.segments else {}
+        ),
         accelerator=_ACCELERATORS[topology.accelerator],
         log=LogSettings(),
     )

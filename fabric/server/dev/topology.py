@@ -22,12 +22,20 @@ LONGEST_STATE: Final = 48
 
 MOST_CELLS: Final = 8
 MOST_HOSTS: Final = 60
-"""Hosts with a network namespace, in all cells: each takes a /30 of one /24 for its link."""
+"""Hosts with a network namespace, in all cells: each takes a /30 of one /24 for its link, and the segments take one more."""
 MOST_FAKE_HOSTS: Final = 200
 """Hosts without hardware, in all cells."""
 
+_UNDERLAY: Final = 253
+_OUTSIDE: Final = 254
+"""Third octets, above those of hosts' guests and below that of the links."""
+
 API_PORT: Final = 7600
 """Where the API listens when nobody else does: the port that the command line knows."""
+
+UNDERLAY: Final = "underlay"
+OUTSIDE: Final = "outside"
+"""A host's interfaces in the two segments, and the segments' bridges."""
 
 Hypervisor = Literal["libvirt", "fake"]
 Accelerator = Literal["auto", "kvm", "qemu"]
@@ -42,6 +50,7 @@ class Options(Struct, frozen=True, kw_only=True):
     hypervisor: Hypervisor = "libvirt"
     etcd_members: int = 1
     accelerator: Accelerator = "auto"
+    dns_servers: tuple[str, ...] = ()
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -78,14 +87,31 @@ class Link(Struct, frozen=True, kw_only=True):
     inner_address: str
 
 
+class Segments(Struct, frozen=True, kw_only=True):
+    """What hosts have in common, in a namespace of its own: the underlay of their tunnels, and the world that routers lead to.
+
+    `link` joins it to the machine. `gateway` is the outside's, with its prefix length; `first` to `last` are routers' and floating IPs.
+    """
+
+    link: Link
+    outside_cidr: str
+    gateway: str
+    first: str
+    last: str
+
+
 class HostTopology(Struct, frozen=True, kw_only=True):
-    """One simulated host. Without hardware it has no `link`."""
+    """One simulated host. Without hardware it has no `link`.
+
+    `tunnel_address` is its own in the underlay; empty in a fabric that was made before there was one.
+    """
 
     name: str
     cell: str
     capacity: Resources
     guest_cidr: str
     link: Link | None
+    tunnel_address: str = ""
 
 
 class CellTopology(Struct, frozen=True, kw_only=True):
@@ -110,6 +136,10 @@ class Topology(Struct, frozen=True, kw_only=True):
     cells: tuple[CellTopology, ...]
     console_port: int = 0
     """Where browsers connect; 0 in a fabric that was made before there was such a port."""
+    segments: Segments | None = None
+    """None in a fabric that was made before hosts had any in common."""
+    dns_servers: tuple[str, ...] = ()
+    """What guests on the default network resolve names with."""
 
     @property
     def paths(self) -> Paths:
@@ -185,6 +215,11 @@ def check(options: Options) -> None:
         raise InvalidRequest(f"there can be {most} {options.hypervisor} hosts in all", field="hosts")
     if options.etcd_members not in {1, 3}:
         raise InvalidRequest("a store has 1 or 3 members", field="etcd_members")
+    for server in options.dns_servers:
+        try:
+            ipaddress.IPv4Address(server)
+        except ValueError:
+            raise InvalidRequest(f"{server!r} is not an IPv4 address", field="dns_server") from None
 
 
 def tag_of(state: Path) -> str:
@@ -201,7 +236,7 @@ def draw_up(
         options: what was chosen; `check` has passed.
         ports: free ports of 127.0.0.1, as many as `ports_needed` says.
         api_port: where the API will listen.
-        block: the second octet of the addresses: guests and links get theirs from 10.<block>.0.0/16.
+        block: the second octet of the addresses: guests, links and segments get theirs from 10.<block>.0.0/16.
         capacity: what each host offers, in order, one for each host of all cells.
     """
     free = iter(ports)
@@ -211,6 +246,7 @@ def draw_up(
         state=options.state,
         hypervisor=options.hypervisor,
         accelerator=options.accelerator,
+        dns_servers=options.dns_servers,
         api_port=api_port,
         internal_port=next(free),
         scheduler_port=next(free),
@@ -236,6 +272,7 @@ def draw_up(
             )
             for number in range(1, options.cells + 1)
         ),
+        segments=_segments(tag, block),
     )
 
 
@@ -311,4 +348,21 @@ def _host(
         )
         if is_wired
         else None,
+        tunnel_address=f"10.{block}.{_UNDERLAY}.{place + 1}",
+    )
+
+
+def _segments(tag: str, block: int) -> Segments:
+    return Segments(
+        link=Link(
+            netns=f"cf-{tag}-segments",
+            outer=f"cf-{tag}-out",
+            inner="machine",
+            outer_address=f"10.{block}.255.{4 * MOST_HOSTS + 1}/30",
+            inner_address=f"10.{block}.255.{4 * MOST_HOSTS + 2}/30",
+        ),
+        outside_cidr=f"10.{block}.{_OUTSIDE}.0/24",
+        gateway=f"10.{block}.{_OUTSIDE}.1/24",
+        first=f"10.{block}.{_OUTSIDE}.10",
+        last=f"10.{block}.{_OUTSIDE}.254",
     )

@@ -5,10 +5,11 @@ import os
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fabric.config.load import load as load_settings
-from fabric.config.settings import PROCESSES
+from fabric.config.settings import PROCESSES, ApiSettings
 from fabric.errors import InvalidRequest
 from fabric.model.host import Resources
 from fabric.server.dev import files
@@ -144,6 +145,7 @@ def test_a_machine_whose_networks_are_all_taken_is_told_so() -> None:
         (Options(hosts=-1), "hosts"),
         (Options(hosts=61), "hosts"),
         (Options(etcd_members=2), "etcd_members"),
+        (Options(dns_servers=("192.0.2.53", "dns.example")), "dns_server"),
         (Options(state=Path("relative")), "state"),
         (Options(state=Path("/" + "s" * LONGEST_STATE)), "state"),
     ],
@@ -189,6 +191,16 @@ def test_every_process_is_told_what_it_understands(tmp_path: Path) -> None:
         assert process.argv[-1] == str(path)
         settings = load_settings(PROCESSES[kind], kind, path=path, environment={})
         assert files.toml(settings) == path.read_text()
+
+
+def test_guests_are_told_of_the_name_servers_that_were_chosen(tmp_path: Path) -> None:
+    topology = msgspec.structs.replace(a_topology(tmp_path), dns_servers=("192.0.2.53",))
+    files.write_all(topology, now_ms=1_800_000_000_000)
+
+    settings = load_settings(PROCESSES["api"], "api", path=topology.paths.settings_of("api"), environment={})
+
+    assert isinstance(settings, ApiSettings)
+    assert settings.network.dns_servers == ("192.0.2.53",)
 
 
 def test_a_conductor_can_open_its_own_store_and_no_other(tmp_path: Path) -> None:
