@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from fabric.errors import Bug
 from fabric.mapping import Mapping
 from fabric.model import (
+    binding,
     console,
     event,
     flavor,
@@ -28,6 +29,7 @@ from fabric.model import (
     volume,
 )
 from fabric.pb.record.v1 import (
+    binding_pb2,
     catalogue_pb2,
     event_pb2,
     host_pb2,
@@ -67,6 +69,8 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     network.FloatingIp: network_pb2.FloatingIp,
     security_group.SecurityRule: network_pb2.SecurityRule,
     security_group.SecurityGroup: network_pb2.SecurityGroup,
+    binding.PortBinding: binding_pb2.PortBinding,
+    binding.RouterGateway: binding_pb2.RouterGateway,
     placement.Refusal: placement_pb2.Refusal,
     placement.Decision: placement_pb2.Decision,
     quota.Charge: quota_pb2.Charge,

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from urllib.parse import quote
 
 from fabric.model import (
+    binding,
     console,
     event,
     flavor,
@@ -167,6 +168,18 @@ SECURITY_GROUP_REFERRER = _global(
     str,
     "api",
     "Which rules of other groups let a group's members in; the value is the rule's group.",
+)
+PORT_BINDING = _global(
+    "port-binding/{network}/{port}",
+    binding.PortBinding,
+    "conductor",
+    "Which host a server's port is on, and where its tunnel ends: what other hosts' plans are made of.",
+)
+ROUTER_GATEWAY = _global(
+    "router-gateway/{router}",
+    binding.RouterGateway,
+    "conductor",
+    "The host from which a router leads out: the compare-and-set point of choosing one.",
 )
 NETWORK_USE = _global(
     "network-use/{project}/{kind}/{slot}",
