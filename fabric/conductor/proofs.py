@@ -12,7 +12,7 @@ from fabric.clock import Clock
 from fabric.conductor import records
 from fabric.conductor.core.draft import Draft, ref
 from fabric.conductor.core.fence import holds
-from fabric.errors import FabricError
+from fabric.errors import FabricError, Unavailable
 from fabric.store.base import Store
 from fabric.store.keys import SESSION
 
@@ -75,12 +75,25 @@ class Prover:
                 del self._wanted[holder]
             try:
                 await self._prove(holders)
-            except FabricError as away:
+            except Unavailable as away:
                 # No proof, no acknowledgement: the permits of these hosts age. Their next beats ask again.
                 log.warning("proof.failed", store=self._store.name, sessions=len(holders), why=away.message)
                 await asyncio.sleep(0.1 + 0.4 * self._jitter())
 
     async def _prove(self, holders: list[Holder]) -> None:
+        """All by one read; where a record among theirs is broken, each by a read of its own: it must cost no other its permit."""
+        try:
+            await self._prove_together(holders)
+        except Unavailable:
+            raise
+        except FabricError as broken:
+            if len(holders) == 1:
+                log.error("proof.broken", host=holders[0].host, why=broken.message)
+                return
+            for holder in holders:
+                await self._prove([holder])
+
+    async def _prove_together(self, holders: list[Holder]) -> None:
         sent_boot_s = self._clock.boot_s()
         draft = Draft(await records.read(self._store, [ref(SESSION, holder.host) for holder in holders]))
         for holder in holders:

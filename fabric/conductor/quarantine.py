@@ -81,6 +81,8 @@ class Quarantines:
             if is_done:
                 del self._due[host]
             else:
+                # Behind the others: what stands in the way of one must not keep them in.
+                self._due[host] = self._due.pop(host)
                 await asyncio.sleep(0.1 + 0.4 * self._jitter())
 
     async def _quarantine(self, host: str, why: str) -> bool:

@@ -17,7 +17,7 @@ from fabric.conductor import records
 from fabric.conductor.core import fence, repair
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.settings import ConductorSettings
-from fabric.errors import FabricError
+from fabric.errors import FabricError, Unavailable
 from fabric.ids import Ids
 from fabric.lifecycle.timers import due
 from fabric.model.host import Session
@@ -82,11 +82,20 @@ class Sweeper:
         if not (self._sessions.is_fresh and self._alive.revision and self._instances.revision):
             return
         for host in self._silent()[:AT_ONCE]:
-            await self._mark_unreachable(host)
+            await self._tried(self._mark_unreachable(host), host=host)
         for host, instance_id in self._due()[:AT_ONCE]:
-            await self._end_overdue(host, instance_id)
+            await self._tried(self._end_overdue(host, instance_id), host=host, instance=instance_id)
         for host, instance_id in self._timed()[:AT_ONCE]:
-            await self._begin_timed(host, instance_id)
+            await self._tried(self._begin_timed(host, instance_id), host=host, instance=instance_id)
+
+    async def _tried(self, repair: Awaitable[None], **about: str) -> None:
+        """One repair. What is broken about it keeps no other from being made. Raises Unavailable."""
+        try:
+            await repair
+        except Unavailable:
+            raise
+        except FabricError as broken:
+            log.error("repair.failed", error=type(broken).__name__, why=broken.message, **about)
 
     def _silent(self) -> list[str]:
         """Hosts whose session is open and whose sign of life is gone."""
