@@ -76,3 +76,24 @@ class Wires(Protocol):
     async def close(self) -> None:
         """Stop what only this process serves (the metadata server); guests' traffic goes on."""
         ...
+
+
+class Routing(Protocol):
+    """The routers of a host's tenant networks: what `Wires` have done by when it comes to them."""
+
+    async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str]) -> None:
+        """Have the plan's routers, and no others.
+
+        `bridges` has the bridge of each of its networks, by id; they are there and up. A leg is a port of its network's bridge that learns
+        nothing, is flooded no unicast, and has its MAC pinned there (`bridge fdb … master static`). Its name begins with none of the
+        bridge's own ports' prefixes, so what is in the bridge beside them is never touched by anybody else. Routers advertise themselves
+        (RFC 4861) in their IPv6 subnets; DHCP of both families is the service namespace's, and so are advertisements in networks of which
+        no IPv6 subnet has a router.
+
+        Converges by difference. Raises ProgramFailed, OSError or ValueError.
+        """
+        ...
+
+    async def dismantle(self) -> None:
+        """Remove all routers, and what is theirs. Raises ProgramFailed or OSError."""
+        ...

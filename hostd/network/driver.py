@@ -24,7 +24,7 @@ from hostd.core.faults import FaultCode, fault_text
 from hostd.core.ruleset import Plane, Subnet, ruleset, teardown
 from hostd.core.tap_names import BRIDGE, TapMark, tap_name
 from hostd.driver.base import Interface
-from hostd.network.base import NetworkError, Wiring
+from hostd.network.base import NetworkError, Routing, Wiring
 from hostd.network.dnsmasq import Dnsmasq
 from hostd.network.followed import PLAN_PATIENCE_S, FollowedPlan
 from hostd.network.links import Links, Tap
@@ -56,8 +56,9 @@ class NetworkSettings:
 class LinuxWires:
     """`Wires` on one namespace. Needs root; one process at a time."""
 
-    def __init__(self, settings: NetworkSettings, clock: Clock) -> None:
+    def __init__(self, settings: NetworkSettings, clock: Clock, *, routing: Routing | None = None) -> None:
         self._settings = settings
+        self._routing = routing
         self._namespace = Namespace(settings.netns)
         self._links = Links(self._namespace, settings.bridge)
         self._records = WiringRecords(settings.state / "wires")
