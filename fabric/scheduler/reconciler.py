@@ -76,17 +76,25 @@ class Reconciler:
                 self._news.clear()
                 await self._news.wait()
                 continue
-            try:
-                is_settled = await self._refund(owed)
-            except FabricError as trouble:
-                log.warning("refund.delayed", cell=self._cell, refunds=len(owed), why=trouble.message)
-                is_settled = False
-            if is_settled:
+            if await self._settled(owed):
                 pause_s = self._settings.backoff_s
             else:
                 # Somebody else is at it, or a store is away.
                 await asyncio.sleep(self._ports.jittered_s(pause_s))
                 pause_s = self._ports.longer_s(pause_s)
+
+    async def _settled(self, owed: Mapping[str, Held[Refund]]) -> bool:
+        """Give these charges back, together; where one of them is broken, each by itself, so that it holds up no other."""
+        try:
+            return await self._refund(owed)
+        except Unavailable as away:
+            log.warning("refund.delayed", cell=self._cell, refunds=len(owed), why=away.message)
+            return False
+        except FabricError as broken:
+            if len(owed) == 1:
+                log.error("refund.broken", cell=self._cell, keys=list(owed), why=broken.message)
+                return False
+        return all([await self._settled({key: held}) for key, held in owed.items()])
 
     async def _refund(self, owed: Mapping[str, Held[Refund]]) -> bool:
         """Give these charges back, then forget the refunds; False when something had changed meanwhile."""

@@ -45,7 +45,7 @@ def test_nothing_is_brought_to_a_row_that_has_it_or_of_a_server_that_is_gone() -
     assert brought(Seen(None, 0, 9), record, op_id="op") == Change()
 
 
-async def _rename(stage: Stage, server: str, name: str) -> None:
+async def rename(stage: Stage, server: str, name: str) -> None:
     cell, key = stage.cells["east"], keys.INSTANCE.at(server)
     now = (await stage.instances())[server]
     named = replace(now, request=replace(now.request, guest=replace(now.request.guest, name=name)))
@@ -76,7 +76,7 @@ def test_the_latest_name_wins_whatever_schedulers_lose_and_repeat(seed: int) -> 
 
         one.to_global.loses = one.to_cell["east"].loses = loses
         for name in ("one", "two", "three"):
-            await _rename(stage, server, name)
+            await rename(stage, server, name)
             await asyncio.sleep(0.003 * seed)
         await asyncio.sleep(10)
 
