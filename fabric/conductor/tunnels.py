@@ -84,16 +84,21 @@ class Tunnels:
         # A refusal is an error, so an answer never comes: what comes instead is the tunnel.
         refusing = asyncio.ensure_future(self._questions.answer(wanted, TunnelRefused))
         try:
-            either: set[asyncio.Future[Any]] = {coming, refusing}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                refusing.result()
-            tunnel = coming.result()
-        finally:
-            self._expected.pop(wanted.question, None)
-            refusing.cancel()
-            await asyncio.gather(refusing, return_exceptions=True)
-        return tunnel
+            try:
+                either: set[asyncio.Future[Any]] = {coming, refusing}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    refusing.result()
+            finally:
+                self._expected.pop(wanted.question, None)
+                refusing.cancel()
+                await asyncio.gather(refusing, return_exceptions=True)
+        except BaseException:
+            if coming.done():
+                # It has come to somebody who has just gone: nobody else will ever say that it is over.
+                coming.result().over.set()
+            raise
+        return coming.result()
 
     async def serve(self, question: int, speech: Speech) -> bool:
         """A tunnel has come: hold it until whoever asked for it is done. False where nobody did, or waits any more."""

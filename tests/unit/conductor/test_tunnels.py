@@ -98,6 +98,26 @@ def test_bytes_go_both_ways_until_the_host_says_that_it_is_over() -> None:
     asked(claim)
 
 
+@pytest.mark.parametrize("steps", range(8))
+def test_a_tunnel_that_comes_to_somebody_who_has_just_gone_is_let_go(steps: int) -> None:
+    """Whoever asked was cancelled between the host's hello and its own next step: the tunnel was held for ever, and 64 of those kept a
+    host's guests from having consoles.
+    """
+
+    async def claim(it: Asked) -> None:
+        _, _, serving = await it.come()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        it.asking.cancel()
+        await asyncio.wait({it.asking})
+
+        await asyncio.wait({serving}, timeout=5)
+        assert serving.done()
+        await asyncio.gather(serving, return_exceptions=True)
+
+    asked(claim)
+
+
 def test_a_host_gives_no_reason_that_is_not_its_own() -> None:
     async def claim(it: Asked) -> None:
         tunnel, _, _ = await it.come()
