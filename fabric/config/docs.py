@@ -40,8 +40,12 @@ def _rows(kind: type[Struct], path: str) -> Iterator[str]:
                 yield f"| `[{full}]` | table | none | {about} |"
             yield from _rows(inner, f"{full}.")
         elif typing.get_origin(inner) is dict:
-            yield f"| `[{full}.NAME]` | tables | required | {about} |"
-            yield from _rows(plain(typing.get_args(inner)[1]), f"{full}.NAME.")
+            of = plain(typing.get_args(inner)[1])
+            if is_struct(of):
+                yield f"| `[{full}.NAME]` | tables | required | {about} |"
+                yield from _rows(of, f"{full}.NAME.")
+            else:
+                yield f"| `{full}.NAME` | {_type(of)} | none | {about} |"
         else:
             yield f"| `{full}` | {_type(inner)} | {_default(field)} | {about} |"
 

@@ -285,6 +285,17 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
     ] = 2.0
 
 
+class HostNetworkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is around a host."""
+
+    physical: Annotated[
+        dict[str, str],
+        Meta(
+            description="Physical networks that routers here may lead to, each with the host's interface, or bridge, that is in it."
+        ),
+    ] = {}
+
+
 class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """hostd: the daemon on every host."""
 
@@ -300,6 +311,9 @@ class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     netns: Annotated[
         str, Meta(description="The network namespace of the guests' bridge; empty: the host's own.")
     ] = ""
+    network: Annotated[HostNetworkSettings, Meta(description="The networks around the host.")] = (
+        msgspec.field(default_factory=HostNetworkSettings)
+    )
     accelerator: Annotated[
         Literal["auto", "kvm", "tcg"],
         Meta(description="`auto` uses KVM where a probe shows that it works, else emulation."),

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
+from typing import Final
 
 
 class NetworkKind(enum.IntEnum):
@@ -22,6 +23,10 @@ class NetworkKind(enum.IntEnum):
     """An overlay that spans hosts, told from others by its VNI."""
     EXTERNAL = 2
     """The world outside, as far as an administrator describes it: routers' gateways and floating IPs are in it."""
+
+
+PHYSICAL_NETWORK: Final = "external"
+"""Where an external network is, unless its maker says otherwise: hosts' settings lead from this word to an interface of theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from fabric.clock import Clock
 from fabric.config.settings import TlsSettings
 from fabric.errors import Ambiguous
 from fabric.model.host import Cell, Host
+from fabric.model.network import PHYSICAL_NETWORK
 from fabric.network.addresses import slots_in
 from fabric.server.dev.files import OPERATOR, host_serial, store_tls
 from fabric.server.dev.topology import HostTopology, StoreTopology, Topology
@@ -78,6 +79,8 @@ def _host(topology: Topology, host: HostTopology, now_ms: int) -> Host:
         cert_serial=host_serial(topology, host.name),
         guest_cidr=host.guest_cidr,
         slots=slots_in(host.guest_cidr),
+        tunnel_address=host.tunnel_address,
+        physical_networks=(PHYSICAL_NETWORK,) if host.tunnel_address else (),
         create_time_ms=now_ms,
         update_time_ms=now_ms,
     )

@@ -33,11 +33,13 @@ class FabricStatus(Struct, frozen=True, kw_only=True):
 
     supervisor_pid: int
     processes: tuple[ProcessStatus, ...]
+    has_outside: bool = True
+    """Whether the network that leads out of the fabric has been made."""
 
     @property
     def is_ready(self) -> bool:
         """Whether everything is."""
-        return all(each.state == "ready" for each in self.processes)
+        return self.has_outside and all(each.state == "ready" for each in self.processes)
 
     @property
     def failed(self) -> tuple[ProcessStatus, ...]:

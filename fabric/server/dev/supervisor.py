@@ -24,7 +24,7 @@ from fabric.clock import Clock, SystemClock
 from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, WrongState
 from fabric.observability.logging import configure
-from fabric.server.dev import bootstrap, control
+from fabric.server.dev import bootstrap, control, outside
 from fabric.server.dev.machine import MARK, find_programs, search_path
 from fabric.server.dev.plan import ENDING, Process, processes
 from fabric.server.dev.probes import Probes
@@ -214,6 +214,7 @@ class Supervisor:
         self._clock = clock
         self._children = {each.name: Child(each, topology.paths, clock) for each in plan}
         self._recorded = asyncio.Event()
+        self._led_out = asyncio.Event()
         self._done = asyncio.Event()
 
     async def run(self) -> None:
@@ -231,6 +232,7 @@ class Supervisor:
                 for name, child in self._children.items()
             ]
             tasks.append(asyncio.create_task(self._record(stores), name="records"))
+            tasks.append(asyncio.create_task(self._lead_out(), name="outside"))
             log.info("supervisor.started", processes=len(self._children))
             await self._done.wait()
             log.info("supervisor.ending")
@@ -263,6 +265,18 @@ class Supervisor:
                 log.warning("records.not_written", reason=error.message)
                 await asyncio.sleep(PAUSE_S[0])
 
+    async def _lead_out(self) -> None:
+        """Have the external network made, when there is an API to ask for it."""
+        await self._children["api"].was_ready.wait()
+        while not self._led_out.is_set():
+            try:
+                # A client of its own, as anybody's: it waits, so it does that in a thread.
+                await asyncio.to_thread(outside.ensure, self._topology)
+                self._led_out.set()
+            except FabricError as error:
+                log.warning("outside.not_made", reason=error.message)
+                await asyncio.sleep(PROBE_S)
+
     def _reap(self) -> None:
         """Collect every child that has ended: our own, and those we were left."""
         by_pid = {each.pid: each for each in self._children.values() if each.runs}
@@ -292,7 +306,9 @@ class Supervisor:
         elif command.verb != "status":
             await self._act(command, self._named(command.process))
         return control.FabricStatus(
-            supervisor_pid=os.getpid(), processes=tuple(each.status for each in self._children.values())
+            supervisor_pid=os.getpid(),
+            processes=tuple(each.status for each in self._children.values()),
+            has_outside=self._led_out.is_set(),
         )
 
     async def _act(self, command: control.Command, child: Child) -> None:

@@ -107,3 +107,13 @@ def test_every_setting_is_described() -> None:
     assert len(rows) > 60
     assert [row for row in rows if not row[-1].strip(" |")] == []
     assert {process for process in PROCESSES if f"## {process}" in "\n".join(lines())} == set(PROCESSES)
+
+
+def test_a_map_of_words_is_described_as_one_and_read_as_one(tmp_path: Path) -> None:
+    file = tmp_path / "hostd.toml"
+    file.write_text('conductors = ["c:1"]\nstate_path = "/s"\n[network.physical]\nexternal = "br-ex"\n')
+
+    read = load(HostdSettings, "hostd", path=file, environment={})
+
+    assert read.network.physical == {"external": "br-ex"}
+    assert [line for line in lines() if line.startswith("| `network.physical.NAME` | text |")]
