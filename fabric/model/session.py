@@ -32,11 +32,12 @@ class HostState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """Opens a session. `boot_id` tells two machines with one certificate apart."""
+    """Opens a session. `boot_id` tells two machines with one certificate apart; who `follows_plans` may be sent a `PlanPart`."""
 
     boot_id: str
     agent_version: str
     highest_epoch: int
+    follows_plans: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +200,16 @@ class TunnelRefused:
     fault_code: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanFollowed:
+    """What became of a network plan: without a fault it is followed; with one it is not, and is tried again."""
+
+    epoch: int
+    revision: int
+    fault_code: str = ""
+    fault_message: str = ""
+
+
 # -- from the conductor ---------------------------------------------------------------------------
 
 
@@ -321,6 +332,19 @@ class TunnelWanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanPart:
+    """A part of a network plan: bytes that `fabric.rpc.plan_codec` reads when those of all parts are put together.
+
+    `revision` grows from plan to plan of a session, and is no less than the global store's that the plan was made of.
+    """
+
+    epoch: int
+    revision: int
+    data: bytes
+    last: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Goodbye:
     """The session is over. Wait this long before dialling this conductor again."""
 
@@ -346,6 +370,7 @@ FromHost = (
     | Diagnostics
     | PasswordSet
     | TunnelRefused
+    | PlanFollowed
 )
 """What a host may say."""
 
@@ -362,5 +387,6 @@ FromConductor = (
     | DiagnosticsWanted
     | PasswordWanted
     | TunnelWanted
+    | PlanPart
 )
 """What a conductor may say."""

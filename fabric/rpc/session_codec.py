@@ -56,6 +56,8 @@ _MAPPING = Mapping(
         session.ReleaseAck: pb.ReleaseAck,
         session.ConsoleLogWanted: pb.ConsoleLogWanted,
         session.Goodbye: pb.Goodbye,
+        session.PlanPart: pb.PlanPart,
+        session.PlanFollowed: pb.PlanFollowed,
     }
 )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Final
 
-TAP_PREFIX: Final = "cft"
+from fabric.model.tap import TAP_PREFIX, tap_name
+
+__all__ = ["BRIDGE", "MARK", "TAP_PREFIX", "TapMark", "parse_alias", "tap_name"]
+
 MARK: Final = "cellfabric"
 """The first word of every alias, and the name of every table, that is ours."""
 
@@ -16,24 +18,23 @@ BRIDGE: Final = "cellfabric0"
 
 _ALIAS: Final = re.compile(
     rf"{MARK} instance=([0-9a-f-]{{36}}) epoch=(\d{{1,18}}) port=([0-9a-f-]{{36}})"
-    r" mac=((?:[0-9a-f]{2}:){5}[0-9a-f]{2}) address=(\d{1,3}(?:\.\d{1,3}){3})"
+    r" mac=((?:[0-9a-f]{2}:){5}[0-9a-f]{2}) (?:address=(\d{1,3}(?:\.\d{1,3}){3})|network=([0-9a-f-]{36}))"
 )
-
-
-def tap_name(port_id: str) -> str:
-    """The port's tap on any host: 15 characters, all that IFNAMSIZ allows (netdevice(7)); the same after any restart."""
-    return TAP_PREFIX + blake2b(port_id.encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapMark:
-    """What a tap's alias says: whose it is, and what may come out of it. Enough to filter it without any file."""
+    """What a tap's alias says: whose it is, and what may come out of it. Enough to filter it without any file.
+
+    A tap on a tenant network has `network_id` and no `address`: what may come out of it is said by the network's plan.
+    """
 
     instance_id: str
     placement_epoch: int
     port_id: str
     mac: str
-    address: str
+    address: str = ""
+    network_id: str = ""
 
     @property
     def tap(self) -> str:
@@ -42,9 +43,10 @@ class TapMark:
 
     def alias(self) -> str:
         """The words of the alias; below the kernel's 255 bytes."""
+        where = f"network={self.network_id}" if self.network_id else f"address={self.address}"
         return (
             f"{MARK} instance={self.instance_id} epoch={self.placement_epoch} port={self.port_id}"
-            f" mac={self.mac} address={self.address}"
+            f" mac={self.mac} {where}"
         )
 
 
@@ -53,7 +55,12 @@ def parse_alias(alias: str) -> TapMark | None:
     match = _ALIAS.fullmatch(alias)
     if match is None:
         return None
-    instance_id, epoch, port_id, mac, address = match.groups()
+    instance_id, epoch, port_id, mac, address, network_id = match.groups()
     return TapMark(
-        instance_id=instance_id, placement_epoch=int(epoch), port_id=port_id, mac=mac, address=address
+        instance_id=instance_id,
+        placement_epoch=int(epoch),
+        port_id=port_id,
+        mac=mac,
+        address=address or "",
+        network_id=network_id or "",
     )

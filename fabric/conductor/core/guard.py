@@ -25,6 +25,7 @@ from fabric.model.session import (
     HostState,
     Inventory,
     PasswordSet,
+    PlanFollowed,
     Progress,
     Released,
     Report,
@@ -96,6 +97,8 @@ def breach(message: FromHost) -> Breach | None:
             found = [_counter("question", message.question), _code(message.fault_code)]
         case TunnelRefused():
             found = [_counter("question", message.question), _code(message.fault_code, is_required=True)]
+        case PlanFollowed():
+            found = _plan_followed(message)
     return next((each for each in found if each is not None), None)
 
 
@@ -199,6 +202,19 @@ def _status(status: Status) -> list[Breach | None]:
             for place, step in enumerate(status.steps[:STEPS_LIMIT])
             for found in _step_done(f"steps[{place}]", step)
         ),
+    ]
+
+
+def _plan_followed(followed: PlanFollowed) -> list[Breach | None]:
+    return [
+        _counter("revision", followed.revision, least=1),
+        _code(followed.fault_code),
+        _rule(
+            "fault_message",
+            "must be empty without a fault_code",
+            holds=bool(followed.fault_code) or not followed.fault_message,
+        ),
+        _text("fault_message", followed.fault_message, FAULT_TEXT_LIMIT),
     ]
 
 

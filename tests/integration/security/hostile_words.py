@@ -143,6 +143,7 @@ def _right(own: str, epoch: int) -> Mapping[str, Message]:
         ),
         "password_set": pb.PasswordSet(question=1),
         "tunnel_refused": pb.TunnelRefused(question=1, fault_code="CONSOLE_IN_USE"),
+        "plan_followed": pb.PlanFollowed(epoch=epoch, revision=1),
     }
 
 

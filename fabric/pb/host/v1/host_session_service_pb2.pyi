@@ -283,6 +283,7 @@ class SessionRequest(_message.Message):
     DIAGNOSTICS_FIELD_NUMBER: _builtins.int
     PASSWORD_SET_FIELD_NUMBER: _builtins.int
     TUNNEL_REFUSED_FIELD_NUMBER: _builtins.int
+    PLAN_FOLLOWED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First of all."""
@@ -327,6 +328,10 @@ class SessionRequest(_message.Message):
     def tunnel_refused(self) -> Global___TunnelRefused:
         """A console that cannot be opened."""
 
+    @_builtins.property
+    def plan_followed(self) -> Global___PlanFollowed:
+        """What became of a network plan."""
+
     def __init__(
         self,
         *,
@@ -341,12 +346,13 @@ class SessionRequest(_message.Message):
         diagnostics: Global___Diagnostics | None = ...,
         password_set: Global___PasswordSet | None = ...,
         tunnel_refused: Global___TunnelRefused | None = ...,
+        plan_followed: Global___PlanFollowed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "plan_followed", b"plan_followed", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat", b"beat", "console_log", b"console_log", "diagnostics", b"diagnostics", "hello", b"hello", "inventory", b"inventory", "message", b"message", "password_set", b"password_set", "plan_followed", b"plan_followed", "progress", b"progress", "released", b"released", "report", b"report", "status", b"status", "tunnel_refused", b"tunnel_refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "beat", "status", "released", "report", "console_log", "progress", "inventory", "diagnostics", "password_set", "tunnel_refused"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "beat", "status", "released", "report", "console_log", "progress", "inventory", "diagnostics", "password_set", "tunnel_refused", "plan_followed"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -370,6 +376,7 @@ class SessionResponse(_message.Message):
     DIAGNOSTICS_WANTED_FIELD_NUMBER: _builtins.int
     PASSWORD_WANTED_FIELD_NUMBER: _builtins.int
     TUNNEL_WANTED_FIELD_NUMBER: _builtins.int
+    PLAN_PART_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def granted(self) -> Global___Granted:
         """The session is granted."""
@@ -418,6 +425,10 @@ class SessionResponse(_message.Message):
     def tunnel_wanted(self) -> Global___TunnelWanted:
         """A console is wanted: the host dials `Tunnel`."""
 
+    @_builtins.property
+    def plan_part(self) -> Global___PlanPart:
+        """A part of what the host must have of tenant networks."""
+
     def __init__(
         self,
         *,
@@ -433,12 +444,13 @@ class SessionResponse(_message.Message):
         diagnostics_wanted: Global___DiagnosticsWanted | None = ...,
         password_wanted: Global___PasswordWanted | None = ...,
         tunnel_wanted: Global___TunnelWanted | None = ...,
+        plan_part: Global___PlanPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "plan_part", b"plan_part", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beat_ack", b"beat_ack", "console_log_wanted", b"console_log_wanted", "diagnostics_wanted", b"diagnostics_wanted", "goodbye", b"goodbye", "granted", b"granted", "message", b"message", "order", b"order", "password_wanted", b"password_wanted", "plan_part", b"plan_part", "release", b"release", "release_ack", b"release_ack", "snapshot", b"snapshot", "status_ack", b"status_ack", "tunnel_wanted", b"tunnel_wanted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["granted", "snapshot", "order", "release", "beat_ack", "status_ack", "release_ack", "console_log_wanted", "goodbye", "diagnostics_wanted", "password_wanted", "tunnel_wanted"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["granted", "snapshot", "order", "release", "beat_ack", "status_ack", "release_ack", "console_log_wanted", "goodbye", "diagnostics_wanted", "password_wanted", "tunnel_wanted", "plan_part"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -453,22 +465,26 @@ class Hello(_message.Message):
     BOOT_ID_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     HIGHEST_EPOCH_FIELD_NUMBER: _builtins.int
+    FOLLOWS_PLANS_FIELD_NUMBER: _builtins.int
     boot_id: _builtins.str
     """The boot's id, from the kernel: two hosts with one certificate differ in it."""
     agent_version: _builtins.str
     """The daemon's version."""
     highest_epoch: _builtins.int
     """The highest epoch this host was ever granted."""
+    follows_plans: _builtins.bool
+    """Whether it understands `PlanPart`."""
     def __init__(
         self,
         *,
         boot_id: _builtins.str = ...,
         agent_version: _builtins.str = ...,
         highest_epoch: _builtins.int = ...,
+        follows_plans: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "highest_epoch", b"highest_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "follows_plans", b"follows_plans", "highest_epoch", b"highest_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1133,6 +1149,74 @@ class ConsoleLogWanted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsoleLogWanted: _TypeAlias = ConsoleLogWanted  # noqa: Y015
+
+@_typing.final
+class PlanPart(_message.Message):
+    """A part of a network plan. Put together in order, the parts of one revision are the bytes of a `NetworkPlan`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The session's epoch."""
+    revision: _builtins.int
+    """Grows from plan to plan: no less than the global store's revision that the plan was made of."""
+    data: _builtins.bytes
+    """At most 1 MiB."""
+    last: _builtins.bool
+    """Whether the plan is whole with this."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        last: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "epoch", b"epoch", "last", b"last", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanPart: _TypeAlias = PlanPart  # noqa: Y015
+
+@_typing.final
+class PlanFollowed(_message.Message):
+    """What became of a plan: followed, or not, and then it is tried again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    FAULT_MESSAGE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The session's epoch."""
+    revision: _builtins.int
+    """The plan's."""
+    fault_code: _builtins.str
+    """Why not; empty: it is followed."""
+    fault_message: _builtins.str
+    """The same for people."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+        fault_message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "fault_code", b"fault_code", "fault_message", b"fault_message", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanFollowed: _TypeAlias = PlanFollowed  # noqa: Y015
 
 @_typing.final
 class Goodbye(_message.Message):
