@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
+from fabric.api.once import Change
 from fabric.errors import Bug
 from fabric.store.codec import encode
 
@@ -49,3 +50,22 @@ class Draft:
     def nothing_below(self, prefixes: Iterable[str]) -> None:
         """Nothing may hang on what is deleted."""
         self.empty.extend(prefixes)
+
+
+def drafted(decide: Callable[[Draft], Awaitable[str]]) -> Callable[[], Awaitable[Change]]:
+    """What fills a draft and returns the id of what it is about, as `Once` calls it: each time anew, with another draft."""
+    attempt = 0
+
+    async def decided() -> Change:
+        nonlocal attempt
+        attempt += 1
+        draft = Draft(attempt)
+        return Change(
+            resource_id=await decide(draft),
+            unchanged=draft.unchanged,
+            put=draft.put,
+            delete=tuple(draft.delete),
+            empty=tuple(draft.empty),
+        )
+
+    return decided

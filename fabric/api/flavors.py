@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fabric.api.convert import flavor_message
 from fabric.api.core.accept import TRAIT, TRAIT_VALUES
 from fabric.api.named import Named
-from fabric.api.once import Change, Once, body_sha256
+from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.errors import AlreadyExists, InvalidRequest
@@ -77,13 +77,7 @@ class FlavorHandlers:
                 put={name: encode(flavor.id), FLAVOR.at(flavor.id): encode(flavor)},
             )
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="CreateFlavor",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         found = await self._flavors.get(done.resource_id)
         return pb.CreateFlavorResponse(
             flavor=flavor_message(found.value, found.mod_revision), revision=done.revision
@@ -101,13 +95,7 @@ class FlavorHandlers:
                 delete=(key, FLAVOR_NAME.at(found.value.name)),
             )
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="DeleteFlavor",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         return pb.DeleteFlavorResponse(revision=done.revision)
 
 

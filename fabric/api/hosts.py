@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from fabric.api.cells import Cells, CellView
 from fabric.api.convert import host_message
 from fabric.api.named import absent
-from fabric.api.once import Change, Once, body_sha256
+from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.deadlines import within
@@ -83,15 +83,7 @@ class HostHandlers:
                 raise AlreadyExists(f"cell {host.cell} has a host {host.name!r} already", name=host.name)
             return Change(resource_id=host.name, unchanged={key: 0}, put={key: encode(host)})
 
-        await view.change(
-            lambda: self._once[view.name].make(
-                decide,
-                request_id=request.request_id,
-                method="CreateHost",
-                body=body_sha256(request),
-                principal=principal,
-            )
-        )
+        await view.change(lambda: self._once[view.name].answer(decide, request, principal))
         return pb.CreateHostResponse(host=await self._show(view, asked.name))
 
     async def update_host(self, request: pb.UpdateHostRequest, principal: Principal) -> pb.UpdateHostResponse:
@@ -115,15 +107,7 @@ class HostHandlers:
                 unchanged[use_key] = seen.seen(use_key)
             return Change(resource_id=asked.name, unchanged=unchanged, put={key: encode(after)})
 
-        await view.change(
-            lambda: self._once[view.name].make(
-                decide,
-                request_id=request.request_id,
-                method="UpdateHost",
-                body=body_sha256(request),
-                principal=principal,
-            )
-        )
+        await view.change(lambda: self._once[view.name].answer(decide, request, principal))
         return pb.UpdateHostResponse(host=await self._show(view, asked.name))
 
     # ------------------------------------------------------------------ reading

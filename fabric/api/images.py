@@ -138,13 +138,7 @@ class ImageHandlers:
                 delete=(key, IMAGE_NAME.at(image.project_id, image.name)),
             )
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="DeleteImage",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         return pb.DeleteImageResponse(revision=done.revision)
 
     async def used_blobs(self) -> frozenset[str]:

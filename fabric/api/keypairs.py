@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fabric.api import ssh_keys
 from fabric.api.convert import keypair_message
 from fabric.api.named import absent
-from fabric.api.once import Change, Once, body_sha256
+from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.errors import AlreadyExists
@@ -72,13 +72,7 @@ class KeypairHandlers:
                 raise AlreadyExists(f"you have a keypair {asked.name!r} already", name=asked.name)
             return Change(resource_id=asked.name, unchanged={key: 0}, put={key: encode(keypair)})
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="CreateKeypair",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         made = await self.get_keypair(pb.GetKeypairRequest(keypair=asked.name), principal)
         return pb.CreateKeypairResponse(keypair=made.keypair, revision=done.revision)
 
@@ -93,11 +87,5 @@ class KeypairHandlers:
                 raise absent("keypair", request.keypair)
             return Change(resource_id=request.keypair, unchanged={key: seen.seen(key)}, delete=(key,))
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="DeleteKeypair",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         return pb.DeleteKeypairResponse(revision=done.revision)

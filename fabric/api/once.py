@@ -81,6 +81,23 @@ class Once:
         self._patience_s = patience_s
         self._attempts = attempts
 
+    async def answer(
+        self,
+        decide: Callable[[], Awaitable[Change]],
+        request: Message,
+        principal: Principal,
+        *,
+        without: str = "",
+    ) -> Done:
+        """`make` for a request that has its request_id, and whose type says what method it is of. `without` as in `body_sha256`."""
+        return await self.make(
+            decide,
+            request_id=request.request_id,  # type: ignore[attr-defined]  # every change has one
+            method=request.DESCRIPTOR.name.removesuffix("Request"),
+            body=body_sha256(request, without=without),
+            principal=principal,
+        )
+
     async def make(
         self,
         decide: Callable[[], Awaitable[Change]],

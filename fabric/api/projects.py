@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fabric.api.convert import charge_value, project_message
 from fabric.api.named import Named
-from fabric.api.once import Change, Once, body_sha256
+from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.errors import AlreadyExists
@@ -76,13 +76,7 @@ class ProjectHandlers:
             writes = project_writes(project, limit, op_id=self._ids.new_id())
             return Change(resource_id=project.id, unchanged=dict.fromkeys(writes.absent, 0), put=writes.put)
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="CreateProject",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         found = await self._projects.get(done.resource_id)
         return pb.CreateProjectResponse(
             project=project_message(found.value, await self._quota(found.value.id)), revision=done.revision

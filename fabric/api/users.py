@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fabric.api.convert import user_message
 from fabric.api.named import Named
-from fabric.api.once import Change, Once, body_sha256
+from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.errors import AlreadyExists, InvalidRequest, NotFound
@@ -78,13 +78,7 @@ class UserHandlers:
             writes = user_writes(user, grant)
             return Change(resource_id=user.id, unchanged=dict.fromkeys(writes.absent, 0), put=writes.put)
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="CreateUser",
-            body=body_sha256(request, without="password"),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal, without="password")
         found = await self._users.get(done.resource_id)
         return pb.CreateUserResponse(user=user_message(found.value), revision=done.revision)
 
@@ -102,13 +96,7 @@ class UserHandlers:
             )
             return Change(resource_id=user.id, unchanged={key: seen.seen(key)}, put={key: encode(grant)})
 
-        done = await self._once.make(
-            decide,
-            request_id=request.request_id,
-            method="GrantRole",
-            body=body_sha256(request),
-            principal=principal,
-        )
+        done = await self._once.answer(decide, request, principal)
         return pb.GrantRoleResponse(revision=done.revision)
 
     async def _first_project(self, request: pb.CreateUserRequest) -> Project | None:

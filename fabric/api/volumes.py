@@ -13,11 +13,11 @@ from dataclasses import replace
 from google.protobuf.message import Message
 
 from fabric.api.cells import Cells
-from fabric.api.draft import Draft
+from fabric.api.draft import Draft, drafted
 from fabric.api.instance_view import timestamp
 from fabric.api.named import Found
 from fabric.api.network_desk import named, position, project_of, required_name
-from fabric.api.once import Change, Done, Once, body_sha256
+from fabric.api.once import Change, Done, Once
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -254,15 +254,7 @@ class VolumeHandlers:
                 raise Conflict(f"volume {entry.name!r} is being changed by others; try again")
             return _ended(entry, volume, seen, keys, now_ms=self._clock.now_ms(), op_id=self._ids.new_id())
 
-        return await view.change(
-            lambda: self._in_cell[entry.cell].make(
-                decide,
-                request_id=request.request_id,
-                method="DeleteVolume",
-                body=body_sha256(request),
-                principal=principal,
-            )
-        )
+        return await view.change(lambda: self._in_cell[entry.cell].answer(decide, request, principal))
 
     # ------------------------------------------------------------------ parts
 
@@ -285,27 +277,7 @@ class VolumeHandlers:
     async def _make(
         self, decide: Callable[[Draft], Awaitable[str]], request: Message, principal: Principal
     ) -> Done:
-        attempt = 0
-
-        async def decided() -> Change:
-            nonlocal attempt
-            attempt += 1
-            draft = Draft(attempt)
-            volume_id = await decide(draft)
-            return Change(
-                resource_id=volume_id,
-                unchanged=draft.unchanged,
-                put=draft.put,
-                delete=tuple(draft.delete),
-            )
-
-        return await self._once.make(
-            decided,
-            request_id=request.request_id,  # type: ignore[attr-defined]  # every change has one
-            method=request.DESCRIPTOR.name.removesuffix("Request"),
-            body=body_sha256(request),
-            principal=principal,
-        )
+        return await self._once.answer(drafted(decide), request, principal)
 
 
 async def bound(store: Store, found: Found[VolumeEntry], cell: str, *, op_id: str) -> VolumeEntry | None:

@@ -8,8 +8,10 @@ import pytest
 from fabric.api.once import Change, Done, Once, body_sha256, forget_answers
 from fabric.errors import AlreadyExists, Ambiguous, Conflict, Reason, Unavailable
 from fabric.model.identity import Principal
+from fabric.model.instance import Answered
 from fabric.pb.identity.v1 import user_service_pb2
 from fabric.store.base import Committed, Refused, Txn
+from fabric.store.codec import decode
 from fabric.store.keys import ANSWERED
 from fabric.store.memory import MemoryStore
 from tests.unit.store.virtual import LoopClock, run
@@ -138,3 +140,20 @@ def test_a_password_leaves_no_trace_in_the_digest() -> None:
     assert body_sha256(one, without="password") == body_sha256(two, without="password")
     assert body_sha256(one) != body_sha256(two)
     assert one.password == "a"
+
+
+def test_a_request_says_itself_under_which_id_and_for_which_method_it_is_answered() -> None:
+    async def world() -> None:
+        store = MemoryStore()
+        once = Once(store, clock=LoopClock(), jitter=lambda: 0.5)
+        one, two = (user_service_pb2.CreateUserRequest(request_id="r", password=word) for word in ("a", "b"))
+
+        await once.answer(_thing(store), one, WHO, without="password")
+        again = await once.answer(_thing(store, resource_id="2"), two, WHO, without="password")
+
+        kept = (await store.get(ANSWERED.at("p", "r"))).value(ANSWERED.at("p", "r"))
+        assert kept is not None
+        assert decode(Answered, kept).method == "CreateUser"
+        assert (again.resource_id, again.was_done_before) == ("1", True)
+
+    run(world())
