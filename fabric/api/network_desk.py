@@ -13,9 +13,9 @@ from typing import TypeVar
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
-from fabric.api.draft import Draft
+from fabric.api.draft import Draft, drafted
 from fabric.api.named import Found, absent
-from fabric.api.once import Change, Done, Once, body_sha256
+from fabric.api.once import Done, Once
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -95,28 +95,7 @@ class Desk:
             Conflict, Ambiguous, Unavailable: as `Once.make`. And what `decide` raises.
         """
         project_of(principal)
-        attempt = 0
-
-        async def decided() -> Change:
-            nonlocal attempt
-            attempt += 1
-            draft = Draft(attempt)
-            resource_id = await decide(draft)
-            return Change(
-                resource_id=resource_id,
-                unchanged=draft.unchanged,
-                put=draft.put,
-                delete=tuple(draft.delete),
-                empty=tuple(draft.empty),
-            )
-
-        return await self._once.make(
-            decided,
-            request_id=request.request_id,  # type: ignore[attr-defined]  # every change has one
-            method=request.DESCRIPTOR.name.removesuffix("Request"),
-            body=body_sha256(request),
-            principal=principal,
-        )
+        return await self._once.answer(drafted(decide), request, principal)
 
     async def take_name(self, draft: Draft, key: str, resource_id: str, *, what: str, name: str) -> None:
         """Take a name. Raises AlreadyExists where it is somebody's."""
