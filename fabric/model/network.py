@@ -34,7 +34,7 @@ class Network:
     """A network people can name. `subnet_ids` are in the order they were made; a new one moves this record, so that no two overlap.
 
     `vni` is the VXLAN network identifier (RFC 7348) of a tenant network, 0 of others. `quota_slot` is the place among what its project
-    may have, 0 where it is not counted.
+    may have, 0 where it is not counted. `physical_network` says what an external network is reached by: `Host.physical_networks`.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Network:
     vni: int = 0
     subnet_ids: tuple[str, ...] = ()
     quota_slot: int = 0
+    physical_network: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +202,8 @@ class RouterInterface:
 class Router:
     """What joins subnets, and leads out of them. `external_network_id` is empty where it leads nowhere.
 
-    With `snat`, what has no floating IP goes out under the router's own external address.
+    With `snat`, what has no floating IP goes out under the router's own external address. `vni` is of its own tunnel, between the hosts it
+    is on.
     """
 
     id: str
@@ -216,6 +218,7 @@ class Router:
     quota_slot: int = 0
     create_time_ms: int = 0
     update_time_ms: int = 0
+    vni: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

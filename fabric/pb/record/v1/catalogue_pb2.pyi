@@ -362,6 +362,7 @@ class Network(_message.Message):
     VNI_FIELD_NUMBER: _builtins.int
     SUBNET_IDS_FIELD_NUMBER: _builtins.int
     QUOTA_SLOT_FIELD_NUMBER: _builtins.int
+    PHYSICAL_NETWORK_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -375,6 +376,7 @@ class Network(_message.Message):
     shared: _builtins.bool
     vni: _builtins.int
     quota_slot: _builtins.int
+    physical_network: _builtins.str
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -396,10 +398,11 @@ class Network(_message.Message):
         vni: _builtins.int = ...,
         subnet_ids: _abc.Iterable[_builtins.str] | None = ...,
         quota_slot: _builtins.int = ...,
+        physical_network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "description", b"description", "dns_servers", b"dns_servers", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time_ms", b"update_time_ms", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "description", b"description", "dns_servers", b"dns_servers", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "physical_network", b"physical_network", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time_ms", b"update_time_ms", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

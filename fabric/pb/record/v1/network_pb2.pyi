@@ -373,6 +373,7 @@ class Router(_message.Message):
     QUOTA_SLOT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    VNI_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -385,6 +386,7 @@ class Router(_message.Message):
     quota_slot: _builtins.int
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
+    vni: _builtins.int
     @_builtins.property
     def external_addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___FixedAddress]: ...
     @_builtins.property
@@ -405,10 +407,11 @@ class Router(_message.Message):
         quota_slot: _builtins.int = ...,
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
+        vni: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "description", b"description", "external_addresses", b"external_addresses", "external_mac", b"external_mac", "external_network_id", b"external_network_id", "id", b"id", "interfaces", b"interfaces", "name", b"name", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "snat", b"snat", "update_time_ms", b"update_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time_ms", b"create_time_ms", "description", b"description", "external_addresses", b"external_addresses", "external_mac", b"external_mac", "external_network_id", b"external_network_id", "id", b"id", "interfaces", b"interfaces", "name", b"name", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "snat", b"snat", "update_time_ms", b"update_time_ms", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
