@@ -44,9 +44,7 @@ class Asked:
 def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str, now_ms: int) -> Request:
     """The placement request. Raises InvalidRequest, naming the field, where the flavor and the image do not go together."""
     _check_fit(asked)
-    traits = {**traits_of(asked.flavor.properties), **traits_of(asked.image.properties)}
-    if asked.image.properties.get("os_secure_boot") == "required":
-        traits["SECURE_BOOT"] = "required"
+    traits = {**traits_of(asked.flavor.properties), **image_traits(asked.image)}
     guest = Guest(
         id=instance_id,
         name=asked.name,
@@ -236,12 +234,12 @@ def ref_of(image: Image) -> ImageRef:
     )
 
 
-def required_traits(image: Image) -> tuple[str, ...]:
-    """What a host must have for the image, sorted."""
-    needed = {name for name, how in traits_of(image.properties).items() if how == "required"}
+def image_traits(image: Image) -> dict[str, str]:
+    """What an image says of hosts' traits: each required or forbidden."""
+    traits = traits_of(image.properties)
     if image.properties.get("os_secure_boot") == "required":
-        needed.add("SECURE_BOOT")
-    return tuple(sorted(needed))
+        traits["SECURE_BOOT"] = "required"
+    return traits
 
 
 def traits_of(properties: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from fabric.api.core.accept import traits_of
+from fabric.api.core.accept import image_traits, traits_of
 from fabric.errors import InvalidRequest
 from fabric.lifecycle.moves import dues
 from fabric.model.flavor import Flavor
@@ -40,12 +40,13 @@ def resized(request: Request, flavor: Flavor, before: Flavor | None, image: Imag
             field="flavor",
         )
     required, forbidden = set(request.required_traits), set(request.forbidden_traits)
+    of_image = {} if image is None else image_traits(image)
     if before is not None:
-        of_image = {} if image is None else traits_of(image.properties)
         for name, how in traits_of(before.properties).items():
             if of_image.get(name) != how:
                 (required if how == "required" else forbidden).discard(name)
-    for name, how in traits_of(flavor.properties).items():
+    # As at the create: where the two contradict each other, the image knows better what it can run on.
+    for name, how in {**traits_of(flavor.properties), **of_image}.items():
         (required if how == "required" else forbidden).add(name)
     return replace(
         request,

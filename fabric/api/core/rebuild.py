@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fabric.api.core.accept import GIB, check_image, ref_of, required_traits
+from fabric.api.core.accept import GIB, check_image, image_traits, ref_of
 from fabric.api.core.edits import renamed
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
@@ -78,7 +78,8 @@ def _check_fit(image: Image, now: Instance) -> None:
             f"image {image.name} is for {architecture}; the server's host was chosen for {now.request.architecture}",
             field="image",
         )
-    missing = sorted(set(required_traits(image)) - set(now.request.required_traits))
+    needed = {name for name, how in image_traits(image).items() if how == "required"}
+    missing = sorted(needed - set(now.request.required_traits))
     if missing:
         # A rebuild stays on its host, which nobody has asked for these.
         raise InvalidRequest(

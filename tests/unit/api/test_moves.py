@@ -56,6 +56,25 @@ def test_what_both_flavor_and_image_asked_is_still_asked() -> None:
     assert "SSD" in moves.resized(NOW, LARGE, SMALL, image).required_traits
 
 
+def test_an_image_that_must_be_booted_securely_is_after_any_resize() -> None:
+    """Its property is a trait of hosts' by another name, which a resize did not know: leaving a flavor that asked for it too lost it."""
+    image = replace(IMAGE, properties={"os_secure_boot": "required"})
+    before = replace(SMALL, properties={"trait:SECURE_BOOT": "required"})
+    now = replace(NOW, required_traits=("SECURE_BOOT",))
+
+    assert "SECURE_BOOT" in moves.resized(now, LARGE, before, image).required_traits
+
+
+def test_what_an_image_forbids_no_flavor_asks_for() -> None:
+    """A create takes the image's word, a resize took both: no host has a trait and has it not."""
+    image = replace(IMAGE, properties={"trait:GPU": "forbidden"})
+    now = replace(NOW, required_traits=(), forbidden_traits=("GPU",))
+
+    after = moves.resized(now, LARGE, SMALL, image)
+
+    assert (after.required_traits, after.forbidden_traits) == ((), ("GPU",))
+
+
 def test_what_a_flavor_asked_that_is_no_more_is_asked_on() -> None:
     assert moves.resized(NOW, LARGE, None, None).required_traits == ("AVX", "GPU", "SSD")
 
