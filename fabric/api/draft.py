@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from fabric.api.once import Change
 from fabric.errors import Bug
+from fabric.network.core.releases import Release
 from fabric.store.codec import encode
 
 
@@ -46,6 +47,13 @@ class Draft:
         """Delete a record that was read."""
         self.read(key, seen)
         self.delete.append(key)
+
+    def release(self, release: Release) -> None:
+        """Give back what a port held."""
+        for key, revision in release.unchanged.items():
+            self.read(key, revision)
+        self.put.update({key: encode(value) for key, value in release.put.items()})
+        self.delete.extend(release.delete)
 
     def nothing_below(self, prefixes: Iterable[str]) -> None:
         """Nothing may hang on what is deleted."""

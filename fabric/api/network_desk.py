@@ -117,7 +117,7 @@ class Desk:
         self, draft: Draft, project_id: str, kind: str, resource_id: str, *, seed: str
     ) -> int:
         """Take a place among what the project may have of a kind. Raises QuotaExceeded."""
-        slot = await self.holdings.free_slot(project_id, kind, seed=seed)
+        slot = await self.holdings.free_slot(project_id, kind, seed=seed, besides=draft.put)
         if slot:
             draft.take(NETWORK_USE.at(project_id, kind, str(slot)), resource_id)
         return slot

@@ -89,6 +89,9 @@ def port_message(port: NetworkPort, mod_revision: int) -> ports.Port:
             for each in port.allowed_address_pairs
         ],
         port_security_disabled=not port.port_security,
+        instance_id=port.instance_id,
+        ends_with_instance=port.ends_with_instance,
+        bind_time=timestamp(port.bind_time_ms),
     )
 
 

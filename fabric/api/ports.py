@@ -9,36 +9,21 @@ from fabric.api.draft import Draft
 from fabric.api.named import Found
 from fabric.api.network_desk import Desk, named, position, project_of, seen_at, wanted
 from fabric.api.network_messages import port_message
-from fabric.api.security_groups import ensure_default, groups_named
-from fabric.errors import Bug, InvalidRequest, Reason, WrongState
+from fabric.api.port_parts import check_allowed, join, membership, name_key, take_port
+from fabric.api.security_groups import groups_named
+from fabric.errors import Bug, InvalidRequest, WrongState
 from fabric.model.identity import Principal
-from fabric.model.network import AddressPair, FixedAddress, Network, NetworkPort
-from fabric.model.security_group import SecurityGroup
+from fabric.model.network import AddressPair, FloatingIp, Network, NetworkPort
 from fabric.network.core.ports import (
     AskedAddress,
-    Wanted,
     address_pairs,
-    check_network,
     check_security,
-    check_trust,
+    check_unbound,
     checked_mac,
-    wanted_addresses,
 )
-from fabric.network.core.routers import loosed
+from fabric.network.core.releases import At, ended, floating_ip_keys
 from fabric.pb.network.v1 import port_service_pb2 as pb
-from fabric.store.keys import (
-    ADDRESS,
-    FLOATING_IP,
-    NETWORK,
-    NETWORK_USE,
-    PORT,
-    PORT_MAC,
-    PORT_NAME,
-    ROUTER_FLOATING_IP,
-    SECURITY_GROUP,
-    SECURITY_GROUP_MEMBER,
-    SUBNET,
-)
+from fabric.store.keys import FLOATING_IP, PORT
 
 UPDATABLE = frozenset(
     {"name", "description", "security_groups", "allowed_address_pairs", "port_security_disabled"}
@@ -61,6 +46,8 @@ class PortHandlers:
         if request.network:
             network = await desk.network(request.network, principal)
             found = [each for each in found if each.value.network_id == network.value.id]
+        if request.instance_id:
+            found = [each for each in found if each.value.instance_id == request.instance_id]
         page, token = desk.pages.cut(sorted(found, key=_position), request, key=_position)
         return pb.ListPortsResponse(
             ports=[port_message(each.value, each.mod_revision) for each in page],
@@ -75,24 +62,16 @@ class PortHandlers:
 
         async def decide(draft: Draft) -> str:
             network = await self._network(asked.network, bare, principal, asked_mac=bool(asked.mac_address))
-            draft.read(NETWORK.at(network.value.id), network.mod_revision)
-            key = PORT.at(bare.project_id, port_id)
-            seed = f"{port_id}/{draft.attempt}"
-            now_ms = desk.clock.now_ms()
-            port = replace(
+            await take_port(
+                desk,
+                draft,
                 bare,
-                network_id=network.value.id,
-                fixed_addresses=await self._addresses(draft, asked, network.value, key, seed, principal),
-                security_group_ids=await self._first_groups(draft, asked, bare),
-                mac=await self._mac(draft, network.value, key, seed, asked=bare.mac),
-                quota_slot=await desk.take_slot(draft, bare.project_id, "ports", port_id, seed=seed),
-                create_time_ms=now_ms,
-                update_time_ms=now_ms,
+                network,
+                addresses=await self._wishes(asked, principal),
+                groups=_groups(asked),
+                seed=f"{port_id}/{draft.attempt}",
+                field="port.",
             )
-            if port.name:
-                name = PORT_NAME.at(port.project_id, port.name)
-                await desk.take_name(draft, name, port_id, what="port", name=port.name)
-            draft.write(key, port, seen=0)
             return port_id
 
         done = await desk.make(decide, request, principal)
@@ -112,8 +91,8 @@ class PortHandlers:
                     desk, request.security_groups, before.project_id, field="security_groups"
                 )
                 groups = tuple(each.value.id for each in asked)
-                _join(draft, [it for it in asked if it.value.id not in before.security_group_ids], before)
-                draft.free(*(_membership(it, before) for it in before.security_group_ids if it not in groups))
+                join(draft, [it for it in asked if it.value.id not in before.security_group_ids], before)
+                draft.free(*(membership(it, before) for it in before.security_group_ids if it not in groups))
             after = replace(
                 before,
                 name=request.name if "name" in paths else before.name,
@@ -129,7 +108,9 @@ class PortHandlers:
             )
             _check_filters(after)
             await self._network(before.network_id, after, principal, asked_mac=False)
-            await desk.rename(draft, _name(before), _name(after), before.id, what="port", name=after.name)
+            await desk.rename(
+                draft, name_key(before), name_key(after), before.id, what="port", name=after.name
+            )
             draft.write(PORT.at(before.project_id, before.id), after, seen=found.mod_revision)
             return before.id
 
@@ -142,15 +123,10 @@ class PortHandlers:
 
         async def decide(draft: Draft) -> str:
             found = await desk.ports.get(principal.project_id, request.port)
-            port = found.value
-            draft.remove(PORT.at(port.project_id, port.id), seen=found.mod_revision)
-            draft.free(_name(port), PORT_MAC.at(port.network_id, port.mac))
-            draft.free(*(ADDRESS.at(each.subnet_id, each.address) for each in port.fixed_addresses))
-            draft.free(*(_membership(each, port) for each in port.security_group_ids))
-            if port.quota_slot:
-                draft.free(NETWORK_USE.at(port.project_id, "ports", str(port.quota_slot)))
-            await self._loose(draft, port)
-            return port.id
+            port = At(found.value, found.mod_revision)
+            check_unbound(port.value)
+            draft.release(ended(port, await self._floating_ips(found.value), now_ms=desk.clock.now_ms()))
+            return port.value.id
 
         done = await desk.make(decide, request, principal)
         return pb.DeletePortResponse(revision=done.revision)
@@ -162,40 +138,15 @@ class PortHandlers:
     ) -> Found[Network]:
         """The port's network, on which it may be as it is."""
         found = await wanted("port.network", self._desk.network(word, principal))
-        is_admin = principal.system_admin
-        check_network(found.value, project_id=port.project_id, is_admin=is_admin, field="port.network")
-        check_trust(port, found.value, asked_mac=asked_mac, is_admin=is_admin)
+        check_allowed(found.value, port, principal, asked_mac=asked_mac, field="port.network")
         return found
 
-    async def _addresses(
-        self,
-        draft: Draft,
-        asked: pb.Port,
-        network: Network,
-        owner: str,
-        seed: str,
-        principal: Principal,
-    ) -> tuple[FixedAddress, ...]:
-        """Take the addresses that were asked for, or one of each family that the network has."""
+    async def _wishes(self, asked: pb.Port, principal: Principal) -> list[AskedAddress] | None:
+        """The addresses that are asked for; None: none is to be had."""
         if asked.no_fixed_ip:
             if asked.fixed_ips:
                 raise InvalidRequest("port.no_fixed_ip contradicts fixed_ips", field="port.no_fixed_ip")
-            return ()
-        subnets = await self._desk.subnets_of(network)
-        wishes = await self._wishes(asked, principal)
-        taken: list[FixedAddress] = []
-        for at, each in enumerate(
-            wanted_addresses(wishes, [it.value for it in subnets], field="port.fixed_ips")
-        ):
-            fixed = await self._address(each, seed=f"{seed}/{at}", besides=taken)
-            draft.take(ADDRESS.at(fixed.subnet_id, fixed.address), owner)
-            taken.append(fixed)
-        for subnet in subnets:
-            if any(each.subnet_id == subnet.value.id for each in taken):
-                draft.read(SUBNET.at(subnet.value.id), subnet.mod_revision)
-        return tuple(taken)
-
-    async def _wishes(self, asked: pb.Port, principal: Principal) -> list[AskedAddress]:
+            return None
         found = []
         for at, each in enumerate(asked.fixed_ips):
             subnet_id = ""
@@ -205,55 +156,17 @@ class PortHandlers:
             found.append(AskedAddress(subnet_id, each.ip_address))
         return found
 
-    async def _address(self, wish: Wanted, *, seed: str, besides: Sequence[FixedAddress]) -> FixedAddress:
-        if not wish.address:
-            return await self._desk.holdings.free_address(wish.subnets, seed=seed, besides=besides)
-        (subnet,) = wish.subnets
-        key = ADDRESS.at(subnet.id, wish.address)
-        if any(each.address == wish.address for each in besides) or (
-            key in (await self._desk.store.get(key)).entries
-        ):
-            raise WrongState(
-                f"{wish.address} of subnet {subnet.name} is in use", reason=Reason.RESOURCE_IN_USE
-            )
-        return FixedAddress(subnet_id=subnet.id, address=wish.address)
-
-    async def _mac(self, draft: Draft, network: Network, owner: str, seed: str, *, asked: str) -> str:
-        mac = asked or await self._desk.holdings.free_mac(network.id, seed=seed)
-        key = PORT_MAC.at(network.id, mac)
-        if asked and key in (await self._desk.store.get(key)).entries:
-            raise WrongState(f"MAC {mac} is in use on network {network.name}", reason=Reason.RESOURCE_IN_USE)
-        draft.take(key, owner)
-        return mac
-
-    async def _first_groups(self, draft: Draft, asked: pb.Port, port: NetworkPort) -> tuple[str, ...]:
-        """Put a new port into the groups that were asked for, or into the project's default group."""
-        if asked.no_security_group and asked.security_groups:
-            raise InvalidRequest(
-                "port.no_security_group contradicts security_groups", field="port.no_security_group"
-            )
-        if asked.no_security_group or not port.port_security:
-            return ()
-        desk = self._desk
-        names = list(asked.security_groups) or [await ensure_default(desk, port.project_id)]
-        groups = await groups_named(desk, names, port.project_id, field="port.security_groups")
-        _join(draft, groups, port)
-        return tuple(each.value.id for each in groups)
-
-    async def _loose(self, draft: Draft, port: NetworkPort) -> None:
-        """Let the floating IPs of a port that ends lead to nothing. Whoever associates one meanwhile writes the port, so none is missed."""
-        now_ms = self._desk.clock.now_ms()
-        keys = {each: FLOATING_IP.at(port.project_id, each) for each in port.floating_ips.values()}
-        seen = await self._desk.store.get(*keys.values())
-        for floating_ip_id, key in keys.items():
-            found = seen_at(seen, FLOATING_IP, key)
-            if found is None:
-                raise Bug(f"port {port.id} knows floating IP {floating_ip_id}, which is not there")
-            floating_ip = found.value
-            draft.write(key, loosed(floating_ip, now_ms=now_ms), seen=found.mod_revision)
-            draft.free(
-                ROUTER_FLOATING_IP.at(floating_ip.router_id, floating_ip.fixed_subnet_id, floating_ip.id)
-            )
+    async def _floating_ips(self, port: NetworkPort) -> dict[str, At[FloatingIp]]:
+        """The floating IPs that lead to a port, by key."""
+        keys = floating_ip_keys(port)
+        seen = await self._desk.store.get(*keys)
+        found = {}
+        for key in keys:
+            each = seen_at(seen, FLOATING_IP, key)
+            if each is None:
+                raise Bug(f"port {port.id} knows a floating IP that is not there", key=key)
+            found[key] = At(each.value, each.mod_revision)
+        return found
 
 
 def _asked_port(asked: pb.Port, port_id: str, project_id: str) -> NetworkPort:
@@ -285,20 +198,13 @@ def _pairs(asked: Sequence[pb.AllowedAddressPair], *, field: str) -> tuple[Addre
     return address_pairs([AddressPair(cidr=each.cidr, mac=each.mac_address) for each in asked], field=field)
 
 
-def _join(draft: Draft, groups: Sequence[Found[SecurityGroup]], port: NetworkPort) -> None:
-    """Become a member. The groups are compared: none of them may end meanwhile."""
-    for each in groups:
-        draft.read(SECURITY_GROUP.at(port.project_id, each.value.id), each.mod_revision)
-        draft.take(_membership(each.value.id, port), port.project_id)
-
-
-def _membership(group_id: str, port: NetworkPort) -> str:
-    return SECURITY_GROUP_MEMBER.at(group_id, port.id)
-
-
-def _name(port: NetworkPort) -> str:
-    """The key of the port's name; empty where it has none."""
-    return PORT_NAME.at(port.project_id, port.name) if port.name else ""
+def _groups(asked: pb.Port) -> list[str] | None:
+    """The groups that are asked for; None: it is to be in none."""
+    if asked.no_security_group and asked.security_groups:
+        raise InvalidRequest(
+            "port.no_security_group contradicts security_groups", field="port.no_security_group"
+        )
+    return None if asked.no_security_group or asked.port_security_disabled else list(asked.security_groups)
 
 
 def _position(found: Found[NetworkPort]) -> str:

@@ -444,9 +444,7 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
 def ordered(before: Assignment, now: Instance) -> Assignment:
     """The assignment that carries the record's intent to its host. What the claim gave the guest, its place, is kept."""
     placed = before.guest
-    guest = guest_at(
-        now.request.guest, now.disk, ports=now.ports or placed.ports, zone=placed.availability_zone
-    )
+    guest = guest_at(now.request.guest, now.disk, ports=now.ports, zone=placed.availability_zone)
     return replace(before, generation=now.generation, want=now.want, action=now.action, guest=guest)
 
 

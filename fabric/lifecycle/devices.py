@@ -15,7 +15,7 @@ from typing import Final
 
 from fabric.model.faults import FaultCode
 from fabric.model.instance import Instance
-from fabric.model.network import Port, slot_of
+from fabric.model.network import NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
 from fabric.model.states import Action
 from fabric.model.volume import GuestVolume, Plug
@@ -28,8 +28,10 @@ def tied(now: Instance) -> str:
     """What ties the server to its host, for people; empty for nothing."""
     if now.request.guest.volumes or any(each.volume_id for each in now.plugs):
         return "it has volumes, whose data is on its host: detach them first"
-    if len(now.ports) > 1 or any(each.port_id for each in now.plugs):
+    if _added(now):
         return "it has added interfaces, whose addresses are its host's: remove them first"
+    if any(each.port_id for each in now.plugs):
+        return "an interface of it is on its way: wait until it is there, or gone"
     return ""
 
 
@@ -55,10 +57,10 @@ def without_volume(now: Instance, volume_id: str) -> Instance:
 
 
 def with_port(now: Instance, port: Port) -> Instance:
-    """The record with one more port wanted."""
+    """The record with one more port wanted. One of a tenant network goes with the server, wherever it is."""
     generation = now.generation + 1
     return replace(
-        now,
+        now if port.is_host_local else _with_tenant_ports(now, (*now.request.guest.ports, port)),
         ports=(*now.ports, port),
         generation=generation,
         plugs=(*now.plugs, Plug(generation=generation, port_id=port.id)),
@@ -66,13 +68,14 @@ def with_port(now: Instance, port: Port) -> Instance:
 
 
 def without_port(now: Instance, port_id: str) -> Instance:
-    """The record with an added port wanted no more."""
+    """The record with a port wanted no more: an added one, or one of a tenant network."""
     generation = now.generation + 1
     gone = next(each for each in now.ports if each.id == port_id)
     others = tuple(each for each in now.plugs if each.port_id != port_id)
-    leaving = Plug(generation=generation, port_id=port_id, slot=slot_of(gone), is_leaving=True)
+    slot = slot_of(gone) if gone.is_host_local else NO_SLOT
+    leaving = Plug(generation=generation, port_id=port_id, slot=slot, is_leaving=True)
     return replace(
-        now,
+        _with_tenant_ports(now, tuple(each for each in now.request.guest.ports if each.id != port_id)),
         ports=tuple(each for each in now.ports if each.id != port_id),
         generation=generation,
         plugs=(*others, leaving),
@@ -105,19 +108,25 @@ def plugged(now: Instance, after: Instance, state: HostState, fault_code: str) -
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What a record has let go of: ids of volumes, and address slots of its host."""
+    """What a record has let go of: ids of volumes, address slots of its host, and ids of ports of tenant networks.
+
+    The ports of a server that has ended are not among them: all of them are given back with its charge.
+    """
 
     volumes: tuple[str, ...] = ()
     slots: tuple[int, ...] = ()
+    ports: tuple[str, ...] = ()
 
 
 def dropped(now: Instance, after: Instance | None) -> Dropped:
     """What is free for others once `after` is the record; None: the server has ended, and has nothing any more."""
     kept_volumes = set() if after is None else set(volumes_of(after))
     kept_slots = set() if after is None else set(added_slots(after))
+    kept_ports = set(tenant_ports_of(now if after is None else after))
     return Dropped(
         tuple(each for each in volumes_of(now) if each not in kept_volumes),
         tuple(each for each in added_slots(now) if each not in kept_slots),
+        tuple(each for each in tenant_ports_of(now) if each not in kept_ports),
     )
 
 
@@ -128,9 +137,30 @@ def volumes_of(now: Instance) -> tuple[str, ...]:
 
 
 def added_slots(now: Instance) -> tuple[int, ...]:
-    """The address slots of every added port that the server has, or has not let go of yet. The first port's is the placement's own."""
-    added = tuple(slot_of(each) for each in now.ports[1:])
-    return (*added, *(each.slot for each in now.plugs if each.is_leaving and each.port_id))
+    """The address slots of every added port that the server has, or has not let go of yet: the placement's own is none of them."""
+    leaving = (each.slot for each in now.plugs if each.is_leaving and each.port_id)
+    return (*(slot_of(each) for each in _added(now)), *(slot for slot in leaving if slot != NO_SLOT))
+
+
+def tenant_ports_of(now: Instance) -> tuple[str, ...]:
+    """The ids of every port of a tenant network that the server has, or has not let go of yet."""
+    wanted = tuple(each.id for each in now.request.guest.tenant_ports)
+    leaving = (each for each in now.plugs if each.is_leaving and each.port_id)
+    return (*wanted, *(each.port_id for each in leaving if each.slot == NO_SLOT))
+
+
+def is_placements_own(now: Instance, port: Port) -> bool:
+    """Whether the port is the one whose address the placement itself has claimed: it is there as long as the placement is."""
+    return port.is_host_local and now.slot != NO_SLOT and slot_of(port) == now.slot
+
+
+def _added(now: Instance) -> tuple[Port, ...]:
+    """The ports on the host's own network that were added to the placement's own one."""
+    return tuple(each for each in now.ports if each.is_host_local and not is_placements_own(now, each))
+
+
+def _with_tenant_ports(now: Instance, ports: tuple[Port, ...]) -> Instance:
+    return replace(now, request=replace(now.request, guest=replace(now.request.guest, ports=ports)))
 
 
 def _with_volumes(now: Instance, volumes: tuple[GuestVolume, ...]) -> Instance:

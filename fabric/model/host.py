@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 
+from fabric.model.network import NO_SLOT
+
 
 class SessionState(enum.IntEnum):
     """Where a host's session stands (host protocol, section 2). Only UP hosts get claims (R8)."""
@@ -131,29 +133,19 @@ class Use:
         taken = set(self.slots)
         return next((slot for slot in range(limit) if slot not in taken), None)
 
+    def has(self, slot: int) -> bool:
+        """Whether a guest of this slot is in the book; `NO_SLOT` is not written down, and so is always."""
+        return slot == NO_SLOT or slot in self.slots
+
     def plus(self, resources: Resources, slot: int, *, op_id: str) -> Use:
-        """With one more guest, at this slot. Raises ValueError when the slot is taken: two guests would have one address."""
-        if slot in self.slots:
-            raise ValueError(f"slot {slot} of host {self.host} is taken")
-        return replace(
-            self,
-            claimed=self.claimed + resources,
-            instances=self.instances + 1,
-            slots=tuple(sorted((*self.slots, slot))),
-            op_id=op_id,
-        )
+        """With one more guest, at this slot, or at none. Raises ValueError when it is taken: two guests would have one address."""
+        placed = self if slot == NO_SLOT else self.with_slot(slot, op_id=op_id)
+        return replace(placed, claimed=self.claimed + resources, instances=self.instances + 1, op_id=op_id)
 
     def minus(self, resources: Resources, slot: int, *, op_id: str) -> Use:
         """With that guest gone. Raises ValueError when no guest has the slot: something would be given back twice."""
-        if slot not in self.slots:
-            raise ValueError(f"slot {slot} of host {self.host} is free already")
-        return replace(
-            self,
-            claimed=self.claimed - resources,
-            instances=self.instances - 1,
-            slots=tuple(taken for taken in self.slots if taken != slot),
-            op_id=op_id,
-        )
+        left = self if slot == NO_SLOT else self.without_slot(slot, op_id=op_id)
+        return replace(left, claimed=self.claimed - resources, instances=self.instances - 1, op_id=op_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

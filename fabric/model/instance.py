@@ -96,6 +96,11 @@ class Guest:
     rescue: Rescue | None = None
     volumes: tuple[GuestVolume, ...] = ()
 
+    @property
+    def tenant_ports(self) -> tuple[Port, ...]:
+        """The interfaces that are the same on every host."""
+        return tuple(port for port in self.ports if not port.is_host_local)
+
     def resources(self) -> Resources:
         """What the guest takes of its host."""
         return Resources(vcpus=self.vcpus, ram_mib=self.ram_mib, disk_gib=self.disk_gib)
@@ -132,7 +137,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What was asked for, as the scheduler needs it: the guest without its place, and the constraints on where."""
+    """What was asked for, as the scheduler needs it: the guest without its place, and the constraints on where.
+
+    The guest's ports here are those of tenant networks, which it has wherever it is. `network_id` is the hosts' own network, where it is to
+    have an address that its claim fixes; empty: it is to have none.
+    """
 
     guest: Guest
     zone: str = ""
@@ -316,8 +325,21 @@ class Renamed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PortLeft:
+    """Work for the reconciler: the server's host has let go of a port of a tenant network, so it is nobody's, or ends."""
+
+    instance_id: str
+    project_id: str
+    port_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Location:
-    """The global index row of a server: where it lives, whose it is, what it is charged."""
+    """The global index row of a server: where it lives, whose it is, what it is charged.
+
+    `port_ids` are the ports of tenant networks that are held for it. Whoever binds a port to the server writes this too, and whoever ends
+    the server compares it: so no port is bound to a server that has ended.
+    """
 
     instance_id: str
     project_id: str
@@ -327,6 +349,7 @@ class Location:
     charge: Charge
     create_time_ms: int = 0
     op_id: str = ""
+    port_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,14 @@ class Port:
         )
         return (first, *self.further)
 
+    @property
+    def is_host_local(self) -> bool:
+        """Whether its network is the hosts' own, so that its address is its host's."""
+        return self.vni == 0
+
+
+NO_SLOT = -1
+"""The address slot of what has none on its host's own network."""
 
 FIRST_GUEST = 10
 """Slot 0's place in a host's guest subnet. What lies between it and the gateway is the host's (name servers, metadata, later routers)."""
@@ -169,7 +177,8 @@ class AddressPair:
 class NetworkPort:
     """A place on a network, as a project makes it. `floating_ips` maps a fixed address to the id of the floating IP that leads to it.
 
-    Without `port_security` nothing is filtered: then there are neither groups nor address pairs.
+    Without `port_security` nothing is filtered: then there are neither groups nor address pairs. `instance_id` is the one server whose
+    interface it is, empty while it is nobody's, and `bind_time_ms` since when; it `ends_with_instance` where it was made for that server.
     """
 
     id: str
@@ -186,6 +195,9 @@ class NetworkPort:
     quota_slot: int = 0
     create_time_ms: int = 0
     update_time_ms: int = 0
+    instance_id: str = ""
+    ends_with_instance: bool = False
+    bind_time_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -87,7 +87,8 @@ class VolumeEnd:
 class Plug:
     """A device on its way into a guest or out of it: the guest's host has not yet said of `generation` that it is so.
 
-    Either a volume or a port. `slot` is the address slot of a port that leaves: nobody has it until the host has let go of it.
+    Either a volume or a port. `slot` is the address slot of a port that leaves: nobody has it until the host has let go of it. A port of a
+    tenant network has none (`NO_SLOT`), and is nobody else's until then either.
     """
 
     generation: int

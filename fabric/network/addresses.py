@@ -10,9 +10,9 @@ from hashlib import blake2b
 from ipaddress import IPv4Network
 
 from fabric.errors import Bug
-from fabric.model.host import Host
+from fabric.model.host import Host, Use
 from fabric.model.instance import Request
-from fabric.model.network import FIRST_GUEST, Port
+from fabric.model.network import FIRST_GUEST, NO_SLOT, Port
 
 GATEWAY = 1
 """The gateway's place in the subnet: its first host address."""
@@ -38,6 +38,28 @@ def slot_limit(host: Host) -> int:
         return min(host.slots, slots_in(host.guest_cidr))
     except ValueError:
         return 0
+
+
+def slot_for(host: Host, use: Use, request: Request) -> int | None:
+    """The address slot that a claim for the request takes; `NO_SLOT` where it is to have no address of the host's own network.
+
+    None where the host cannot have the guest: it has no address left, or no part in the tenant networks that the guest is on.
+    """
+    if request.guest.tenant_ports and not host.tunnel_address:
+        return None
+    return use.free_slot(slot_limit(host)) if request.network_id else NO_SLOT
+
+
+def ports_at(host: Host, slot: int, *, instance_id: str, request: Request) -> tuple[Port, ...]:
+    """All of the instance's interfaces as they are on this host: the one on the host's own network first, where `slot` is its address.
+
+    Raises:
+        Bug: as `port_at`.
+    """
+    tenant = request.guest.tenant_ports
+    if slot == NO_SLOT:
+        return tenant
+    return (port_at(host, slot, instance_id=instance_id, request=request), *tenant)
 
 
 def port_id(instance_id: str, network_id: str) -> str:

@@ -7,7 +7,7 @@ and a race for the same one is lost by all but one, who look again with another 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from urllib.parse import unquote
 
 from fabric.errors import NoCapacity, QuotaExceeded, Reason
@@ -28,28 +28,27 @@ class Holdings:
         self._limits = limits
 
     async def free_address(
-        self, subnets: Sequence[Subnet], *, seed: str, besides: Sequence[FixedAddress] = ()
+        self, subnets: Sequence[Subnet], *, seed: str, besides: Collection[str] = ()
     ) -> FixedAddress:
-        """One of the first of these subnets that has any; never one of `besides`.
+        """One of the first of these subnets that has any; never one whose key is of `besides`.
 
         Raises:
             NoCapacity: all of their pools are taken.
             Unavailable: as the store has it.
         """
         for subnet in subnets:
-            found = await self._free_in(
-                subnet, seed=seed, besides=[each.address for each in besides if each.subnet_id == subnet.id]
-            )
+            found = await self._free_in(subnet, seed=seed, besides=besides)
             if found is not None:
                 return found
         names = ", ".join(each.name or each.id for each in subnets)
         raise NoCapacity(f"no address is free in {names}", reason=Reason.ADDRESSES_EXHAUSTED)
 
-    async def free_mac(self, network_id: str, *, seed: str) -> str:
-        """A MAC that nobody on the network has. Raises NoCapacity, Unavailable."""
+    async def free_mac(self, network_id: str, *, seed: str, besides: Collection[str] = ()) -> str:
+        """A MAC that nobody on the network has; never one whose key is of `besides`. Raises NoCapacity, Unavailable."""
         found = await self._free(
             (choice.MACS,),
             seed=seed,
+            besides=besides,
             prefix=PORT_MAC.under(network_id),
             key=lambda number: PORT_MAC.at(network_id, choice.mac_text(number)),
             number=choice.mac_number,
@@ -67,13 +66,14 @@ class Holdings:
             raise NoCapacity("there is no VNI left for a network", reason=Reason.ADDRESSES_EXHAUSTED)
         return found
 
-    async def free_slot(self, project_id: str, kind: str, *, seed: str) -> int:
+    async def free_slot(self, project_id: str, kind: str, *, seed: str, besides: Collection[str] = ()) -> int:
         """A place among what the project may have of a kind; 0 where it may have any number.
 
         Args:
             project_id: whose.
             kind: a field of NetworkLimits.
             seed: of who asks.
+            besides: keys that are as good as taken.
 
         Raises:
             QuotaExceeded: it has all that it may have.
@@ -87,13 +87,14 @@ class Holdings:
         found = await self._free(
             places,
             seed=seed,
+            besides=besides,
             prefix=prefix,
             key=lambda number: NETWORK_USE.at(project_id, kind, str(number)),
             number=int,
         )
         if found is not None:
             return found
-        used = len((await self._store.list(prefix)).entries)
+        used = len((await self._store.list(prefix)).entries.keys() | _below(prefix, besides))
         words = kind.replace("_", " ")
         raise QuotaExceeded(
             f"the project may have {limit} {words}: {used} are there, 1 more was asked for",
@@ -103,11 +104,12 @@ class Holdings:
             asked=1,
         )
 
-    async def _free_in(self, subnet: Subnet, *, seed: str, besides: Sequence[str]) -> FixedAddress | None:
+    async def _free_in(self, subnet: Subnet, *, seed: str, besides: Collection[str]) -> FixedAddress | None:
         version = version_of(subnet)
         found = await self._free(
-            ranges.without(pools_of(subnet), [int(ipaddress.ip_address(each)) for each in besides]),
+            pools_of(subnet),
             seed=f"{seed}/{subnet.id}",
+            besides=besides,
             prefix=ADDRESS.under(subnet.id),
             key=lambda number: ADDRESS.at(subnet.id, ranges.text(number, version)),
             number=lambda word: int(ipaddress.ip_address(word)),
@@ -121,6 +123,7 @@ class Holdings:
         among: Sequence[Interval],
         *,
         seed: str,
+        besides: Collection[str] = (),
         prefix: str,
         key: Callable[[int], str],
         number: Callable[[str], int],
@@ -129,9 +132,13 @@ class Holdings:
         tried = {key(each): each for each in choice.probes(among, seed=seed)}
         seen = await self._store.get(*tried)
         for name, each in tried.items():
-            if name not in seen.entries:
+            if name not in seen.entries and name not in besides:
                 return each
         if len(tried) == ranges.size(among):
             return None
-        held = await self._store.list(prefix)
-        return choice.pick(among, (number(unquote(name[len(prefix) :])) for name in held.entries), seed=seed)
+        held = (await self._store.list(prefix)).entries.keys() | _below(prefix, besides)
+        return choice.pick(among, (number(unquote(name[len(prefix) :])) for name in held), seed=seed)
+
+
+def _below(prefix: str, keys: Collection[str]) -> frozenset[str]:
+    return frozenset(key for key in keys if key.startswith(prefix))

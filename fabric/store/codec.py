@@ -106,6 +106,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     instance.Over: instance_pb2.Over,
     instance.Refund: instance_pb2.Refund,
     instance.Renamed: instance_pb2.Renamed,
+    instance.PortLeft: instance_pb2.PortLeft,
     instance.Location: instance_pb2.Location,
     instance.Build: instance_pb2.Build,
     instance.Answered: instance_pb2.Answered,

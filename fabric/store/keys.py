@@ -308,6 +308,12 @@ RECHARGE = _cell(
     "api, scheduler, conductor",
     "A move has ended: the reconciler charges the project for what the server is now.",
 )
+PORT_LEFT = _cell(
+    "port-left/{port}",
+    instance.PortLeft,
+    "api, conductor",
+    "A port of a tenant network that its server's host has let go of: the reconciler gives it back.",
+)
 RENAMED = _cell(
     "renamed/{instance}",
     instance.Renamed,

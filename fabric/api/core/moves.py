@@ -128,7 +128,7 @@ def let_go(
             instance_id=instance_id, placement_epoch=other.placement_epoch
         )
     }
-    if use is not None and other.slot in use.slots:
+    if use is not None and use.has(other.slot):
         put[USE.at(other.host)] = use.minus(other.request.guest.resources(), other.slot, op_id=op_id)
     if session is not None and session.state is SessionState.JOIN:
         put[SESSION.at(other.host)] = replace(session, op_id=op_id)

@@ -10,9 +10,9 @@ from dataclasses import replace
 
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.lifecycle.devices import dropped, volumes_of
-from fabric.model.instance import Instance, Tombstone
+from fabric.model.instance import Instance, PortLeft, Tombstone
 from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeEnd, VolumeState
-from fabric.store.keys import TOMBSTONE, USE, VOLUME, VOLUME_END
+from fabric.store.keys import PORT_LEFT, TOMBSTONE, USE, VOLUME, VOLUME_END
 
 
 def device_reads(now: Instance | None) -> tuple[Ref, ...]:
@@ -38,6 +38,19 @@ def drop_devices(
         free_volumes(draft, now.id, gone.volumes, has_ended=after is None, now_ms=now_ms, op_id=op_id)
         return ()
     return gone.volumes
+
+
+def leave_ports(draft: Draft, now: Instance, after: Instance) -> None:
+    """Have the ports of tenant networks given back that `after` has no more. The global store is written after this one, so a crash in
+    between leaves them held, and the work there to be done.
+    """
+    project_id = now.request.guest.project_id
+    for port_id in dropped(now, after).ports:
+        draft.create(
+            PORT_LEFT,
+            port_id,
+            value=PortLeft(instance_id=now.id, project_id=project_id, port_id=port_id),
+        )
 
 
 def free_volumes(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from fabric.conductor.core.devices import device_reads, drop_devices, end_volume, free_volumes
+from fabric.conductor.core.devices import device_reads, drop_devices, end_volume, free_volumes, leave_ports
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.fence import holds
 from fabric.conductor.core.placement import drop_left, other_reads, unclaim
@@ -28,7 +28,7 @@ from fabric.model.host import SessionState, Use
 from fabric.model.instance import Assignment, Instance, MoveWanted, Over, Refund, Tombstone
 from fabric.model.session import HostState, Order, Release, Released, Status
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
-from fabric.network.addresses import port_at, slot_limit
+from fabric.network.addresses import ports_at, slot_for
 from fabric.store.keys import (
     ASSIGNMENT,
     EVENT,
@@ -177,6 +177,7 @@ def write(draft: Draft, now: Instance, after: Instance, *, gone_from: str = "") 
     """
     drop_left(draft, now, after, gone_from=gone_from, op_id=after.op_id)
     drop_devices(draft, now, after, is_gone=True, now_ms=after.update_time_ms, op_id=after.op_id)
+    leave_ports(draft, now, after)
     draft.put(INSTANCE, after.id, value=dated(now, after))
     keep(draft, left_behind(now, after, now_ms=after.update_time_ms))
     if not after.host or (now.host, now.generation, now.want, now.action) == (
@@ -257,7 +258,7 @@ def _room(draft: Draft, instance: Instance, name: str) -> int | None:
     use = draft.get(USE, name) or Use(host=name)
     if not inventory.capacity.covers(use.taken + instance.request.guest.resources()):
         return None
-    return use.free_slot(slot_limit(inventory))
+    return slot_for(inventory, use, instance.request)
 
 
 def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, op_id: str) -> None:
@@ -266,7 +267,7 @@ def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, 
     if inventory is None:
         return
     guest = failed.request.guest
-    ports = (port_at(inventory, slot, instance_id=failed.id, request=failed.request),)
+    ports = ports_at(inventory, slot, instance_id=failed.id, request=failed.request)
     moved = replace(
         failed,
         host=name,

@@ -13,6 +13,7 @@ from fabric.lifecycle.devices import added_slots
 from fabric.lifecycle.moves import dues, left, places
 from fabric.model.host import SessionState
 from fabric.model.instance import Discard, Instance, Place, Recharge, Tombstone
+from fabric.model.network import NO_SLOT
 from fabric.store.keys import ASSIGNMENT, DISCARD, RECHARGE, SESSION, TOMBSTONE, USE
 
 
@@ -64,12 +65,12 @@ def unclaim(draft: Draft, place: Place, *, op_id: str) -> None:
     all the same.
     """
     use = draft.get(USE, place.host)
-    if use is not None and place.slot in use.slots:
+    if use is not None and use.has(place.slot):
         less = use.minus(place.request.guest.resources(), place.slot, op_id=op_id)
         draft.put(USE, place.host, value=less)
 
 
 def slots_on(host: str, now: Instance) -> frozenset[int]:
     """The address slots that the instance has on a host."""
-    placed = frozenset(place.slot for place in places(now) if place.host == host)
+    placed = frozenset(place.slot for place in places(now) if place.host == host and place.slot != NO_SLOT)
     return placed | frozenset(added_slots(now)) if now.host == host else placed

@@ -175,12 +175,12 @@ def begin_timed(
 def is_even(use: Use | None, assignments: Iterable[Assignment]) -> bool:
     """Whether what is claimed of a host is what is assigned to it, as far as that can be told without the records.
 
-    Each port of a guest has a slot; those that guests have not let go of yet are in their records only.
+    Each port of a guest on its host's own network has a slot; those that guests have not let go of yet are in their records only.
     """
     assigned = tuple(assignments)
     claimed, instances = _sum(assigned)
     book = use or Use(host="")
-    ports = sum(max(1, len(each.guest.ports)) for each in assigned)
+    ports = sum(sum(port.is_host_local for port in each.guest.ports) for each in assigned)
     return (book.claimed, book.instances, len(book.slots)) == (claimed, instances, ports)
 
 

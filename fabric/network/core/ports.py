@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fabric.errors import InvalidRequest, PermissionDenied
+from fabric.errors import InvalidRequest, PermissionDenied, Reason, WrongState
 from fabric.model.network import AddressPair, Network, NetworkKind, NetworkPort, Subnet
 from fabric.network.core import choice, ranges
 from fabric.network.core.subnets import asked_address, cidr_of, version_of
@@ -89,6 +89,17 @@ def check_network(network: Network, *, project_id: str, is_admin: bool, field: s
     if network.kind is NetworkKind.EXTERNAL and network.project_id != project_id and not is_admin:
         raise PermissionDenied(
             f"network {network.name} is external: reach it by a router, or by a floating IP"
+        )
+
+
+def check_unbound(port: NetworkPort) -> None:
+    """Whether the port is nobody's. Raises WrongState."""
+    if port.instance_id:
+        raise WrongState(
+            f"port {port.name or port.id} is in use by server {port.instance_id}; remove it from the server first",
+            reason=Reason.RESOURCE_IN_USE,
+            port=port.id,
+            instance=port.instance_id,
         )
 
 

@@ -18,7 +18,8 @@ class Ask:
     """Everything that a decision depends on but the instance's id: equal asks are placed as one batch.
 
     `zone` empty is any zone. `cell` not empty restricts the choice to that cell; `tried_cells` are out of the question. `host` not empty
-    is the only one that will do, and those of `other_than` will not.
+    is the only one that will do, and those of `other_than` will not. `needs_slot`: it is to have an address of its host's own network;
+    `needs_tunnel`: it is on tenant networks.
     """
 
     resources: Resources
@@ -29,6 +30,8 @@ class Ask:
     tried_cells: frozenset[str] = field(default_factory=frozenset)
     host: str = ""
     other_than: frozenset[str] = field(default_factory=frozenset)
+    needs_slot: bool = True
+    needs_tunnel: bool = False
 
 
 def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = ()) -> Ask:
@@ -49,4 +52,6 @@ def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = (
         forbidden_traits=frozenset(request.forbidden_traits),
         cell=cell,
         tried_cells=frozenset(tried_cells),
+        needs_slot=bool(request.network_id),
+        needs_tunnel=bool(request.guest.tenant_ports),
     )

@@ -15,7 +15,7 @@ from fabric.model.host import Host, SessionState, Use
 from fabric.model.instance import ActionMark, Assignment, Build, Fault, Instance
 from fabric.model.placement import Decision
 from fabric.model.states import Action, TaskState, VmState, Want
-from fabric.network.addresses import port_at, slot_limit
+from fabric.network.addresses import ports_at, slot_for
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import HostPicture
 from fabric.store import keys
@@ -70,7 +70,7 @@ def claim(
         seen_use = hosts.use(cell, name)
         use = uses.get(name, seen_use.value or Use(host=name))
         guest = build.request.guest
-        slot = None if host.value is None else use.free_slot(slot_limit(host.value))
+        slot = None if host.value is None else slot_for(host.value, use, build.request)
         if (
             host.value is None
             or slot is None
@@ -132,7 +132,7 @@ def _placed(
     each: Chosen, host: Host, slot: int, *, now_ms: int, op_id: str, deadline_s: float
 ) -> tuple[Instance, Assignment]:
     build, request = each.build, each.build.request
-    port = port_at(host, slot, instance_id=build.instance_id, request=request)
+    ports = ports_at(host, slot, instance_id=build.instance_id, request=request)
     rule = BY_ACTION[Action.CREATE]
     instance = Instance(
         id=build.instance_id,
@@ -145,7 +145,7 @@ def _placed(
         slot=slot,
         generation=FIRST_PLACEMENT,
         action=ActionMark(),
-        ports=(port,),
+        ports=ports,
         attempt=FIRST_PLACEMENT,
         alternates=each.decision.alternates,
         decision=each.decision,
@@ -165,6 +165,6 @@ def _placed(
         want=instance.want,
         action=instance.action,
         # The zone a guest is told is the one it got, which a request may have left open.
-        guest=replace(request.guest, ports=(port,), availability_zone=host.zone),
+        guest=replace(request.guest, ports=ports, availability_zone=host.zone),
     )
     return instance, assignment

@@ -39,7 +39,7 @@ from fabric.model.instance import (
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, Want
-from fabric.network.addresses import port_at, slot_limit
+from fabric.network.addresses import ports_at, slot_for
 from fabric.quota.core import charge, charge_of
 from fabric.scheduler.core.ask import Ask, ask_of
 from fabric.scheduler.core.change import Change
@@ -132,7 +132,7 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
     host, session = found.host.value, found.session.value
     use = found.use.value or Use(host=decision.host)
     guest = work.request.guest
-    slot = None if host is None else use.free_slot(slot_limit(host))
+    slot = None if host is None else slot_for(host, use, work.request)
     if (
         host is None
         or slot is None
@@ -149,7 +149,7 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
         placement_epoch=next_epoch(now),
         slot=slot,
         request=work.request,
-        ports=(port_at(host, slot, instance_id=now.id, request=work.request),),
+        ports=ports_at(host, slot, instance_id=now.id, request=work.request),
         disk=disk,
     )
     if is_raised:

@@ -37,7 +37,7 @@ _NUMBERS = (
     "zone",
     "cell",
 )
-_FLAGS = ("exists", "is_up", "is_cell_enabled", "is_cell_reachable")
+_FLAGS = ("exists", "is_up", "is_cell_enabled", "is_cell_reachable", "has_tunnel")
 
 
 def ring_place(name: str) -> int:
@@ -69,13 +69,14 @@ class HostRow:
     free_slots: int
     instances: int
     traits: frozenset[str]
+    has_tunnel: bool = False
 
-    def with_guest(self, resources: Resources) -> HostRow:
+    def with_guest(self, resources: Resources, *, takes_slot: bool = True) -> HostRow:
         """The host after one more guest was put on it."""
         return replace(
             self,
             free=self.free - resources,
-            free_slots=self.free_slots - 1,
+            free_slots=self.free_slots - takes_slot,
             instances=self.instances + 1,
         )
 
@@ -175,6 +176,11 @@ class HostPicture:
         return self._flags["is_cell_reachable"][: self._count]
 
     @property
+    def has_tunnel(self) -> Mask:
+        """Hosts that take part in tenant networks."""
+        return self._flags["has_tunnel"][: self._count]
+
+    @property
     def ring(self) -> Hashes:
         """Each host's place on the ring that breaks ties."""
         return self._ring[: self._count]
@@ -226,6 +232,7 @@ class HostPicture:
             free_slots=number["free_slots"],
             instances=number["instances"],
             traits=frozenset(host.traits),
+            has_tunnel=flag["has_tunnel"],
         )
 
     def host(self, cell: str, name: str) -> Seen[Host]:
@@ -344,6 +351,7 @@ class HostPicture:
             and session is not None
             and session.state is SessionState.UP
         )
+        self._flags["has_tunnel"][row] = host is not None and host.tunnel_address != ""
         capacity = Resources() if host is None else host.capacity
         use = known.use.value or Use(host=self._keys[row][1])
         free = capacity - use.taken

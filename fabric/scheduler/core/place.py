@@ -169,7 +169,7 @@ class _Pool:
                 self._tiers = {option.rank: rows[rows != row], **self._tiers}
         else:
             self._ranked_touched.remove((option.rank, row))
-        self._touched[row] = host.with_guest(self._ask.resources)
+        self._touched[row] = host.with_guest(self._ask.resources, takes_slot=self._ask.needs_slot)
         self._judge(row, self._touched[row])
 
     def _judge(self, row: int, host: HostRow) -> None:

@@ -28,6 +28,7 @@ from fabric.model.instance import (
     Request,
     Tombstone,
 )
+from fabric.model.network import NO_SLOT, Port
 from fabric.model.placement import Decision
 from fabric.model.session import HostState, Released, Status
 from fabric.model.states import Action, PowerState, VmState, Want
@@ -59,22 +60,30 @@ class HostModel:
 
 
 class Cell:
-    """The cell's keys as values with revisions, and what each actor does in one step."""
+    """The cell's keys as values with revisions, and what each actor does in one step. With `tenant` ports, the server has these alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: tuple[Port, ...] = ()) -> None:
         self.now_ms = EPOCH_MS
         self.revision = 1
         self.values: dict[str, tuple[object, int]] = {}
         self.hosts = {name: HostModel(name) for name in HOSTS}
         self.images: dict[str, str] = {}
         self.count = 0
-        request = Request(guest=guest(1), network_id="net", flavor_id="small", flavor_name="small")
+        self.slot = NO_SLOT if tenant else 0
+        request = Request(
+            guest=replace(guest(1), ports=tenant),
+            network_id="" if tenant else "net",
+            flavor_id="small",
+            flavor_name="small",
+        )
         record = Instance(
             id=ONE,
             request=request,
             vm_state=VmState.ACTIVE,
             host="h1",
             placement_epoch=1,
+            slot=self.slot,
+            ports=tenant,
             observed_generation=1,
             update_time_ms=self.now_ms,
         )
@@ -95,12 +104,14 @@ class Cell:
                 cert_serial=SERIAL,
                 guest_cidr=f"10.{number}.0.0/24",
                 slots=9,
+                tunnel_address=f"192.0.2.{number + 1}",
             )
             self._set(HOST.at(name), inventory)
             self._set(SESSION.at(name), Session(host=name, epoch=1, state=SessionState.UP))
         self._set(INSTANCE.at(ONE), record)
         self._set(ASSIGNMENT.at("h1", ONE), order)
-        self._set(USE.at("h1"), Use(host="h1", claimed=request.guest.resources(), instances=1, slots=(0,)))
+        claimed = Use(host="h1").plus(request.guest.resources(), self.slot, op_id="")
+        self._set(USE.at("h1"), claimed)
         self.hosts["h1"].disks[1] = DATA
         self.hosts["h1"].running = self.hosts["h1"].known_epoch = 1
 
@@ -409,11 +420,15 @@ class Cell:
             if isinstance(order, Assignment):
                 claimed = order.guest.resources()
                 assert order.placement_epoch == named[name].placement_epoch
-                assert use.slots == (named[name].slot,)
+                assert use.slots == (() if self.slot == NO_SLOT else (named[name].slot,))
+                assert order.guest.tenant_ports == self._tenant_ports()
             assert (use.claimed, use.instances) == (claimed, int(order is not None)), f"I2 {use}"
             tombstone = self.get(TOMBSTONE.at(name, ONE))
             if isinstance(tombstone, Tombstone) and name in named:
                 assert tombstone.placement_epoch < named[name].placement_epoch
+
+    def _tenant_ports(self) -> tuple[Port, ...]:
+        return () if self.record is None else self.record.request.guest.ports
 
     def data(self) -> str | None:
         """What people would find on the server's disk."""

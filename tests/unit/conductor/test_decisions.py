@@ -11,6 +11,7 @@ from fabric.conductor.core.draft import Draft, Found
 from fabric.errors import Bug
 from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.instance import Assignment, Instance, Request, Tombstone
+from fabric.model.network import NO_SLOT, Port
 from fabric.model.session import Hello, HostState, Released, Status
 from fabric.model.states import PowerState, TaskState, VmState, Want
 from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, INSTANCE, OVER, REFUND, SESSION, TOMBSTONE, USE
@@ -37,6 +38,15 @@ BUILDING = Instance(
     placement_epoch=1,
     slot=0,
     task_deadline_ms=NOW_MS + 1,
+)
+OWN_PORT = Port(
+    id="own",
+    network_id="net",
+    network_name="default",
+    mac="fa:16:3e:00:00:00",
+    address="10.1.0.10",
+    prefix_length=24,
+    gateway="10.1.0.1",
 )
 STATUS = Status(
     epoch=7,
@@ -302,7 +312,7 @@ def test_books_are_even_only_when_every_sum_is() -> None:
         generation=1,
         want=Want.RUN,
         action=BUILDING.action,
-        guest=guest(1),
+        guest=replace(guest(1), ports=(OWN_PORT,)),
     )
     even = Use(host="h1", claimed=GUEST, instances=1, slots=(0,))
 
@@ -312,3 +322,21 @@ def test_books_are_even_only_when_every_sum_is() -> None:
     assert not repair.is_even(None, [assignment])
     assert not repair.is_even(replace(even, slots=()), [assignment])
     assert repair.recounted("h1", [assignment], [BUILDING], op_id="op") == replace(even, op_id="op")
+
+
+def test_a_guest_of_tenant_networks_alone_has_no_address_of_its_host() -> None:
+    tenant = replace(OWN_PORT, id="tenant", vni=7)
+    assignment = Assignment(
+        instance_id=ONE,
+        placement_epoch=1,
+        generation=1,
+        want=Want.RUN,
+        action=BUILDING.action,
+        guest=replace(guest(1), ports=(tenant,)),
+    )
+    placed = replace(BUILDING, slot=NO_SLOT, ports=(tenant,))
+    even = Use(host="h1", claimed=GUEST, instances=1)
+
+    assert repair.is_even(even, [assignment])
+    assert not repair.is_even(replace(even, slots=(0,)), [assignment])
+    assert repair.recounted("h1", [assignment], [placed], op_id="op") == replace(even, op_id="op")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import settings
@@ -11,9 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fabric.conductor.core import repair
 from fabric.errors import FabricError
-from fabric.model.host import SessionState, Use
+from fabric.model.host import Host, SessionState, Use
+from fabric.model.instance import Assignment
+from fabric.model.network import Port
 from fabric.model.states import Action, TaskState, VmState, Want
-from fabric.store.keys import ASSIGNMENT, DISCARD, MOVE, RECHARGE, TOMBSTONE, USE
+from fabric.store.keys import ASSIGNMENT, DISCARD, HOST, MOVE, RECHARGE, TOMBSTONE, USE
 from tests.unit.conductor.moving_world import DATA, HOSTS, ONE, Cell
 
 ASKED = (
@@ -27,6 +30,18 @@ ASKED = (
     Action.STOP,
     Action.START,
     Action.REBOOT_HARD,
+)
+
+
+TENANT = Port(
+    id="port",
+    network_id="tenant",
+    network_name="tenant",
+    mac="fa:16:3e:00:00:07",
+    address="10.0.0.7",
+    prefix_length=24,
+    gateway="10.0.0.1",
+    vni=7,
 )
 
 
@@ -49,9 +64,11 @@ def heal(cell: Cell) -> None:
 class TwoHosts(RuleBasedStateMachine):
     """Every rule is one write, or none: so whoever makes it may die after it, which is that nothing more of its kind comes for a while."""
 
+    tenant: tuple[Port, ...] = ()
+
     def __init__(self) -> None:
         super().__init__()
-        self.cell = Cell()
+        self.cell = Cell(self.tenant)
         self.is_deleted = False
 
     @rule(action=st.sampled_from(ASKED))
@@ -99,6 +116,7 @@ class TwoHosts(RuleBasedStateMachine):
         self.cell.check()
         now = self.cell.record
         if now is not None:
+            assert now.request.guest.ports == self.tenant
             assert (now.task is TaskState.NONE) == (now.task_deadline_ms == 0)
             if now.vm_state is VmState.ERROR:
                 assert now.fault is not None
@@ -140,8 +158,18 @@ TestTwoHosts = TwoHosts.TestCase
 TestTwoHosts.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def _moved(action: Action = Action.RESIZE) -> Cell:
-    cell = Cell()
+class TwoHostsOnATenantNetwork(TwoHosts):
+    """The same for a server that has no address of a host's own: its ports go with it, and no slot is ever taken."""
+
+    tenant = (TENANT,)
+
+
+TestTwoHostsOnATenantNetwork = TwoHostsOnATenantNetwork.TestCase
+TestTwoHostsOnATenantNetwork.settings = TestTwoHosts.settings
+
+
+def _moved(action: Action = Action.RESIZE, tenant: tuple[Port, ...] = ()) -> Cell:
+    cell = Cell(tenant)
     cell.ask(action)
     cell.schedule(has_room=True)
     cell.work("h1", goes_well=True)
@@ -159,6 +187,30 @@ def test_a_moved_server_waits_on_its_new_host_with_its_old_copy_kept(action: Act
     assert (cell.running(), cell.data()) == (["h2"], DATA)
     assert cell.hosts["h1"].disks == {1: DATA}
     assert (now.request.flavor_id == "large") == (action is Action.RESIZE)
+
+
+def test_a_moved_server_keeps_its_addresses_on_tenant_networks() -> None:
+    cell = _moved(tenant=(TENANT,))
+
+    now = cell.record
+    assert now is not None
+    assert (now.host, now.vm_state, now.ports) == ("h2", VmState.RESIZED, (TENANT,))
+    order = cell.get(ASSIGNMENT.at("h2", ONE))
+    assert isinstance(order, Assignment)
+    assert order.guest.ports == (TENANT,)
+
+
+def test_a_host_without_a_tunnel_address_is_not_claimed_for_a_server_on_tenant_networks() -> None:
+    cell = Cell((TENANT,))
+    host = cell.get(HOST.at("h2"))
+    assert isinstance(host, Host)
+    cell.values[HOST.at("h2")] = (replace(host, tunnel_address=""), 1)
+
+    cell.ask(Action.RESIZE)
+    cell.schedule(has_room=True)
+
+    assert cell.record is not None
+    assert cell.record.move is None
 
 
 def test_a_confirmed_move_lets_go_of_the_old_copy_in_the_transaction_that_confirms() -> None:

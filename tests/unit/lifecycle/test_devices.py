@@ -11,7 +11,9 @@ from fabric.lifecycle.core import Refused, Said, begin, settle
 from fabric.lifecycle.devices import (
     LEAVES_ITS_HOST,
     Dropped,
+    added_slots,
     dropped,
+    tenant_ports_of,
     volumes_of,
     with_port,
     with_volume,
@@ -20,7 +22,7 @@ from fabric.lifecycle.devices import (
 )
 from fabric.model.faults import FaultCode
 from fabric.model.instance import Instance, Request
-from fabric.model.network import FIRST_GUEST, Port, slot_of
+from fabric.model.network import FIRST_GUEST, NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
 from fabric.model.states import Action, PowerState, VmState
 from fabric.model.volume import GuestVolume
@@ -39,6 +41,7 @@ FIRST, ADDED = (
     )
     for slot in (4, 7)
 )
+TENANT = replace(FIRST, id="tenant", network_id="t", mac="fa:16:3e:00:00:aa", address="10.0.0.9", vni=7)
 RUNNING = Instance(
     id=GUEST.id,
     request=Request(guest=GUEST),
@@ -129,6 +132,50 @@ def test_an_interface_takes_its_slot_until_the_host_has_let_go_of_it() -> None:
 
     assert (leaving.ports, dropped(had, leaving)) == ((FIRST,), Dropped())
     assert dropped(leaving, told(leaving)) == Dropped(slots=(7,))
+
+
+def test_a_port_of_a_tenant_network_is_the_servers_until_its_host_has_let_go_of_it() -> None:
+    asked = with_port(RUNNING, TENANT)
+    had = told(asked)
+    leaving = without_port(had, TENANT.id)
+    gone = told(leaving)
+
+    assert (had.ports, had.request.guest.ports, had.plugs) == ((FIRST, TENANT), (TENANT,), ())
+    assert (leaving.ports, leaving.request.guest.ports) == ((FIRST,), ())
+    assert tenant_ports_of(leaving) == (TENANT.id,)
+    assert added_slots(leaving) == ()
+    assert dropped(had, leaving) == Dropped()
+    assert dropped(leaving, gone) == Dropped(ports=(TENANT.id,))
+
+
+def test_a_port_of_a_tenant_network_that_could_not_be_plugged_in_is_given_back() -> None:
+    failed = told(with_port(RUNNING, TENANT), fault=FaultCode.INTERFACE_ATTACH_FAILED)
+
+    assert (failed.ports, failed.request.guest.ports) == ((FIRST,), ())
+    assert dropped(failed, told(failed)) == Dropped(ports=(TENANT.id,))
+
+
+def test_the_ports_of_a_server_that_leaves_its_host_are_not_given_back() -> None:
+    had = told(with_port(RUNNING, TENANT))
+    offloaded = replace(had, host="", slot=0, ports=())
+
+    assert dropped(had, offloaded).ports == ()
+
+
+@pytest.mark.parametrize("action", sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD}))
+def test_a_server_on_tenant_networks_may_leave_its_host(action: Action) -> None:
+    had = told(with_port(RUNNING, TENANT))
+
+    assert begin(had, action, now_ms=NOW_MS, op_id="op").task.name
+    with pytest.raises(WrongState, match="on its way"):
+        begin(without_port(had, TENANT.id), action, now_ms=NOW_MS, op_id="op")
+
+
+def test_the_address_of_the_placement_itself_is_not_an_added_one_wherever_it_stands() -> None:
+    last = replace(RUNNING, ports=(TENANT, FIRST))
+    none = replace(RUNNING, slot=NO_SLOT, ports=(TENANT, ADDED))
+
+    assert (added_slots(last), added_slots(none)) == ((), (7,))
 
 
 def test_a_server_that_has_ended_has_nothing() -> None:

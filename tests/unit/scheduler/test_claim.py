@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from fabric.errors import Bug
 from fabric.model.host import Resources, SessionState, Use
 from fabric.model.instance import Assignment, Instance
+from fabric.model.network import NO_SLOT, Port
 from fabric.model.placement import Decision
 from fabric.model.states import TaskState, VmState, Want
 from fabric.network.addresses import slot_limit
@@ -163,6 +165,54 @@ def test_a_server_without_a_host_is_an_error_with_its_decision() -> None:
     assert instance.fault is not None
     assert instance.fault.code == "NO_VALID_HOST"
     assert instance.fault.message
+
+
+TENANT = Port(
+    id="port",
+    network_id="t",
+    network_name="tenant",
+    mac="fa:16:3e:00:00:07",
+    address="10.0.0.7",
+    prefix_length=24,
+    gateway="10.0.0.1",
+    vni=7,
+)
+
+
+def on_tenant_network(name: str, instance_id: str, network_id: str = "") -> Chosen:
+    bare = on(name, instance_id)
+    guest = replace(bare.build.request.guest, ports=(TENANT,))
+    asked = replace(bare.build.request, guest=guest, network_id=network_id)
+    return replace(bare, build=replace(bare.build, request=asked))
+
+
+def test_a_server_on_tenant_networks_alone_takes_no_address_of_its_host() -> None:
+    hosts = picture([Facts(host=host("h", slots=0, tunnel_address="192.0.2.1"))])
+
+    result = claimed(hosts, [on_tenant_network("h", "i-1"), on_tenant_network("h", "i-2")])
+
+    assert len(result.claimed) == 2
+    assert (result.uses["h"].instances, result.uses["h"].slots) == (2, ())
+    instance, order = result.change.put["instance/i-1"], result.change.put["assignment/h/i-1"]
+    assert isinstance(instance, Instance)
+    assert isinstance(order, Assignment)
+    assert (instance.slot, instance.ports, order.guest.ports) == (NO_SLOT, (TENANT,), (TENANT,))
+
+
+def test_a_server_on_both_kinds_of_networks_has_its_hosts_own_first() -> None:
+    hosts = picture([Facts(host=host("h", tunnel_address="192.0.2.1"))])
+
+    result = claimed(hosts, [on_tenant_network("h", "i-1", network_id="n-1")])
+
+    instance = result.change.put["instance/i-1"]
+    assert isinstance(instance, Instance)
+    assert (instance.slot, instance.ports[0].address, instance.ports[1:]) == (0, "10.1.0.10", (TENANT,))
+
+
+def test_a_host_without_a_tunnel_address_is_not_claimed_for_tenant_networks() -> None:
+    result = claimed(picture([Facts(host=host("h"))]), [on_tenant_network("h", "i-1")])
+
+    assert (result.claimed, len(result.left)) == ((), 1)
 
 
 def test_changes_of_one_key_cannot_be_put_together() -> None:

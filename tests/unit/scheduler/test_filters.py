@@ -74,6 +74,8 @@ CASES: list[tuple[str, Facts | Host, Ask]] = [
         host("h", traits=("GPU",)),
         Ask(resources=SMALL, forbidden_traits=frozenset({"GPU"})),
     ),
+    ("without a tunnel address", host("h"), Ask(resources=SMALL, needs_tunnel=True)),
+    ("", host("h", tunnel_address="192.0.2.1"), Ask(resources=SMALL, needs_tunnel=True)),
     (
         "short of memory",
         host("h", capacity=Resources(vcpus=4, ram_mib=511, disk_gib=10)),
@@ -92,6 +94,7 @@ CASES: list[tuple[str, Facts | Host, Ask]] = [
     ("out of addresses", host("h", slots=0), Ask(resources=SMALL)),
     ("out of addresses", host("h", guest_cidr="10.0.0.0/29"), Ask(resources=SMALL)),
     ("out of addresses", host("h", guest_cidr="not a subnet"), Ask(resources=SMALL)),
+    ("", host("h", slots=0), Ask(resources=SMALL, needs_slot=False)),
     ("in another cell", host("h"), Ask(resources=SMALL, cell="west")),
     ("in another cell", host("h"), Ask(resources=SMALL, tried_cells=frozenset({"east"}))),
     ("short of memory, short of vCPUs, short of disk", Facts(host=host("h"), use=FULL), Ask(resources=SMALL)),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.model.host import Resources, Use
+from fabric.model.network import NO_SLOT
 from fabric.model.placement import Decision
 from fabric.scheduler.core.ask import Ask
 from fabric.scheduler.core.picture import HostPicture, Seen
@@ -39,7 +40,7 @@ def one_by_one(
             key = (decision.cell, decision.host)
             limit = hosts.host(*key).value
             assert limit is not None
-            slot = uses[key].free_slot(limit.slots)
+            slot = uses[key].free_slot(limit.slots) if each.ask.needs_slot else NO_SLOT
             assert slot is not None
             uses[key] = uses[key].plus(each.ask.resources, slot, op_id="")
             hosts.set_use(*key, Seen(uses[key], revision, revision))

@@ -131,6 +131,7 @@ def _facts(dice: Random, number: int) -> Facts:
             traits=tuple(trait for trait in TRAITS if dice.random() < 0.5),
             enabled=dice.random() < 0.8,
             slots=dice.randint(0, 6),
+            tunnel_address="192.0.2.1" if number % 3 else "",
         ),
         state=SessionState.UP if dice.random() < 0.8 else SessionState.JOIN,
         is_alive=dice.random() < 0.8,
@@ -170,4 +171,6 @@ def asks(draw: st.DrawFn) -> Ask:
         tried_cells=frozenset(draw(st.sampled_from([(), ("west",)]))),
         host=draw(st.sampled_from(["", "", "", "h0", "h99"])),
         other_than=frozenset(draw(st.sampled_from([(), (), ("h0",), ("h1", "h99")]))),
+        needs_slot=draw(st.sampled_from([True, True, False])),
+        needs_tunnel=draw(st.sampled_from([False, False, True])),
     )

@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fabric/network/v1/port_service.proto\x12\x11\x66\x61\x62ric.network.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x07\x46ixedIp\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x1a\n\nip_address\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x18@\"\xb6\x01\n\x12\x41llowedAddressPair\x12\x16\n\x04\x63idr\x18\x01 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x87\x01\n\x0bmac_address\x18\x02 \x01(\tBr\x92\xb5\x18n\x18\x11\"\"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}RFsix pairs of hexadecimal digits with colons, such as fa:16:3e:00:00:01\"\xc4\x05\n\x04Port\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12M\n\x04name\x18\x02 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1a\n\nproject_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x65tag\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x17\n\x07network\x18\x08 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x87\x01\n\x0bmac_address\x18\t \x01(\tBr\x92\xb5\x18n\x18\x11\"\"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}RFsix pairs of hexadecimal digits with colons, such as fa:16:3e:00:00:01\x12\x35\n\tfixed_ips\x18\x0b \x03(\x0b\x32\x1a.fabric.network.v1.FixedIpB\x06\x92\xb5\x18\x02\x18\x10\x12\x13\n\x0bno_fixed_ip\x18\x0c \x01(\x08\x12\x1f\n\x0fsecurity_groups\x18\r \x03(\tB\x06\x92\xb5\x18\x02\x18\x10\x12\x19\n\x11no_security_group\x18\x0e \x01(\x08\x12L\n\x15\x61llowed_address_pairs\x18\x0f \x03(\x0b\x32%.fabric.network.v1.AllowedAddressPairB\x06\x92\xb5\x18\x02\x18 \x12\x1e\n\x16port_security_disabled\x18\x10 \x01(\x08\"&\n\x0eGetPortRequest\x12\x14\n\x04port\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"J\n\x0fGetPortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"^\n\x10ListPortsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0f\n\x07network\x18\x03 \x01(\t\"f\n\x11ListPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.fabric.network.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"y\n\x11\x43reatePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04port\x18\x02 \x01(\x0b\x32\x17.fabric.network.v1.PortB\x06\x92\xb5\x18\x02\x08\x01\"M\n\x12\x43reatePortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x95\x03\n\x11UpdatePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04port\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12M\n\x04name\x18\x04 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x1f\n\x0fsecurity_groups\x18\x06 \x03(\tB\x06\x92\xb5\x18\x02\x18\x10\x12L\n\x15\x61llowed_address_pairs\x18\x07 \x03(\x0b\x32%.fabric.network.v1.AllowedAddressPairB\x06\x92\xb5\x18\x02\x18 \x12\x1e\n\x16port_security_disabled\x18\x08 \x01(\x08\"M\n\x12UpdatePortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"`\n\x11\x44\x65letePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04port\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"&\n\x12\x44\x65letePortResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x80\x04\n\x0bPortService\x12Z\n\x07GetPort\x12!.fabric.network.v1.GetPortRequest\x1a\".fabric.network.v1.GetPortResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12`\n\tListPorts\x12#.fabric.network.v1.ListPortsRequest\x1a$.fabric.network.v1.ListPortsResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x65\n\nCreatePort\x12$.fabric.network.v1.CreatePortRequest\x1a%.fabric.network.v1.CreatePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12\x65\n\nUpdatePort\x12$.fabric.network.v1.UpdatePortRequest\x1a%.fabric.network.v1.UpdatePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12\x65\n\nDeletePort\x12$.fabric.network.v1.DeletePortRequest\x1a%.fabric.network.v1.DeletePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fabric/network/v1/port_service.proto\x12\x11\x66\x61\x62ric.network.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x07\x46ixedIp\x12\x0e\n\x06subnet\x18\x01 \x01(\t\x12\x1a\n\nip_address\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x18@\"\xb6\x01\n\x12\x41llowedAddressPair\x12\x16\n\x04\x63idr\x18\x01 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x87\x01\n\x0bmac_address\x18\x02 \x01(\tBr\x92\xb5\x18n\x18\x11\"\"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}RFsix pairs of hexadecimal digits with colons, such as fa:16:3e:00:00:01\"\xbc\x06\n\x04Port\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12M\n\x04name\x18\x02 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1a\n\nproject_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0bupdate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x65tag\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x17\n\x07network\x18\x08 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x87\x01\n\x0bmac_address\x18\t \x01(\tBr\x92\xb5\x18n\x18\x11\"\"([0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}RFsix pairs of hexadecimal digits with colons, such as fa:16:3e:00:00:01\x12\x35\n\tfixed_ips\x18\x0b \x03(\x0b\x32\x1a.fabric.network.v1.FixedIpB\x06\x92\xb5\x18\x02\x18\x10\x12\x13\n\x0bno_fixed_ip\x18\x0c \x01(\x08\x12\x1f\n\x0fsecurity_groups\x18\r \x03(\tB\x06\x92\xb5\x18\x02\x18\x10\x12\x19\n\x11no_security_group\x18\x0e \x01(\x08\x12L\n\x15\x61llowed_address_pairs\x18\x0f \x03(\x0b\x32%.fabric.network.v1.AllowedAddressPairB\x06\x92\xb5\x18\x02\x18 \x12\x1e\n\x16port_security_disabled\x18\x10 \x01(\x08\x12\x1b\n\x0binstance_id\x18\x11 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\"\n\x12\x65nds_with_instance\x18\x12 \x01(\x08\x42\x06\x92\xb5\x18\x02\x38\x01\x12\x35\n\tbind_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\"&\n\x0eGetPortRequest\x12\x14\n\x04port\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"J\n\x0fGetPortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"s\n\x10ListPortsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0f\n\x07network\x18\x03 \x01(\t\x12\x13\n\x0binstance_id\x18\x04 \x01(\t\"f\n\x11ListPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.fabric.network.v1.Port\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"y\n\x11\x43reatePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04port\x18\x02 \x01(\x0b\x32\x17.fabric.network.v1.PortB\x06\x92\xb5\x18\x02\x08\x01\"M\n\x12\x43reatePortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x95\x03\n\x11UpdatePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04port\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12M\n\x04name\x18\x04 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x1f\n\x0fsecurity_groups\x18\x06 \x03(\tB\x06\x92\xb5\x18\x02\x18\x10\x12L\n\x15\x61llowed_address_pairs\x18\x07 \x03(\x0b\x32%.fabric.network.v1.AllowedAddressPairB\x06\x92\xb5\x18\x02\x18 \x12\x1e\n\x16port_security_disabled\x18\x08 \x01(\x08\"M\n\x12UpdatePortResponse\x12%\n\x04port\x18\x01 \x01(\x0b\x32\x17.fabric.network.v1.Port\x12\x10\n\x08revision\x18\x02 \x01(\x03\"`\n\x11\x44\x65letePortRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04port\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"&\n\x12\x44\x65letePortResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x80\x04\n\x0bPortService\x12Z\n\x07GetPort\x12!.fabric.network.v1.GetPortRequest\x1a\".fabric.network.v1.GetPortResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12`\n\tListPorts\x12#.fabric.network.v1.ListPortsRequest\x1a$.fabric.network.v1.ListPortsResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x65\n\nCreatePort\x12$.fabric.network.v1.CreatePortRequest\x1a%.fabric.network.v1.CreatePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12\x65\n\nUpdatePort\x12$.fabric.network.v1.UpdatePortRequest\x1a%.fabric.network.v1.UpdatePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12\x65\n\nDeletePort\x12$.fabric.network.v1.DeletePortRequest\x1a%.fabric.network.v1.DeletePortResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +65,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PORT'].fields_by_name['security_groups']._serialized_options = b'\222\265\030\002\030\020'
   _globals['_PORT'].fields_by_name['allowed_address_pairs']._loaded_options = None
   _globals['_PORT'].fields_by_name['allowed_address_pairs']._serialized_options = b'\222\265\030\002\030 '
+  _globals['_PORT'].fields_by_name['instance_id']._loaded_options = None
+  _globals['_PORT'].fields_by_name['instance_id']._serialized_options = b'\222\265\030\0028\001'
+  _globals['_PORT'].fields_by_name['ends_with_instance']._loaded_options = None
+  _globals['_PORT'].fields_by_name['ends_with_instance']._serialized_options = b'\222\265\030\0028\001'
+  _globals['_PORT'].fields_by_name['bind_time']._loaded_options = None
+  _globals['_PORT'].fields_by_name['bind_time']._serialized_options = b'\222\265\030\0028\001'
   _globals['_GETPORTREQUEST'].fields_by_name['port']._loaded_options = None
   _globals['_GETPORTREQUEST'].fields_by_name['port']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_LISTPORTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -108,27 +114,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALLOWEDADDRESSPAIR']._serialized_start=214
   _globals['_ALLOWEDADDRESSPAIR']._serialized_end=396
   _globals['_PORT']._serialized_start=399
-  _globals['_PORT']._serialized_end=1107
-  _globals['_GETPORTREQUEST']._serialized_start=1109
-  _globals['_GETPORTREQUEST']._serialized_end=1147
-  _globals['_GETPORTRESPONSE']._serialized_start=1149
-  _globals['_GETPORTRESPONSE']._serialized_end=1223
-  _globals['_LISTPORTSREQUEST']._serialized_start=1225
-  _globals['_LISTPORTSREQUEST']._serialized_end=1319
-  _globals['_LISTPORTSRESPONSE']._serialized_start=1321
-  _globals['_LISTPORTSRESPONSE']._serialized_end=1423
-  _globals['_CREATEPORTREQUEST']._serialized_start=1425
-  _globals['_CREATEPORTREQUEST']._serialized_end=1546
-  _globals['_CREATEPORTRESPONSE']._serialized_start=1548
-  _globals['_CREATEPORTRESPONSE']._serialized_end=1625
-  _globals['_UPDATEPORTREQUEST']._serialized_start=1628
-  _globals['_UPDATEPORTREQUEST']._serialized_end=2033
-  _globals['_UPDATEPORTRESPONSE']._serialized_start=2035
-  _globals['_UPDATEPORTRESPONSE']._serialized_end=2112
-  _globals['_DELETEPORTREQUEST']._serialized_start=2114
-  _globals['_DELETEPORTREQUEST']._serialized_end=2210
-  _globals['_DELETEPORTRESPONSE']._serialized_start=2212
-  _globals['_DELETEPORTRESPONSE']._serialized_end=2250
-  _globals['_PORTSERVICE']._serialized_start=2253
-  _globals['_PORTSERVICE']._serialized_end=2765
+  _globals['_PORT']._serialized_end=1227
+  _globals['_GETPORTREQUEST']._serialized_start=1229
+  _globals['_GETPORTREQUEST']._serialized_end=1267
+  _globals['_GETPORTRESPONSE']._serialized_start=1269
+  _globals['_GETPORTRESPONSE']._serialized_end=1343
+  _globals['_LISTPORTSREQUEST']._serialized_start=1345
+  _globals['_LISTPORTSREQUEST']._serialized_end=1460
+  _globals['_LISTPORTSRESPONSE']._serialized_start=1462
+  _globals['_LISTPORTSRESPONSE']._serialized_end=1564
+  _globals['_CREATEPORTREQUEST']._serialized_start=1566
+  _globals['_CREATEPORTREQUEST']._serialized_end=1687
+  _globals['_CREATEPORTRESPONSE']._serialized_start=1689
+  _globals['_CREATEPORTRESPONSE']._serialized_end=1766
+  _globals['_UPDATEPORTREQUEST']._serialized_start=1769
+  _globals['_UPDATEPORTREQUEST']._serialized_end=2174
+  _globals['_UPDATEPORTRESPONSE']._serialized_start=2176
+  _globals['_UPDATEPORTRESPONSE']._serialized_end=2253
+  _globals['_DELETEPORTREQUEST']._serialized_start=2255
+  _globals['_DELETEPORTREQUEST']._serialized_end=2351
+  _globals['_DELETEPORTRESPONSE']._serialized_start=2353
+  _globals['_DELETEPORTRESPONSE']._serialized_end=2391
+  _globals['_PORTSERVICE']._serialized_start=2394
+  _globals['_PORTSERVICE']._serialized_end=2906
 # @@protoc_insertion_point(module_scope)

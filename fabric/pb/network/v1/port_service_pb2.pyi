@@ -94,6 +94,9 @@ class Port(_message.Message):
     NO_SECURITY_GROUP_FIELD_NUMBER: _builtins.int
     ALLOWED_ADDRESS_PAIRS_FIELD_NUMBER: _builtins.int
     PORT_SECURITY_DISABLED_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ENDS_WITH_INSTANCE_FIELD_NUMBER: _builtins.int
+    BIND_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the server."""
     name: _builtins.str
@@ -114,6 +117,10 @@ class Port(_message.Message):
     """Be in no group: nothing but what is always allowed passes."""
     port_security_disabled: _builtins.bool
     """Filter nothing, not even forged addresses."""
+    instance_id: _builtins.str
+    """The server whose interface it is; empty: nobody's."""
+    ends_with_instance: _builtins.bool
+    """Whether it was made for that server, and ends with it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -134,6 +141,10 @@ class Port(_message.Message):
     def allowed_address_pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___AllowedAddressPair]:
         """What else may come out of it."""
 
+    @_builtins.property
+    def bind_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been that server's."""
+
     def __init__(
         self,
         *,
@@ -152,10 +163,13 @@ class Port(_message.Message):
         no_security_group: _builtins.bool = ...,
         allowed_address_pairs: _abc.Iterable[Global___AllowedAddressPair] | None = ...,
         port_security_disabled: _builtins.bool = ...,
+        instance_id: _builtins.str = ...,
+        ends_with_instance: _builtins.bool = ...,
+        bind_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bind_time", b"bind_time", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_address_pairs", b"allowed_address_pairs", "create_time", b"create_time", "description", b"description", "etag", b"etag", "fixed_ips", b"fixed_ips", "id", b"id", "mac_address", b"mac_address", "name", b"name", "network", b"network", "no_fixed_ip", b"no_fixed_ip", "no_security_group", b"no_security_group", "port_security_disabled", b"port_security_disabled", "project_id", b"project_id", "security_groups", b"security_groups", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_address_pairs", b"allowed_address_pairs", "bind_time", b"bind_time", "create_time", b"create_time", "description", b"description", "ends_with_instance", b"ends_with_instance", "etag", b"etag", "fixed_ips", b"fixed_ips", "id", b"id", "instance_id", b"instance_id", "mac_address", b"mac_address", "name", b"name", "network", b"network", "no_fixed_ip", b"no_fixed_ip", "no_security_group", b"no_security_group", "port_security_disabled", b"port_security_disabled", "project_id", b"project_id", "security_groups", b"security_groups", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,22 +234,26 @@ class ListPortsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 is 100."""
     page_token: _builtins.str
     """From an earlier answer, to go on."""
     network: _builtins.str
     """Only those on this network, by id or by name."""
+    instance_id: _builtins.str
+    """Only those of the server with this id."""
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         network: _builtins.str = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network", b"network", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "network", b"network", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

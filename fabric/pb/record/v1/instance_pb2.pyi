@@ -1243,6 +1243,37 @@ class Renamed(_message.Message):
 Global___Renamed: _TypeAlias = Renamed  # noqa: Y015
 
 @_typing.final
+class PortLeft(_message.Message):
+    """Work for the reconciler: the server has let go of a port of a tenant network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEMA_VERSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    PORT_ID_FIELD_NUMBER: _builtins.int
+    schema_version: _builtins.int
+    """The schema this record was written under."""
+    instance_id: _builtins.str
+    project_id: _builtins.str
+    port_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        schema_version: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        port_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "port_id", b"port_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortLeft: _TypeAlias = PortLeft  # noqa: Y015
+
+@_typing.final
 class Location(_message.Message):
     """The global index row of a server: where it lives, whose it is, what it is charged."""
 
@@ -1257,6 +1288,7 @@ class Location(_message.Message):
     CHARGE_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    PORT_IDS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
@@ -1268,6 +1300,8 @@ class Location(_message.Message):
     op_id: _builtins.str
     @_builtins.property
     def charge(self) -> _quota_pb2.Charge: ...
+    @_builtins.property
+    def port_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -1280,10 +1314,11 @@ class Location(_message.Message):
         charge: _quota_pb2.Charge | None = ...,
         create_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
+        port_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["charge", b"charge"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "charge", b"charge", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "name", b"name", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "charge", b"charge", "create_time_ms", b"create_time_ms", "instance_id", b"instance_id", "name", b"name", "op_id", b"op_id", "port_ids", b"port_ids", "project_id", b"project_id", "schema_version", b"schema_version", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

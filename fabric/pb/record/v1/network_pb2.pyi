@@ -275,6 +275,9 @@ class NetworkPort(_message.Message):
     QUOTA_SLOT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    ENDS_WITH_INSTANCE_FIELD_NUMBER: _builtins.int
+    BIND_TIME_MS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -287,6 +290,9 @@ class NetworkPort(_message.Message):
     quota_slot: _builtins.int
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
+    instance_id: _builtins.str
+    ends_with_instance: _builtins.bool
+    bind_time_ms: _builtins.int
     @_builtins.property
     def fixed_addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___FixedAddress]: ...
     @_builtins.property
@@ -315,10 +321,13 @@ class NetworkPort(_message.Message):
         quota_slot: _builtins.int = ...,
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        ends_with_instance: _builtins.bool = ...,
+        bind_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_address_pairs", b"allowed_address_pairs", "create_time_ms", b"create_time_ms", "description", b"description", "fixed_addresses", b"fixed_addresses", "floating_ips", b"floating_ips", "id", b"id", "mac", b"mac", "name", b"name", "network_id", b"network_id", "port_security", b"port_security", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "security_group_ids", b"security_group_ids", "update_time_ms", b"update_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_address_pairs", b"allowed_address_pairs", "bind_time_ms", b"bind_time_ms", "create_time_ms", b"create_time_ms", "description", b"description", "ends_with_instance", b"ends_with_instance", "fixed_addresses", b"fixed_addresses", "floating_ips", b"floating_ips", "id", b"id", "instance_id", b"instance_id", "mac", b"mac", "name", b"name", "network_id", b"network_id", "port_security", b"port_security", "project_id", b"project_id", "quota_slot", b"quota_slot", "schema_version", b"schema_version", "security_group_ids", b"security_group_ids", "update_time_ms", b"update_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

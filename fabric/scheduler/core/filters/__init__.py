@@ -17,6 +17,7 @@ from fabric.scheduler.core.filters.disk import DiskFilter
 from fabric.scheduler.core.filters.image_properties import ImagePropertiesFilter
 from fabric.scheduler.core.filters.other_host import OtherHostFilter
 from fabric.scheduler.core.filters.ram import RamFilter
+from fabric.scheduler.core.filters.tunnel import TunnelFilter
 from fabric.scheduler.core.filters.vcpu import VcpuFilter
 from fabric.scheduler.core.filters.zone import AvailabilityZoneFilter
 
@@ -28,6 +29,7 @@ FILTERS: tuple[Filter, ...] = (
     ComputeFilter(),
     AvailabilityZoneFilter(),
     ImagePropertiesFilter(),
+    TunnelFilter(),
     RamFilter(),
     VcpuFilter(),
     DiskFilter(),
