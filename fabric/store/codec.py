@@ -133,10 +133,10 @@ def encode(value: object) -> bytes:
 
 def decode(kind: type[V], data: bytes) -> V:
     """The value in stored bytes. Raises Bug when they are not such a record."""
-    if kind is str:
-        return cast("V", data.decode())
-    message = RECORDS[kind]()
     try:
+        if kind is str:
+            return cast("V", data.decode())
+        message = RECORDS[kind]()
         message.ParseFromString(data)
         return _MAPPING.take(kind, message)
     except (DecodeError, ValueError) as broken:

@@ -8,6 +8,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from fabric.errors import Bug
 from fabric.store import codec, keys
 
 
@@ -38,3 +41,15 @@ def test_a_words_number_is_the_same_in_memory_and_on_disk() -> None:
         # Zero is what is not set, and there each side may have its own word.
         names = {value.number: value.name.removeprefix(prefix) for value in stored.values if value.number}
         assert names == {each.value: each.name for each in ours if each.value}, where
+
+
+@pytest.mark.parametrize("row", keys.KEYS, ids=lambda row: row.template)
+def test_bytes_that_are_no_such_record_are_a_bug_that_names_the_record_and_not_the_bytes(
+    row: keys.Key[object],
+) -> None:
+    """Plain text said so in an error of Python's, which whoever guards against broken records does not expect."""
+    with pytest.raises(Bug) as raised:
+        codec.decode(row.record, b"\xffsecret")
+
+    assert row.record.__name__ in raised.value.message
+    assert "secret" not in raised.value.message
