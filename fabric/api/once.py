@@ -153,18 +153,3 @@ class Once:
             if isinstance(outcome, Committed):
                 return Done(change.resource_id, outcome.revision, False)
         raise Conflict("others were changing the same thing; try again")
-
-
-async def forget_answers(store: Store, *, now_ms: int, kind: Key[Answered] = ANSWERED) -> int:
-    """Remove answers whose time is over; returns how many. Raises Unavailable."""
-    old = {
-        key: entry.mod_revision
-        for key, entry in (await store.list(kind.under())).entries.items()
-        if decode(Answered, entry.value).expire_time_ms <= now_ms
-    }
-    keys = list(old)
-    for begin in range(0, len(keys), 64):
-        part = keys[begin : begin + 64]
-        # A refusal means that somebody else is forgetting them too.
-        await store.commit(Txn(unchanged={key: old[key] for key in part}, delete=part))
-    return len(keys)

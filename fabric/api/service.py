@@ -22,7 +22,6 @@ from fabric.api.instances import InstanceHandlers
 from fabric.api.keypairs import KeypairHandlers
 from fabric.api.network_desk import Desk
 from fabric.api.networks import NetworkHandlers
-from fabric.api.once import forget_answers
 from fabric.api.pages import Pages
 from fabric.api.ports import PortHandlers
 from fabric.api.projects import ProjectHandlers
@@ -70,7 +69,9 @@ from fabric.pb.network.v1 import (
 from fabric.pb.volume.v1 import volume_service_pb2
 from fabric.quota.ledger import Ledger
 from fabric.rpc.call import Bound, bind
+from fabric.store.answers import forget_answers
 from fabric.store.base import Store
+from fabric.store.keys import ANSWERED
 from fabric.store.schema import open_schema
 
 log = structlog.get_logger()
@@ -276,7 +277,7 @@ class ApiService:
         while True:
             await asyncio.sleep(self._options.sweep_s)
             try:
-                await forget_answers(self._store, now_ms=self._clock.now_ms())
+                await forget_answers(self._store, ANSWERED, now_ms=self._clock.now_ms())
             except FabricError as failed:
                 log.info("answers.kept", why=failed.message)
 

@@ -21,8 +21,9 @@ from fabric.errors import FabricError, Unavailable
 from fabric.ids import Ids
 from fabric.lifecycle.timers import due
 from fabric.model.host import Session
-from fabric.model.instance import Answered, Instance
+from fabric.model.instance import Instance
 from fabric.model.volume import Volume, VolumeState
+from fabric.store.answers import forget_answers
 from fabric.store.base import Store, Txn
 from fabric.store.codec import decode
 from fabric.store.keys import ACTED, ALIVE, SESSION, VOLUME, VOLUME_END
@@ -34,7 +35,7 @@ REMEMBERED_MS: Final = 24 * 3600 * 1000
 """How long a volume that has ended is remembered."""
 
 AT_ONCE: Final = 64
-"""Repairs in one round, and deletions in one transaction."""
+"""Repairs of one kind in one round."""
 
 
 class Sweeper:
@@ -164,16 +165,8 @@ class Sweeper:
 
         Raises Unavailable.
         """
-        snapshot = await self._store.list(ACTED.under())
         now_ms = self._clock.now_ms()
-        old = [
-            key
-            for key, entry in snapshot.entries.items()
-            if decode(Answered, entry.value).expire_time_ms <= now_ms
-        ]
-        for start in range(0, len(old), AT_ONCE):
-            some = old[start : start + AT_ONCE]
-            await self._store.commit(Txn(unchanged={key: snapshot.seen(key) for key in some}, delete=some))
+        await forget_answers(self._store, ACTED, now_ms=now_ms)
         await self._clear_volumes(now_ms)
 
     async def _clear_volumes(self, now_ms: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from fabric.api.once import Change, Done, Once, body_sha256, forget_answers
+from fabric.api.once import Change, Done, Once, body_sha256
 from fabric.errors import AlreadyExists, Ambiguous, Conflict, Reason, Unavailable
 from fabric.model.identity import Principal
 from fabric.model.instance import Answered
@@ -114,22 +114,6 @@ def test_a_store_that_stays_silent_leaves_it_to_the_client() -> None:
 
         with pytest.raises(Unavailable):
             await _make(store)
-
-    run(world())
-
-
-def test_answers_are_forgotten_after_a_day_and_not_before() -> None:
-    async def world() -> None:
-        store = MemoryStore()
-        await _make(store)
-        key = ANSWERED.at("p", "r")
-
-        early = await forget_answers(store, now_ms=23 * 3_600_000)
-        assert key in (await store.get(key)).entries
-        late = await forget_answers(store, now_ms=25 * 3_600_000)
-
-        assert (early, late) == (0, 1)
-        assert key not in (await store.get(key)).entries
 
     run(world())
 
