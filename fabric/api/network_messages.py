@@ -22,7 +22,7 @@ KIND_WORDS = {
 
 
 def network_message(network: Network, mod_revision: int, *, is_admin: bool = False) -> networks.Network:
-    """A network. Its VNI is the operator's business."""
+    """A network. Its VNI, and what it is on, is the operator's business."""
     return networks.Network(
         id=network.id,
         name=network.name,
@@ -36,6 +36,7 @@ def network_message(network: Network, mod_revision: int, *, is_admin: bool = Fal
         external=network.kind is NetworkKind.EXTERNAL,
         subnet_ids=network.subnet_ids,
         vni=network.vni if is_admin else 0,
+        physical_network=network.physical_network if is_admin else "",
         update_time=timestamp(network.update_time_ms),
         etag=str(mod_revision),
     )

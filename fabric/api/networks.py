@@ -13,7 +13,7 @@ from fabric.api.network_messages import network_message
 from fabric.errors import PermissionDenied
 from fabric.model.identity import Principal
 from fabric.model.network import Network, NetworkKind, Subnet
-from fabric.network.core.subnets import check_can_end, checked_mtu
+from fabric.network.core.subnets import check_can_end, checked_mtu, checked_physical
 from fabric.pb.network.v1 import network_service_pb2 as pb
 from fabric.store.keys import (
     ADDRESS,
@@ -58,6 +58,7 @@ class NetworkHandlers:
             raise PermissionDenied("only system administrators make shared or external networks")
         kind = NetworkKind.EXTERNAL if asked.external else NetworkKind.TENANT
         mtu = checked_mtu(asked.mtu, kind, (), field="network.mtu")
+        physical = checked_physical(asked.physical_network, kind, field="network.physical_network")
 
         async def decide(draft: Draft) -> str:
             seed = f"{network_id}/{draft.attempt}"
@@ -71,6 +72,7 @@ class NetworkHandlers:
                 shared=asked.shared,
                 mtu=mtu,
                 vni=await desk.holdings.free_vni(seed=seed) if kind is NetworkKind.TENANT else 0,
+                physical_network=physical,
                 quota_slot=await desk.take_slot(draft, project_id, "networks", network_id, seed=seed),
                 create_time_ms=now_ms,
                 update_time_ms=now_ms,

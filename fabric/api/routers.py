@@ -23,6 +23,7 @@ from fabric.store.keys import (
     ROUTER_FLOATING_IP,
     ROUTER_NAME,
     SUBNET,
+    VNI,
 )
 
 UPDATABLE = frozenset({"name", "description", "external_network", "snat_disabled"})
@@ -66,6 +67,7 @@ class RouterHandlers:
                 project_id=project_id,
                 description=asked.description,
                 snat=not asked.snat_disabled,
+                vni=await desk.holdings.free_vni(seed=seed),
                 quota_slot=await desk.take_slot(draft, project_id, "routers", router_id, seed=seed),
                 create_time_ms=now_ms,
                 update_time_ms=now_ms,
@@ -75,6 +77,7 @@ class RouterHandlers:
                 router = await self._led_out(draft, router, asked.external_network, principal, field=field)
             name = ROUTER_NAME.at(project_id, asked.name)
             await desk.take_name(draft, name, router_id, what="router", name=asked.name)
+            draft.take(VNI.at(str(router.vni)), router_id)
             draft.write(ROUTER.at(project_id, router_id), router, seen=0)
             return router_id
 
@@ -130,6 +133,8 @@ class RouterHandlers:
             _free_gateway(draft, router)
             draft.remove(ROUTER.at(router.project_id, router.id), seen=found.mod_revision)
             draft.free(ROUTER_NAME.at(router.project_id, router.name))
+            if router.vni:
+                draft.free(VNI.at(str(router.vni)))
             if router.quota_slot:
                 draft.free(NETWORK_USE.at(router.project_id, "routers", str(router.quota_slot)))
             return router.id

@@ -31,6 +31,7 @@ def view(network: Network) -> dict[str, Value]:
         "router:external": network.external,
         "subnets": list(network.subnet_ids),
         "provider:segmentation_id": network.vni or None,
+        "provider:physical_network": network.physical_network,
         "updated_at": when(network.update_time),
     }
 
@@ -59,15 +60,35 @@ def network() -> None:
     default=False,
     help="Whether it is the world outside, for gateways and floating IPs (system administrators).",
 )
+@click.option(
+    "--provider-physical-network",
+    "physical_network",
+    default="",
+    metavar="NAME",
+    help="What an external network is on, as hosts' settings call it.  [default: external]",
+)
 @click.argument("name")
 @showing
 @pass_session
 def create(
-    session: Session, *, description: str, mtu: int, shared: bool, external: bool, name: str, shape: Shape
+    session: Session,
+    *,
+    description: str,
+    mtu: int,
+    shared: bool,
+    external: bool,
+    physical_network: str,
+    name: str,
+    shape: Shape,
 ) -> None:
     """Make a network that spans the hosts."""
     made = session.client.networks.create(
-        name=name, description=description, mtu=mtu, shared=shared, external=external
+        name=name,
+        description=description,
+        mtu=mtu,
+        shared=shared,
+        external=external,
+        physical_network=physical_network,
     )
     print_one(shape, view(made))
 

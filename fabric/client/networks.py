@@ -41,12 +41,26 @@ class Networks:
         return [network for page in pages for network in page.networks]
 
     def create(
-        self, *, name: str, description: str = "", mtu: int = 0, shared: bool = False, external: bool = False
+        self,
+        *,
+        name: str,
+        description: str = "",
+        mtu: int = 0,
+        shared: bool = False,
+        external: bool = False,
+        physical_network: str = "",
     ) -> Network:
         """Make one; shared and external ones take a system administrator."""
         request = pb.CreateNetworkRequest(
             request_id=self._calls.request_id(),
-            network=Network(name=name, description=description, mtu=mtu, shared=shared, external=external),
+            network=Network(
+                name=name,
+                description=description,
+                mtu=mtu,
+                shared=shared,
+                external=external,
+                physical_network=physical_network,
+            ),
         )
         return self._calls.unary(self._stub.CreateNetwork, request).network
 

@@ -111,7 +111,9 @@ PROJECT_NETWORK_NAME = _global(
     "api",
     "Makes network names unique in a project; the value is the id.",
 )
-VNI = _global("vni/{vni}", str, "api", "Who has a VXLAN network identifier: the network's id.")
+VNI = _global(
+    "vni/{vni}", str, "api", "Who has a VXLAN network identifier: the network's or the router's id."
+)
 SUBNET = _global("subnet/{subnet}", network.Subnet, "api", "A range of a network's addresses.")
 SUBNET_NAME = _global(
     "subnet-name/{project}/{name}", str, "api", "Makes subnet names unique in a project; the value is the id."

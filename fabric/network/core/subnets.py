@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from fabric.errors import InvalidRequest, Reason, WrongState
-from fabric.model.network import AddressRange, HostRoute, Network, NetworkKind, Subnet
+from fabric.model.network import (
+    PHYSICAL_NETWORK,
+    AddressRange,
+    HostRoute,
+    Network,
+    NetworkKind,
+    Subnet,
+)
 from fabric.network.core import ranges
 from fabric.network.core.ranges import Interval, IpNetwork
 
@@ -43,6 +50,15 @@ def checked_mtu(mtu: int, kind: NetworkKind, subnets: Iterable[Subnet], *, field
         why = " for IPv6" if has_ipv6 else ""
         raise InvalidRequest(f"{field} is {found}; it must be at least {least}{why}", field=field)
     return found
+
+
+def checked_physical(asked: str, kind: NetworkKind, *, field: str) -> str:
+    """What a network is on: an external one has a word for it, the others none. Raises InvalidRequest where one was said all the same."""
+    if kind is NetworkKind.EXTERNAL:
+        return asked or PHYSICAL_NETWORK
+    if asked:
+        raise InvalidRequest(f"{field}: only an external network is on a physical one", field=field)
+    return ""
 
 
 def planned(

@@ -94,6 +94,7 @@ def _held(record: Any) -> Iterator[tuple[str, str]]:
         case Router():
             owner = keys.ROUTER.at(record.project_id, record.id)
             yield keys.ROUTER_NAME.at(record.project_id, record.name), record.id
+            yield keys.VNI.at(str(record.vni)), record.id
             for interface in record.interfaces:
                 yield keys.PORT_MAC.at(interface.network_id, interface.mac), owner
                 yield keys.ADDRESS.at(interface.subnet_id, interface.address), owner

@@ -106,7 +106,7 @@ CASES: list[tuple[type[Any], Callable[[Any], Message], set[str]]] = [
     (
         Router,
         router,
-        {"quota_slot", "external_mac"},  # what is outside is the operator's
+        {"quota_slot", "external_mac", "vni"},  # what is outside, and between hosts, is the operator's
     ),
     (
         FloatingIp,

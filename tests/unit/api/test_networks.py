@@ -51,6 +51,23 @@ async def test_only_administrators_see_a_vni_and_no_two_networks_have_the_same(w
     assert not any(each.vni for each in await world.list("Network"))
 
 
+async def test_an_external_network_is_on_a_physical_one_that_only_administrators_see(
+    world: NetworkWorld,
+) -> None:
+    await world.network("fibre", ADMIN, external=True, physical_network="dark-fibre")
+    await world.network("plain", ADMIN, external=True)
+    await world.network("lan")
+
+    seen = {each.name: each.physical_network for each in await world.list("Network", ADMIN)}
+
+    assert (seen["fibre"], seen["plain"]) == ("dark-fibre", "external")
+    assert (await world.get("Network", "lan")).physical_network == ""
+    assert (await world.get("Network", "fibre")).physical_network == ""
+    with pytest.raises(InvalidRequest) as raised:
+        await world.network("inner", ADMIN, physical_network="dark-fibre")
+    assert raised.value.field == "network.physical_network"
+
+
 @pytest.mark.parametrize("fields", [{"shared": True}, {"external": True}])
 async def test_only_administrators_make_what_everybody_sees(
     world: NetworkWorld, fields: dict[str, Any]

@@ -11,6 +11,7 @@ from fabric.errors import (
     WrongState,
 )
 from fabric.pb.network.v1 import port_service_pb2 as prt
+from fabric.store.keys import VNI
 from tests.unit.api.network_world import ADMIN, NetworkWorld, nebula
 
 
@@ -43,6 +44,17 @@ async def test_a_router_is_refused_what_would_make_a_packet_go_two_ways(world: N
         await world.update("Router", "r2", external_network="lan")
     with pytest.raises(InvalidRequest):
         await world.add_interface("r2", "public-subnet")
+
+
+async def test_no_two_routers_or_networks_have_the_same_tunnel(world: NetworkWorld) -> None:
+    for number in range(10):
+        await world.network(f"n{number}")
+        await world.router(f"r{number}")
+    held = (await world.store.list(VNI.under())).entries
+    await world.delete("Router", "r0")
+
+    assert len(held) == 20
+    assert len((await world.store.list(VNI.under())).entries) == 19
 
 
 async def test_a_subnet_has_one_router(world: NetworkWorld) -> None:

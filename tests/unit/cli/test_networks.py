@@ -57,6 +57,13 @@ def test_a_network_is_changed_and_deleted(shell: Shell) -> None:
     assert shell.run("network", "show", "renamed").exit_code == 4
 
 
+def test_an_external_network_says_what_it_is_on(shell: Shell) -> None:
+    made = shell.json("network", "create", "--external", "--provider-physical-network", "fibre", "outside")
+
+    assert made["provider:physical_network"] == "fibre"
+    assert shell.run("network", "create", "--provider-physical-network", "fibre", "inside").exit_code == 2
+
+
 def test_a_subnet_says_what_guests_are_told(office: Shell) -> None:
     made = office.json(
         "subnet",

@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fabric/network/v1/network_service.proto\x12\x11\x66\x61\x62ric.network.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xce\x03\n\x07Network\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12O\n\x04name\x18\x02 \x01(\tBA\x92\xb5\x18=\x08\x01\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x16\n\x03mtu\x18\x03 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\x80H\x12\x1b\n\x0b\x64ns_servers\x18\x04 \x03(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04kind\x18\x05 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x1a\n\nproject_id\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1c\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0e\n\x06shared\x18\t \x01(\x08\x12\x10\n\x08\x65xternal\x18\n \x01(\x08\x12\x1a\n\nsubnet_ids\x18\x0b \x03(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x13\n\x03vni\x18\x0c \x01(\x05\x42\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x65tag\x18\x0e \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\",\n\x11GetNetworkRequest\x12\x17\n\x07network\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"S\n\x12GetNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"P\n\x13ListNetworksRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"o\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.fabric.network.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x82\x01\n\x14\x43reateNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x33\n\x07network\x18\x02 \x01(\x0b\x32\x1a.fabric.network.v1.NetworkB\x06\x92\xb5\x18\x02\x08\x01\"V\n\x15\x43reateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xb4\x02\n\x14UpdateNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x17\n\x07network\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12M\n\x04name\x18\x04 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\x16\n\x03mtu\x18\x07 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\x80H\"V\n\x15UpdateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"f\n\x14\x44\x65leteNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x17\n\x07network\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\")\n\x15\x44\x65leteNetworkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\xac\x04\n\x0eNetworkService\x12\x61\n\nGetNetwork\x12$.fabric.network.v1.GetNetworkRequest\x1a%.fabric.network.v1.GetNetworkResponse\"\x06\x8a\xb5\x18\x02\x08\x02\x12g\n\x0cListNetworks\x12&.fabric.network.v1.ListNetworksRequest\x1a\'.fabric.network.v1.ListNetworksResponse\"\x06\x8a\xb5\x18\x02\x08\x02\x12n\n\rCreateNetwork\x12\'.fabric.network.v1.CreateNetworkRequest\x1a(.fabric.network.v1.CreateNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12n\n\rUpdateNetwork\x12\'.fabric.network.v1.UpdateNetworkRequest\x1a(.fabric.network.v1.UpdateNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12n\n\rDeleteNetwork\x12\'.fabric.network.v1.DeleteNetworkRequest\x1a(.fabric.network.v1.DeleteNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'fabric/network/v1/network_service.proto\x12\x11\x66\x61\x62ric.network.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x04\n\x07Network\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12O\n\x04name\x18\x02 \x01(\tBA\x92\xb5\x18=\x08\x01\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x16\n\x03mtu\x18\x03 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\x80H\x12\x1b\n\x0b\x64ns_servers\x18\x04 \x03(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04kind\x18\x05 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x1a\n\nproject_id\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1c\n\x0b\x64\x65scription\x18\x08 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0e\n\x06shared\x18\t \x01(\x08\x12\x10\n\x08\x65xternal\x18\n \x01(\x08\x12\x1a\n\nsubnet_ids\x18\x0b \x03(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x13\n\x03vni\x18\x0c \x01(\x05\x42\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0bupdate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x65tag\x18\x0e \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12I\n\x10physical_network\x18\x0f \x01(\tB/\x92\xb5\x18+\x18?\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\",\n\x11GetNetworkRequest\x12\x17\n\x07network\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"S\n\x12GetNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"P\n\x13ListNetworksRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"o\n\x14ListNetworksResponse\x12,\n\x08networks\x18\x01 \x03(\x0b\x32\x1a.fabric.network.v1.Network\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x82\x01\n\x14\x43reateNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x33\n\x07network\x18\x02 \x01(\x0b\x32\x1a.fabric.network.v1.NetworkB\x06\x92\xb5\x18\x02\x08\x01\"V\n\x15\x43reateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xb4\x02\n\x14UpdateNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x17\n\x07network\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12M\n\x04name\x18\x04 \x01(\tB?\x92\xb5\x18;\x18\xff\x01\"\x11[A-Za-z0-9 ._:-]+R#letters, digits, spaces and . _ : -\x12\x1c\n\x0b\x64\x65scription\x18\x05 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x0e\n\x06shared\x18\x06 \x01(\x08\x12\x16\n\x03mtu\x18\x07 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\x80H\"V\n\x15UpdateNetworkResponse\x12+\n\x07network\x18\x01 \x01(\x0b\x32\x1a.fabric.network.v1.Network\x12\x10\n\x08revision\x18\x02 \x01(\x03\"f\n\x14\x44\x65leteNetworkRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x17\n\x07network\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\")\n\x15\x44\x65leteNetworkResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\xac\x04\n\x0eNetworkService\x12\x61\n\nGetNetwork\x12$.fabric.network.v1.GetNetworkRequest\x1a%.fabric.network.v1.GetNetworkResponse\"\x06\x8a\xb5\x18\x02\x08\x02\x12g\n\x0cListNetworks\x12&.fabric.network.v1.ListNetworksRequest\x1a\'.fabric.network.v1.ListNetworksResponse\"\x06\x8a\xb5\x18\x02\x08\x02\x12n\n\rCreateNetwork\x12\'.fabric.network.v1.CreateNetworkRequest\x1a(.fabric.network.v1.CreateNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12n\n\rUpdateNetwork\x12\'.fabric.network.v1.UpdateNetworkRequest\x1a(.fabric.network.v1.UpdateNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12n\n\rDeleteNetwork\x12\'.fabric.network.v1.DeleteNetworkRequest\x1a(.fabric.network.v1.DeleteNetworkResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NETWORK'].fields_by_name['update_time']._serialized_options = b'\222\265\030\0028\001'
   _globals['_NETWORK'].fields_by_name['etag']._loaded_options = None
   _globals['_NETWORK'].fields_by_name['etag']._serialized_options = b'\222\265\030\0028\001'
+  _globals['_NETWORK'].fields_by_name['physical_network']._loaded_options = None
+  _globals['_NETWORK'].fields_by_name['physical_network']._serialized_options = b'\222\265\030+\030?\"\017[A-Za-z0-9._-]+R\026letters, digits, . _ -'
   _globals['_GETNETWORKREQUEST'].fields_by_name['network']._loaded_options = None
   _globals['_GETNETWORKREQUEST'].fields_by_name['network']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_LISTNETWORKSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -96,27 +98,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NETWORKSERVICE'].methods_by_name['DeleteNetwork']._loaded_options = None
   _globals['_NETWORKSERVICE'].methods_by_name['DeleteNetwork']._serialized_options = b'\212\265\030\006\010\003\020\002\030\001'
   _globals['_NETWORK']._serialized_start=162
-  _globals['_NETWORK']._serialized_end=624
-  _globals['_GETNETWORKREQUEST']._serialized_start=626
-  _globals['_GETNETWORKREQUEST']._serialized_end=670
-  _globals['_GETNETWORKRESPONSE']._serialized_start=672
-  _globals['_GETNETWORKRESPONSE']._serialized_end=755
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=757
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=837
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=839
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=950
-  _globals['_CREATENETWORKREQUEST']._serialized_start=953
-  _globals['_CREATENETWORKREQUEST']._serialized_end=1083
-  _globals['_CREATENETWORKRESPONSE']._serialized_start=1085
-  _globals['_CREATENETWORKRESPONSE']._serialized_end=1171
-  _globals['_UPDATENETWORKREQUEST']._serialized_start=1174
-  _globals['_UPDATENETWORKREQUEST']._serialized_end=1482
-  _globals['_UPDATENETWORKRESPONSE']._serialized_start=1484
-  _globals['_UPDATENETWORKRESPONSE']._serialized_end=1570
-  _globals['_DELETENETWORKREQUEST']._serialized_start=1572
-  _globals['_DELETENETWORKREQUEST']._serialized_end=1674
-  _globals['_DELETENETWORKRESPONSE']._serialized_start=1676
-  _globals['_DELETENETWORKRESPONSE']._serialized_end=1717
-  _globals['_NETWORKSERVICE']._serialized_start=1720
-  _globals['_NETWORKSERVICE']._serialized_end=2276
+  _globals['_NETWORK']._serialized_end=699
+  _globals['_GETNETWORKREQUEST']._serialized_start=701
+  _globals['_GETNETWORKREQUEST']._serialized_end=745
+  _globals['_GETNETWORKRESPONSE']._serialized_start=747
+  _globals['_GETNETWORKRESPONSE']._serialized_end=830
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=832
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=912
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=914
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1025
+  _globals['_CREATENETWORKREQUEST']._serialized_start=1028
+  _globals['_CREATENETWORKREQUEST']._serialized_end=1158
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=1160
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=1246
+  _globals['_UPDATENETWORKREQUEST']._serialized_start=1249
+  _globals['_UPDATENETWORKREQUEST']._serialized_end=1557
+  _globals['_UPDATENETWORKRESPONSE']._serialized_start=1559
+  _globals['_UPDATENETWORKRESPONSE']._serialized_end=1645
+  _globals['_DELETENETWORKREQUEST']._serialized_start=1647
+  _globals['_DELETENETWORKREQUEST']._serialized_end=1749
+  _globals['_DELETENETWORKRESPONSE']._serialized_start=1751
+  _globals['_DELETENETWORKRESPONSE']._serialized_end=1792
+  _globals['_NETWORKSERVICE']._serialized_start=1795
+  _globals['_NETWORKSERVICE']._serialized_end=2351
 # @@protoc_insertion_point(module_scope)

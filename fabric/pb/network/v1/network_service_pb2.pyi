@@ -41,6 +41,7 @@ class Network(_message.Message):
     VNI_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    PHYSICAL_NETWORK_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the server."""
     name: _builtins.str
@@ -61,6 +62,10 @@ class Network(_message.Message):
     """The VXLAN network identifier of a tenant network; shown to system administrators."""
     etag: _builtins.str
     """Changes with every write."""
+    physical_network: _builtins.str
+    """What an external network is on, in the word that hosts' settings lead from to an interface; shown to system administrators. Empty in
+    a request: `external`.
+    """
     @_builtins.property
     def dns_servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What guests of a host-local network are told to resolve names with; other networks' subnets say it."""
@@ -94,10 +99,11 @@ class Network(_message.Message):
         vni: _builtins.int = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        physical_network: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "dns_servers", b"dns_servers", "etag", b"etag", "external", b"external", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "project_id", b"project_id", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time", b"update_time", "vni", b"vni"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "dns_servers", b"dns_servers", "etag", b"etag", "external", b"external", "id", b"id", "kind", b"kind", "mtu", b"mtu", "name", b"name", "physical_network", b"physical_network", "project_id", b"project_id", "shared", b"shared", "subnet_ids", b"subnet_ids", "update_time", b"update_time", "vni", b"vni"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
