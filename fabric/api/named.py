@@ -5,11 +5,11 @@ Reads go to the store, not to a picture of it: so what was made through one serv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fabric.errors import NotFound
+from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.ids import is_id
 from fabric.store.base import Store
 from fabric.store.codec import decode
@@ -79,3 +79,11 @@ class Named(Generic[V]):
 def absent(what: str, name: str) -> NotFound:
     """The one text for what is not there, or not the caller's to see."""
     return NotFound(f"there is no {what} {name!r}")
+
+
+async def named_by(field: str, looking: Awaitable[V]) -> V:
+    """What a field of a request names. That it is not there is the request's fault: raises InvalidRequest, naming the field."""
+    try:
+        return await looking
+    except NotFound as gone:
+        raise InvalidRequest(gone.message, field=field, reason=Reason.RESOURCE_NOT_FOUND) from None

@@ -14,12 +14,12 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from fabric.api.draft import Draft, drafted
-from fabric.api.named import Found, absent
+from fabric.api.named import Found, absent, named_by
 from fabric.api.once import Done, Once
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
 from fabric.clock import Clock
-from fabric.errors import AlreadyExists, InvalidRequest, NotFound, PermissionDenied, Reason, WrongState
+from fabric.errors import AlreadyExists, InvalidRequest, PermissionDenied, Reason, WrongState
 from fabric.ids import Ids, is_id
 from fabric.model.identity import Principal
 from fabric.model.network import Network, NetworkKind, Subnet
@@ -253,7 +253,4 @@ def position(name: str, resource_id: str) -> str:
 
 async def wanted(field: str, found: Awaitable[V]) -> V:
     """Something that a request names. That it is not there is the request's fault, and names the field."""
-    try:
-        return await found
-    except NotFound as missing:
-        raise InvalidRequest(f"{field}: {missing.message}", field=field) from None
+    return await named_by(field, found)

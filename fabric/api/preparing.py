@@ -11,6 +11,7 @@ from typing import Any
 from fabric.api.catalogue import Catalogue
 from fabric.api.core.devices import Beside
 from fabric.api.core.moves import Work
+from fabric.api.named import named_by
 from fabric.api.prepared import NOTHING, Prepared
 from fabric.api.preparing_devices import DevicePreparing
 from fabric.api.preparing_edits import EDITS
@@ -18,7 +19,6 @@ from fabric.api.preparing_images import PreparingImages
 from fabric.api.preparing_moves import MovePreparing
 from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
 from fabric.clock import Clock
-from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.ids import Ids
 from fabric.model.identity import Principal
 from fabric.model.image import Image
@@ -86,7 +86,4 @@ class Preparing:
         return Prepared(change=rescued(rescue_of(image, kernel, ramdisk, request.password)))
 
     async def _image(self, word: str, principal: Principal) -> Image:
-        try:
-            return await self._catalogue.image(word, principal)
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field="image", reason=Reason.RESOURCE_NOT_FOUND) from None
+        return await named_by("image", self._catalogue.image(word, principal))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fabric.api.catalogue import Catalogue
 from fabric.api.core import devices
 from fabric.api.core.devices import Beside
-from fabric.api.named import Found
+from fabric.api.named import Found, named_by
 from fabric.api.owned import Owned
 from fabric.api.volumes import bound
-from fabric.errors import Conflict, InvalidRequest, NotFound, Reason
+from fabric.errors import Conflict
 from fabric.ids import Ids
 from fabric.model.identity import Principal
 from fabric.model.instance import Location
@@ -42,10 +42,7 @@ class DevicePreparing:
         return devices.detaching((await self._volume(location, request.volume)).value)
 
     async def attach_interface(self, request: pb.AttachInterfaceRequest, _principal: Principal) -> Beside:
-        try:
-            network = await self._catalogue.network(request.network)
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field="network", reason=Reason.RESOURCE_NOT_FOUND) from None
+        network = await named_by("network", self._catalogue.network(request.network))
         return devices.plugging_in(network, self._ids.new_id())
 
     async def detach_interface(self, request: pb.DetachInterfaceRequest, _principal: Principal) -> Beside:
@@ -53,7 +50,4 @@ class DevicePreparing:
 
     async def _volume(self, location: Location, word: str) -> Found[VolumeEntry]:
         """A volume of the server's own project, whoever asks. Raises InvalidRequest."""
-        try:
-            return await self._entries.get(location.project_id, word)
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field="volume", reason=Reason.RESOURCE_NOT_FOUND) from None
+        return await named_by("volume", self._entries.get(location.project_id, word))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.core.rebuild import Rebuild
+from fabric.api.named import named_by
 from fabric.api.once import body_sha256
 from fabric.api.prepared import Prepared
 from fabric.api.waiting_images import WaitingImages
-from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, WrongState
+from fabric.errors import Conflict, InvalidRequest, WrongState
 from fabric.images.core import snapshots
 from fabric.model.identity import Principal
 from fabric.model.image import Image
@@ -71,10 +72,10 @@ class PreparingImages:
 
     async def rebuild(self, request: pb.RebuildInstanceRequest, principal: Principal) -> Prepared:
         """The image and the keypair that are named."""
-        image = await _field("image", self._catalogue.image(request.image, principal))
+        image = await named_by("image", self._catalogue.image(request.image, principal))
         keypair = None
         if request.key_name:
-            keypair = await _field(
+            keypair = await named_by(
                 "key_name", self._catalogue.keypair(request.key_name, principal, field="key_name")
             )
         return Prepared(
@@ -90,7 +91,7 @@ class PreparingImages:
         )
 
     async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:
-        return await _field("image", self._catalogue.image(image_id, principal)) if image_id else None
+        return await named_by("image", self._catalogue.image(image_id, principal)) if image_id else None
 
     async def _image_of(
         self,
@@ -149,11 +150,3 @@ def _given_up(now: Instance) -> Instance:
         "this request was given up long ago, and its image removed; ask again with a new request_id",
         instance=now.id,
     )
-
-
-async def _field(field: str, looking: Awaitable[T]) -> T:
-    """A thing named by a field. Raises InvalidRequest naming the field, where the thing is not there."""
-    try:
-        return await looking
-    except NotFound as gone:
-        raise InvalidRequest(gone.message, field=field, reason=Reason.RESOURCE_NOT_FOUND) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fabric.api.catalogue import Catalogue
 from fabric.api.core import moves
 from fabric.api.core.moves import Work
+from fabric.api.named import named_by
 from fabric.clock import Clock
-from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.ids import Ids
 from fabric.model.flavor import Flavor
 from fabric.model.identity import Principal
@@ -28,10 +28,7 @@ class MovePreparing:
 
     async def resize(self, request: pb.ResizeInstanceRequest, principal: Principal) -> Work:
         """Raises InvalidRequest, naming the field, NotFound, QuotaExceeded."""
-        try:
-            flavor = await self._catalogue.flavor(request.flavor)
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field="flavor", reason=Reason.RESOURCE_NOT_FOUND) from None
+        flavor = await named_by("flavor", self._catalogue.flavor(request.flavor))
         location = await self._catalogue.location(request.instance, principal)
         await self._must_afford(location.instance_id, flavor)
         return moves.resize_work(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fabric.api.core.accept import ref_of
+from fabric.api.core.accept import check_image, ref_of
 from fabric.api.core.intent import Change
 from fabric.errors import InvalidRequest
-from fabric.model.image import Image, ImageFormat, ImageState
+from fabric.model.image import Image
 from fabric.model.instance import Instance, Rescue
 
 _SCRIPT = """#!/bin/sh
@@ -18,12 +18,7 @@ echo 'root:{password_hash}' | chpasswd -e
 
 def rescue_of(image: Image, kernel: Image | None, ramdisk: Image | None, password: str) -> Rescue:
     """What the server boots from. Raises InvalidRequest, naming the field, where the image is none to boot from."""
-    if image.state is not ImageState.ACTIVE:
-        raise InvalidRequest(f"image {image.name} is not usable: it is {image.state.name}", field="image")
-    if image.format not in {ImageFormat.RAW, ImageFormat.QCOW2}:
-        raise InvalidRequest(
-            f"image {image.name} is a {image.format.name.lower()}, not a disk to boot from", field="image"
-        )
+    check_image(image)
     return Rescue(
         image=ref_of(image),
         kernel=None if kernel is None else ref_of(kernel),

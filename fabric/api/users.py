@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fabric.api.convert import user_message
-from fabric.api.named import Named
+from fabric.api.named import Named, named_by
 from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
-from fabric.errors import AlreadyExists, InvalidRequest, NotFound
+from fabric.errors import AlreadyExists, InvalidRequest
 from fabric.identity.core import check_password
 from fabric.identity.directory import user_writes
 from fabric.identity.passwords import Passwords
@@ -104,10 +104,7 @@ class UserHandlers:
         asked, default = request.project, request.user.default_project_id
         if request.role and not asked:
             raise InvalidRequest("role needs a project to be in", field="project")
-        try:
-            project = (await self._projects.get(asked)).value if asked else None
-        except NotFound:
-            raise InvalidRequest(f"there is no project {asked!r}", field="project") from None
+        project = (await named_by("project", self._projects.get(asked))).value if asked else None
         if default and (project is None or default != project.id):
             raise InvalidRequest(
                 "user.default_project_id must be the project of the first role",
