@@ -85,6 +85,14 @@ def dev() -> None:
     metavar="ADDRESS",
     help="What guests resolve names with; may be given again.  [default: they are told of none]",
 )
+@click.option(
+    "--mtu",
+    type=int,
+    default=1500,
+    show_default=True,
+    metavar="BYTES",
+    help="The MTU of guests' interfaces on the default network.",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal; Ctrl-C stops the processes.")
 def up(
     *,
@@ -95,6 +103,7 @@ def up(
     etcd_members: str,
     accelerator: Any,
     dns_servers: tuple[str, ...],
+    mtu: int,
     foreground: bool,
 ) -> None:
     """Start a fabric, and wait until everything is ready."""
@@ -114,6 +123,7 @@ def up(
         etcd_members=int(etcd_members),
         accelerator=accelerator,
         dns_servers=dns_servers,
+        mtu=mtu,
     )
     topology, lock = starting.prepare(options, say)
     if foreground:

@@ -164,7 +164,7 @@ def _api(topology: Topology) -> ApiSettings:
         internal_listen=f"127.0.0.1:{topology.internal_port}",
         internal_tls=_tls(paths.pki, "api"),
         bootstrap=BootstrapSettings(password_path=paths.admin_password),
-        network=NetworkSettings(dns_servers=topology.dns_servers),
+        network=NetworkSettings(mtu=topology.mtu, dns_servers=topology.dns_servers),
         reflection=True,
         console=ConsoleSettings(
             listen=f"127.0.0.1:{topology.console_port}" if topology.console_port else "",

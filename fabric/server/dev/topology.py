@@ -20,6 +20,9 @@ DEFAULT_STATE: Final = Path("/var/lib/cellfabric")
 LONGEST_STATE: Final = 48
 """What a state folder's path may have, so that the longest socket below it still has a name that fits."""
 
+LEAST_MTU: Final = 576
+MOST_MTU: Final = 9216
+"""What fabric-api's own setting allows."""
 MOST_CELLS: Final = 8
 MOST_HOSTS: Final = 60
 """Hosts with a network namespace, in all cells: each takes a /30 of one /24 for its link, and the segments take one more."""
@@ -51,6 +54,7 @@ class Options(Struct, frozen=True, kw_only=True):
     etcd_members: int = 1
     accelerator: Accelerator = "auto"
     dns_servers: tuple[str, ...] = ()
+    mtu: int = 1500
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -140,6 +144,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     """None in a fabric that was made before hosts had any in common."""
     dns_servers: tuple[str, ...] = ()
     """What guests on the default network resolve names with."""
+    mtu: int = 1500
+    """The default network's."""
 
     @property
     def paths(self) -> Paths:
@@ -215,6 +221,8 @@ def check(options: Options) -> None:
         raise InvalidRequest(f"there can be {most} {options.hypervisor} hosts in all", field="hosts")
     if options.etcd_members not in {1, 3}:
         raise InvalidRequest("a store has 1 or 3 members", field="etcd_members")
+    if not LEAST_MTU <= options.mtu <= MOST_MTU:
+        raise InvalidRequest(f"the MTU can be {LEAST_MTU} to {MOST_MTU}", field="mtu")
     for server in options.dns_servers:
         try:
             ipaddress.IPv4Address(server)
@@ -247,6 +255,7 @@ def draw_up(
         hypervisor=options.hypervisor,
         accelerator=options.accelerator,
         dns_servers=options.dns_servers,
+        mtu=options.mtu,
         api_port=api_port,
         internal_port=next(free),
         scheduler_port=next(free),

@@ -146,6 +146,7 @@ def test_a_machine_whose_networks_are_all_taken_is_told_so() -> None:
         (Options(hosts=61), "hosts"),
         (Options(etcd_members=2), "etcd_members"),
         (Options(dns_servers=("192.0.2.53", "dns.example")), "dns_server"),
+        (Options(mtu=575), "mtu"),
         (Options(state=Path("relative")), "state"),
         (Options(state=Path("/" + "s" * LONGEST_STATE)), "state"),
     ],
@@ -193,14 +194,14 @@ def test_every_process_is_told_what_it_understands(tmp_path: Path) -> None:
         assert files.toml(settings) == path.read_text()
 
 
-def test_guests_are_told_of_the_name_servers_that_were_chosen(tmp_path: Path) -> None:
-    topology = msgspec.structs.replace(a_topology(tmp_path), dns_servers=("192.0.2.53",))
+def test_guests_are_told_of_the_mtu_and_the_name_servers_that_were_chosen(tmp_path: Path) -> None:
+    topology = msgspec.structs.replace(a_topology(tmp_path), dns_servers=("192.0.2.53",), mtu=1400)
     files.write_all(topology, now_ms=1_800_000_000_000)
 
     settings = load_settings(PROCESSES["api"], "api", path=topology.paths.settings_of("api"), environment={})
 
     assert isinstance(settings, ApiSettings)
-    assert settings.network.dns_servers == ("192.0.2.53",)
+    assert (settings.network.dns_servers, settings.network.mtu) == (("192.0.2.53",), 1400)
 
 
 def test_a_conductor_can_open_its_own_store_and_no_other(tmp_path: Path) -> None:
