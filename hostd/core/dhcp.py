@@ -7,8 +7,8 @@ network's own servers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from fabric.model.network import Port
@@ -40,12 +40,34 @@ class Files:
     leases: str
 
 
-def command(bridge: str, subnets: Iterable[Subnet], files: Files, user: str) -> tuple[str, ...]:
-    """How dnsmasq is started, in the foreground."""
-    ranges = (
-        f"--dhcp-range={subnet.network.network_address},static,{subnet.network.netmask},{LEASE_S}s"
-        for subnet in subnets
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What a server serves: `ranges` as words of its command, the texts of its two files, and whose each address is, by MAC."""
+
+    interface: str
+    ranges: tuple[str, ...] = ()
+    hosts: str = ""
+    options: str = ""
+    holders: Mapping[str, str] = field(default_factory=dict)
+
+
+def host_local(bridge: str, subnets: Iterable[Subnet], leases: Iterable[Lease]) -> Serving:
+    """The server of the hosts' own network, on the host's bridge."""
+    leases = tuple(leases)
+    return Serving(
+        interface=bridge,
+        ranges=tuple(
+            f"--dhcp-range={subnet.network.network_address},static,{subnet.network.netmask},{LEASE_S}s"
+            for subnet in subnets
+        ),
+        hosts=hosts_file(leases),
+        options=options_file(leases),
+        holders={lease.port.address: lease.port.mac for lease in leases},
     )
+
+
+def command(serving: Serving, files: Files, user: str) -> tuple[str, ...]:
+    """How dnsmasq is started, in the foreground."""
     return (
         "dnsmasq",
         "--keep-in-foreground",
@@ -56,7 +78,7 @@ def command(bridge: str, subnets: Iterable[Subnet], files: Files, user: str) -> 
         "--no-resolv",
         "--port=0",
         "--bind-interfaces",
-        f"--interface={bridge}",
+        f"--interface={serving.interface}",
         "--except-interface=lo",
         "--dhcp-authoritative",
         "--no-ping",
@@ -64,15 +86,20 @@ def command(bridge: str, subnets: Iterable[Subnet], files: Files, user: str) -> 
         f"--dhcp-leasefile={files.leases}",
         f"--dhcp-hostsfile={files.hosts}",
         f"--dhcp-optsfile={files.options}",
-        *ranges,
+        *serving.ranges,
     )
+
+
+def hostname_word(hostname: str) -> str:
+    """The name as the last word but one of a host line; nothing for what is no hostname."""
+    return f",{hostname}" if _HOSTNAME.fullmatch(hostname) else ""
 
 
 def hosts_file(leases: Iterable[Lease]) -> str:
     """A line per port. A hostname that is none is left out: the guest still gets its address."""
     lines = []
     for lease in leases:
-        name = f",{lease.hostname}" if _HOSTNAME.fullmatch(lease.hostname) else ""
+        name = hostname_word(lease.hostname)
         lines.append(f"{lease.port.mac},set:{lease.tag},{lease.port.address}{name},{LEASE_S}s\n")
     return "".join(lines)
 

@@ -97,12 +97,17 @@ def assign_zones(known: Mapping[str, int], bridges: Iterable[str]) -> dict[str, 
     return zones
 
 
-def tables(filters: HostFilters, segments: Iterable[Segment], tracking: Tracking) -> tuple[Table, ...]:
-    """Our tables. Raises ValueError for a name, a MAC or an address that is none: nothing is quoted here."""
+def tables(
+    filters: HostFilters, segments: Iterable[Segment], tracking: Tracking, others: Iterable[str] = ()
+) -> tuple[Table, ...]:
+    """Our tables. `others` are taps that are filtered elsewhere (`hostd.core.ruleset`) and pass here.
+
+    Raises ValueError for a name, a MAC or an address that is none: nothing is quoted here.
+    """
     listed = sorted(segments, key=lambda segment: segment.bridge)
     for segment in listed:
         _require(_INTERFACE, segment.bridge)
-    bridge = _bridge_table(filters, listed, tracking)
+    bridge = _bridge_table(filters, listed, tracking, others)
     return (bridge,) if tracking is Tracking.BRIDGE else (bridge, _inet_table(listed))
 
 
@@ -162,7 +167,9 @@ _BEGINS_WITH_SYN: Final = "tcp flags & (fin|syn|rst|ack) != syn drop"
 # ------------------------------------------------------------------ the bridge's table
 
 
-def _bridge_table(filters: HostFilters, segments: list[Segment], tracking: Tracking) -> Table:
+def _bridge_table(
+    filters: HostFilters, segments: list[Segment], tracking: Tracking, others: Iterable[str]
+) -> Table:
     chains = dict(_common(tracking))
     sets: dict[str, Elements] = {}
     door, egress, ingress = set[str](), set[str](), set[str]()
@@ -183,12 +190,13 @@ def _bridge_table(filters: HostFilters, segments: list[Segment], tracking: Track
                     filled.add(name)
                     chains[name] = chain
                     sets |= own
+    bare = [port.tap for port in filters.ports if not port.port_security]
+    for mapped in (door, egress, ingress):
+        mapped |= {f'"{_require(_INTERFACE, tap)}" : accept' for tap in (*bare, *others)}
     for port in filters.ports:
-        tap = f'"{_require(_INTERFACE, port.tap)}"'
         if not port.port_security:
-            for mapped in (door, egress, ingress):
-                mapped.add(f"{tap} : accept")
             continue
+        tap = f'"{_require(_INTERFACE, port.tap)}"'
         door.add(f"{tap} : jump door-{port.tap}")
         egress.add(f"{tap} : jump out-{port.tap}")
         ingress.add(f"{tap} : jump in-{port.tap}")

@@ -18,6 +18,9 @@ from hostd.core.tap_names import MARK, TAP_PREFIX, TapMark
 
 METADATA_ADDRESS: Final = "169.254.169.254"
 METADATA_PORT: Final = 80
+TUNNEL_PORT: Final = 4789
+"""VXLAN's (RFC 7348)."""
+
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _MAC: Final = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 
@@ -38,19 +41,23 @@ class Subnet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plane:
-    """What the rules depend on. `blocked` are networks that guests may not reach, such as the operator's own."""
+    """What the rules depend on. `blocked` are networks that guests may not reach, such as the operator's own.
+
+    `others` are taps on tenant networks, which `hostd.core.firewall` filters.
+    """
 
     bridge: str
     subnets: tuple[Subnet, ...]
     taps: tuple[TapMark, ...]
     blocked: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
 
 
 def ruleset(plane: Plane) -> str:
     """The script for `nft -f -`. Raises ValueError for a name, a MAC or an address that is not one: nothing is quoted here."""
     _require(_INTERFACE, plane.bridge)
     taps = sorted(plane.taps, key=lambda mark: mark.tap)
-    lines = [*_bridge_table(taps), *_inet_table(plane)]
+    lines = [*_bridge_table(taps, plane.others), *_inet_table(plane)]
     return "\n".join(lines) + "\n"
 
 
@@ -61,7 +68,7 @@ def teardown() -> str:
     )
 
 
-def _bridge_table(taps: list[TapMark]) -> Iterable[str]:
+def _bridge_table(taps: list[TapMark], others: Iterable[str]) -> Iterable[str]:
     yield from (f"add table bridge {MARK}", f"delete table bridge {MARK}", f"table bridge {MARK} {{")
     for mark in taps:
         yield from _from_tap(mark)
@@ -70,6 +77,8 @@ def _bridge_table(taps: list[TapMark]) -> Iterable[str]:
     if taps:
         jumps = ", ".join(f'"{mark.tap}" : jump from-{mark.tap}' for mark in taps)
         yield f"    iifname vmap {{ {jumps} }}"
+    if passed := _set(f'"{_require(_INTERFACE, tap)}"' for tap in others):
+        yield f"    iifname {passed} accept"
     yield f'    iifname "{TAP_PREFIX}*" drop'
     yield "  }"
     yield "}"
@@ -110,6 +119,8 @@ def _inet_table(plane: Plane) -> Iterable[str]:
     yield "  chain forward { type filter hook forward priority filter; policy accept;"
     yield f"    iifname != {bridge} accept"
     yield f"    oifname {bridge} accept"
+    # Into no tunnel of tenants': what comes there from a host's address is taken for a host's word.
+    yield f"    udp dport {TUNNEL_PORT} drop"
     yield "    ct state established,related accept"
     yield "    meta nfproto ipv6 drop"
     yield f"    ip saddr != {networks} drop" if networks else "    drop"

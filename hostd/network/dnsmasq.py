@@ -1,4 +1,4 @@
-"""The DHCP server of the host's bridge: one dnsmasq, which outlives hostd, so that guests keep their leases without it.
+"""A DHCP server, of the host's bridge or of a tenant's network: a dnsmasq, which outlives hostd, so that guests keep their leases.
 
 A daemon that starts finds the one that runs by its command, word for word; another command is another
 server, and is replaced. One that ends is started again.
@@ -12,15 +12,14 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from fabric.deadlines import within
-from hostd.core.dhcp import Files, Lease, command, hosts_file, options_file
-from hostd.core.ruleset import Subnet
+from hostd.core.dhcp import Files, Serving, command
 from hostd.network.netns import Namespace
 
 _log = structlog.get_logger(__name__)
@@ -32,9 +31,8 @@ _STOP_TIMEOUT_S: Final = 5.0
 class Dnsmasq:
     """dnsmasq in a namespace, with its files in `folder`. Methods raise OSError."""
 
-    def __init__(self, namespace: Namespace, bridge: str, folder: Path, *, user: str = "nobody") -> None:
+    def __init__(self, namespace: Namespace, folder: Path, *, user: str = "nobody") -> None:
         self._namespace = namespace
-        self._bridge = bridge
         self._folder = folder
         self._user = user
         self._wanted: tuple[str, ...] = ()
@@ -45,15 +43,18 @@ class Dnsmasq:
         self._pid = 0
         self._restart: asyncio.TimerHandle | None = None
 
-    async def ensure(self, subnets: Iterable[Subnet], leases: Iterable[Lease]) -> None:
-        """Have the server run with these leases. It is started anew only when they changed."""
-        subnets, leases = tuple(subnets), tuple(leases)
-        changed = self._write(leases)
-        if not subnets:
-            # Without a range it would not start; there is nobody to serve either.
+    async def ensure(self, serving: Serving) -> None:
+        """Have the server run, and serve this. It is started anew only when that changed; without a range there is none."""
+        if not serving.ranges:
+            # It would not start; there is nobody to serve either.
+            running = self._find()
+            self.release()
+            if running:
+                await self._end(running)
             return
-        self._wanted = self._namespace.command(*command(self._bridge, subnets, self._files(), self._user))
-        self._holders = {lease.port.address: lease.port.mac for lease in leases}
+        changed = self._write(serving)
+        self._wanted = self._namespace.command(*command(serving, self._files(), self._user))
+        self._holders = dict(serving.holders)
         running = self._find()
         # What has changed is read by starting anew, which takes some hundredths of a second, and not by a hang-up: on one dnsmasq 2.90
         # has crashed. And an address that a guest of before still holds would be refused to its next one for as long as the old lease
@@ -100,14 +101,14 @@ class Dnsmasq:
         hosts, options, leases = self._paths()
         return Files(hosts=hosts, options=options, leases=leases)
 
-    def _write(self, leases: tuple[Lease, ...]) -> bool:
+    def _write(self, serving: Serving) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o755)
         if self._user != "root":
             _require_searchable(self._folder, self._user)
         hosts, options, _ = self._paths()
         # Options first: a host line must never be read without them.
-        changed = [_replace(options, options_file(leases)), _replace(hosts, hosts_file(leases))]
+        changed = [_replace(options, serving.options), _replace(hosts, serving.hosts)]
         return any(changed)
 
     def _forget_others(self) -> None:

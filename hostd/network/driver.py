@@ -1,4 +1,4 @@
-"""`Wires` on Linux: one bridge, filtered taps, NAT, DHCP and metadata, all in one network namespace.
+"""`Wires` on Linux: filtered taps in the bridges of the hosts' own network and of tenants', all in one network namespace.
 
 Every change computes the whole wanted state and goes to it in an order that never leaves a hole: record, rules, tap, DHCP. What
 runs is found again by the marks on it. A guest's traffic needs nothing of this process once it is wired.
@@ -7,98 +7,99 @@ runs is found again by the marks on it. A guest's traffic needs nothing of this 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import structlog
 
 from fabric.clock import Clock
-from fabric.model.instance import Guest
 from fabric.model.network import Port
 from fabric.model.network_plan import NetworkPlan
-from hostd.core.dhcp import Lease
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from hostd.core.faults import FaultCode, fault_text
-from hostd.core.ruleset import Plane, Subnet, ruleset, teardown
-from hostd.core.tap_names import BRIDGE, TapMark, tap_name
+from hostd.core.tap_names import TapMark, tap_name
+from hostd.core.tenant_services import Lodger
 from hostd.driver.base import Interface
 from hostd.network.base import NetworkError, Routing, Wiring
-from hostd.network.dnsmasq import Dnsmasq
-from hostd.network.followed import PLAN_PATIENCE_S, FollowedPlan
+from hostd.network.followed import FollowedPlan
+from hostd.network.host_local import HostLocalNetwork, NetworkSettings
 from hostd.network.links import Links, Tap
-from hostd.network.metadata import MetadataServer
 from hostd.network.netns import Namespace
-from hostd.network.records import WiringRecords
+from hostd.network.records import PlanRecord, WiringRecords
+from hostd.network.tenants import Demand, TenantNetworks, TenantTap
 from hostd.processes import ProgramFailed
+
+__all__ = ["LinuxWires", "NetworkSettings"]
 
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSettings:
-    """Where the data plane is and what it may reach.
-
-    `netns` empty is the daemon's own namespace, as on a production host. `guest_cidr` is the host's guest subnet, whose first
-    address is the gateway; it may be left empty, as every port says its own. `blocked` are networks guests may not reach.
-    """
-
-    state: Path
-    netns: str = ""
-    bridge: str = BRIDGE
-    guest_cidr: str = ""
-    blocked: tuple[str, ...] = field(default=())
-    dhcp_user: str = "nobody"
-    plan_patience_s: float = PLAN_PATIENCE_S
-
-
 class LinuxWires:
-    """`Wires` on one namespace. Needs root; one process at a time."""
+    """`Wires` on one namespace. Needs root; one process at a time. Without `routing` it has no routers."""
 
-    def __init__(self, settings: NetworkSettings, clock: Clock, *, routing: Routing | None = None) -> None:
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        clock: Clock,
+        *,
+        routing: Routing | None = None,
+        failpoints: Failpoints = NO_FAILPOINTS,
+    ) -> None:
         self._settings = settings
-        self._routing = routing
-        self._namespace = Namespace(settings.netns)
-        self._links = Links(self._namespace, settings.bridge)
-        self._records = WiringRecords(settings.state / "wires")
-        self._dnsmasq = Dnsmasq(
-            self._namespace, settings.bridge, settings.state / "dhcp", user=settings.dhcp_user
+        self._failpoints = failpoints
+        namespace = Namespace(settings.netns)
+        self._links = Links(namespace, settings.bridge)
+        self._tenants = TenantNetworks(
+            namespace,
+            settings.state / "dhcp-networks",
+            clock,
+            failpoints,
+            dhcp_user=settings.dhcp_user,
+            routing=routing,
         )
-        self._metadata = MetadataServer(self._namespace, settings.bridge, self._guest_at, clock)
+        self._host_local = HostLocalNetwork(
+            settings, namespace, self._links, self._tenants.firewall.load_beside, clock
+        )
+        self._records = WiringRecords(settings.state / "wires")
+        self._plan_record = PlanRecord(settings.state / "network-plan.json")
         self._wirings: dict[str, Wiring] | None = None
-        self._bridged: tuple[Subnet, ...] | None = None
-        self._pinned: frozenset[TapMark] = frozenset()
-        self._forwards = False
-        self._guests: dict[str, Guest] = {}
+        self._plan: NetworkPlan | None = None
         self._followed = FollowedPlan()
+        self._taps: Mapping[str, Tap] | None = None
+        """What was seen last of taps that are not removed since; None where that is not to be believed."""
         self._changing = asyncio.Lock()
 
     async def prepare(self) -> None:
         async with self._changing:
-            with _network_faults("prepare"):
+            with self._faults("prepare"):
                 await self._prepare()
 
     async def follow(self, plan: NetworkPlan) -> None:
         async with self._changing:
             with self._faults("follow"):
-                self._followed.set(plan)
+                # Kept first: were it followed and then forgotten, a restart would go back to another.
+                if plan != self._known_plan():
+                    self._plan_record.write(plan)
+                    self._plan = plan
+                await self._failpoints.reach("hostd.follow.recorded")
+                if self._taps is None:
+                    await self._converge()
+                else:
+                    await self._tenants.converge(self._demand(plan, self._taps))
+                    self._followed.set(plan)
+                await self._failpoints.reach("hostd.follow.followed")
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
-        await self._followed.until_it_filters(wiring.guest.ports, self._settings.plan_patience_s)
-        async with self._changing:
-            with self._faults("plug"):
-                wirings = self._known()
-                self._refuse_conflicts(wirings, wiring)
-                previous = wirings.get(wiring.guest.id)
-                if previous != wiring:
-                    self._records.write(wiring)
-                    wirings[wiring.guest.id] = wiring
-                taps = await self._converge()
-                await self._remove_other_taps(taps.values(), wiring)
-        return tuple(
-            Interface(tap=tap_name(port.id), mac=port.mac, mtu=port.mtu) for port in wiring.guest.ports
-        )
+        while True:
+            await self._followed.until_it_filters(wiring.guest.ports, self._settings.plan_patience_s)
+            async with self._changing:
+                if not self._followed.filters(wiring.guest.ports):
+                    continue
+                with self._faults("plug"):
+                    await self._plug(wiring)
+            return tuple(
+                Interface(tap=tap_name(port.id), mac=port.mac, mtu=port.mtu) for port in wiring.guest.ports
+            )
 
     async def unplug(self, instance_id: str, placement_epoch: int) -> None:
         async with self._changing:
@@ -113,12 +114,15 @@ class LinuxWires:
                     and tap.mark.placement_epoch <= placement_epoch
                 ]
                 await self._links.remove_taps(going)
+                await self._failpoints.reach("hostd.unplug.untapped")
                 wiring = wirings.get(instance_id)
                 if wiring is not None and wiring.placement_epoch <= placement_epoch:
                     self._records.remove(instance_id)
                     del wirings[instance_id]
+                await self._failpoints.reach("hostd.unplug.forgotten")
                 if going or wiring is not None:
                     await self._converge()
+                await self._failpoints.reach("hostd.unplug.converged")
 
     async def tell(self, wiring: Wiring) -> None:
         async with self._changing:
@@ -134,7 +138,8 @@ class LinuxWires:
                     return
                 self._records.write(wiring)
                 wirings[wiring.guest.id] = wiring
-                self._guests |= {port.address: wiring.guest for port in wiring.guest.ports}
+                self._host_local.tell(wiring.guest)
+                self._tenants.tell(wiring.guest)
 
     async def plugged(self) -> Mapping[str, int]:
         async with self._changing:
@@ -150,25 +155,25 @@ class LinuxWires:
         return frozenset() if wiring is None else frozenset(port.mac for port in wiring.guest.ports)
 
     async def close(self) -> None:
-        self._dnsmasq.release()
-        await self._metadata.close()
+        await self._host_local.close()
+        await self._tenants.close()
 
     async def dismantle(self) -> None:
-        """Remove everything of ours: taps, bridge, rules, DHCP server, records. Not part of `Wires`: for `fabric dev down`.
+        """Remove everything of ours: taps, bridges, rules, namespaces, DHCP servers, records. Not part of `Wires`: for `fabric dev down`.
 
         Raises NetworkError.
         """
         async with self._changing:
-            with _network_faults("dismantle"):
-                await self._metadata.close()
-                await self._dnsmasq.stop()
+            with self._faults("dismantle"):
                 await self._links.remove_taps((await self._links.look()).taps.values())
-                await self._links.remove_bridge()
-                await self._namespace.run("nft", "-f", "-", stdin=teardown())
+                await self._host_local.dismantle()
+                await self._tenants.dismantle()
                 for instance_id in self._known():
                     self._records.remove(instance_id)
+                self._plan_record.remove()
                 self._wirings = {}
-                self._guests = {}
+                self._plan = None
+                self._followed = FollowedPlan()
                 self._distrust()
 
     # -------------------------------------------------------------- converging
@@ -189,59 +194,63 @@ class LinuxWires:
         await self._links.remove_taps(strays)
         self._distrust()
         await self._converge()
-        await self._metadata.ensure()
+        await self._host_local.serve()
+
+    async def _plug(self, wiring: Wiring) -> None:
+        wirings = self._known()
+        _refuse_conflicts(wirings, wiring)
+        if wirings.get(wiring.guest.id) != wiring:
+            self._records.write(wiring)
+            wirings[wiring.guest.id] = wiring
+        await self._failpoints.reach("hostd.plug.recorded")
+        taps = await self._converge()
+        await self._failpoints.reach("hostd.plug.converged")
+        wanted = {mark.tap for mark, _ in _ports(wiring)}
+        # Those of earlier placements of the instance, with ports that it has no more.
+        others = [
+            tap
+            for tap in taps.values()
+            if tap.name not in wanted and tap.mark is not None and tap.mark.instance_id == wiring.guest.id
+        ]
+        await self._links.remove_taps(others)
+        if others:
+            self._taps = {name: tap for name, tap in taps.items() if tap not in others}
 
     async def _converge(self) -> Mapping[str, Tap]:
-        """Make everything as the wirings say; gives the taps that there were. One program for each kind of thing.
-
-        What this process made is looked at anew in `prepare` and after a failure only: the bridge, and what is pinned for each tap, which
-        the one that made it may not have lived to do.
-        """
+        """Make everything as the wirings and the plan say; gives the taps that there were."""
         wirings = self._known()
-        subnets = self._subnets(wirings)
+        plan = self._known_plan()
+        self._taps = None
         seen = await self._links.look()
-        wanted = {mark: port.mtu for wiring in wirings.values() for mark, port in _ports(wiring)}
-        names = {mark.tap for mark in wanted}
-        kept = [tap.mark for name, tap in seen.taps.items() if name not in names and tap.mark is not None]
-        plane = Plane(
-            bridge=self._settings.bridge,
-            subnets=subnets,
-            taps=(*wanted, *kept),
-            blocked=self._settings.blocked,
-        )
-        await self._namespace.run("nft", "-f", "-", stdin=ruleset(plane))
-        if not self._forwards and (self._settings.netns or subnets):
-            await self._namespace.set_kernel({"net/ipv4/ip_forward": "1"})
-            self._forwards = True
-        whole = {tap.mark for tap in seen.taps.values()} & self._pinned
-        await self._links.ensure(
-            seen,
-            subnets if subnets != self._bridged else None,
-            [(mark, mtu) for mark, mtu in wanted.items() if mark not in whole],
-        )
-        self._bridged, self._pinned = subnets, frozenset(wanted)
-        await self._dnsmasq.ensure(
-            subnets,
-            (
-                Lease(port=port, hostname=wiring.guest.hostname)
-                for _, wiring in sorted(wirings.items())
-                for port in wiring.guest.ports
-            ),
-        )
-        self._guests = {
-            port.address: wiring.guest for wiring in wirings.values() for port in wiring.guest.ports
-        }
+        demand = self._demand(plan, seen.taps)
+        tenant = {name for name, tap in seen.taps.items() if tap.mark is not None and tap.mark.network_id}
+        passing = frozenset({*tenant, *(tap.mark.tap for tap in demand.taps)})
+        await self._host_local.converge(seen, wirings, passing)
+        if plan is not None:
+            await self._tenants.converge(
+                demand, taps_seen=frozenset(name for name in seen.taps if name in passing)
+            )
+            self._followed.set(plan)
+        self._taps = seen.taps
         return seen.taps
 
-    async def _remove_other_taps(self, taps: Iterable[Tap], wiring: Wiring) -> None:
-        """Of `taps`, those of earlier placements of the instance, with ports that it has no more."""
-        wanted = {mark.tap for mark, _ in _ports(wiring)}
-        await self._links.remove_taps(
-            [
-                tap
-                for tap in taps
-                if tap.name not in wanted and tap.mark is not None and tap.mark.instance_id == wiring.guest.id
-            ]
+    def _demand(self, plan: NetworkPlan | None, seen: Mapping[str, Tap]) -> Demand:
+        wirings = self._known().values()
+        taps = tuple(
+            TenantTap(mark=mark, lodger=Lodger(port=port, hostname=wiring.guest.hostname), guest=wiring.guest)
+            for wiring in wirings
+            for mark, port in _ports(wiring)
+            if port.vni
+        )
+        marks = [tap.mark for tap in seen.values() if tap.mark is not None]
+        used = {tap.mark.network_id for tap in taps} | {mark.network_id for mark in marks}
+        others = {mark.tap for mark in marks if not mark.network_id}
+        others |= {tap_name(port.id) for each in wirings for port in each.guest.ports if not port.vni}
+        return Demand(
+            plan=plan or NetworkPlan(),
+            taps=taps,
+            others=frozenset(others),
+            used=frozenset(used - {""}),
         )
 
     def _known(self) -> dict[str, Wiring]:
@@ -249,18 +258,10 @@ class LinuxWires:
             self._wirings = {wiring.guest.id: wiring for wiring in self._records.read()}
         return self._wirings
 
-    def _subnets(self, wirings: Mapping[str, Wiring]) -> tuple[Subnet, ...]:
-        found = {
-            Subnet.of(port.gateway, port.prefix_length)
-            for wiring in wirings.values()
-            for port in wiring.guest.ports
-        }
-        if self._settings.guest_cidr:
-            network = ipaddress.IPv4Network(self._settings.guest_cidr)
-            found.add(Subnet.of(str(network.network_address + 1), network.prefixlen))
-        return tuple(
-            sorted(found, key=lambda subnet: (int(subnet.network.network_address), int(subnet.gateway)))
-        )
+    def _known_plan(self) -> NetworkPlan | None:
+        if self._plan is None:
+            self._plan = self._plan_record.read()
+        return self._plan
 
     @contextmanager
     def _faults(self, step: str) -> Iterator[None]:
@@ -274,24 +275,9 @@ class LinuxWires:
 
     def _distrust(self) -> None:
         """Have everything looked at anew the next time."""
-        self._bridged = None
-        self._pinned = frozenset()
-        self._forwards = False
-
-    def _guest_at(self, address: str) -> Guest | None:
-        return self._guests.get(address)
-
-    @staticmethod
-    def _refuse_conflicts(wirings: Mapping[str, Wiring], wiring: Wiring) -> None:
-        previous = wirings.get(wiring.guest.id)
-        if previous is not None and previous.placement_epoch > wiring.placement_epoch:
-            raise _error("a newer placement is wired here")
-        wanted = {port.address for port in wiring.guest.ports} | {port.mac for port in wiring.guest.ports}
-        for other in wirings.values():
-            if other.guest.id != wiring.guest.id and any(
-                {port.address, port.mac} & wanted for port in other.guest.ports
-            ):
-                raise _error("another server here has its address")
+        self._taps = None
+        self._host_local.distrust()
+        self._tenants.distrust()
 
 
 def _ports(wiring: Wiring) -> Iterator[tuple[TapMark, Port]]:
@@ -301,9 +287,29 @@ def _ports(wiring: Wiring) -> Iterator[tuple[TapMark, Port]]:
             placement_epoch=wiring.placement_epoch,
             port_id=port.id,
             mac=port.mac,
-            address=port.address,
+            address="" if port.vni else port.address,
+            network_id=port.network_id if port.vni else "",
         )
         yield mark, port
+
+
+def _refuse_conflicts(wirings: Mapping[str, Wiring], wiring: Wiring) -> None:
+    previous = wirings.get(wiring.guest.id)
+    if previous is not None and previous.placement_epoch > wiring.placement_epoch:
+        raise _error("a newer placement is wired here")
+    wanted = set(_held(wiring.guest.ports))
+    for other in wirings.values():
+        if other.guest.id != wiring.guest.id and not wanted.isdisjoint(_held(other.guest.ports)):
+            raise _error("another server here has its address")
+
+
+def _held(ports: Iterable[Port]) -> Iterator[tuple[str, str]]:
+    """What only one can have on a network; on the hosts' own one, whatever it is called."""
+    for port in ports:
+        network = port.network_id if port.vni else ""
+        yield network, port.mac
+        for it in port.addresses:
+            yield network, it.address
 
 
 def _error(detail: str = "") -> NetworkError:

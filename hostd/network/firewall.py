@@ -59,8 +59,12 @@ class Firewall:
         """How this kernel tracks bridged packets; None before the first `apply`."""
         return self._tracking
 
-    async def apply(self, filters: HostFilters, bridges: Mapping[str, str]) -> None:
+    async def apply(
+        self, filters: HostFilters, bridges: Mapping[str, str], others: Iterable[str] = ()
+    ) -> None:
         """Make the kernel filter as `filters` say, and have forgotten what they allow no longer. `bridges` is by network id.
+
+        `others` are taps that somebody else filters, and that pass here.
 
         Returns when it is so. Loads only what differs, unless somebody else changed the namespace's nftables since: then all of
         ours anew. Raises ProgramFailed or OSError, after which the next call starts from nothing, and ValueError for filters that
@@ -80,7 +84,7 @@ class Firewall:
                 Segment(network_id=network, bridge=bridge, zone=zones.get(bridge, 0))
                 for network, bridge in sorted(bridges.items())
             )
-            wanted = tables(filters, segments, tracking)
+            wanted = tables(filters, segments, tracking, others)
             if tracking is Tracking.BR_NETFILTER:
                 await self._lead_through_inet(bridges.values())
             before, self._filters = self._filters, filters
@@ -107,6 +111,17 @@ class Firewall:
         """
         async with self._changing:
             return self._generation is not None and self._generation == await self._ruleset_generation()
+
+    async def load_beside(self, script: str) -> None:
+        """Load a script about tables of ours that are not the filter's, so that it is not taken for somebody else's doing.
+
+        Raises ProgramFailed or OSError.
+        """
+        async with self._changing:
+            seen = await self._ruleset_generation()
+            await self._namespace.run("nft", "-f", "-", stdin=script)
+            if self._generation == seen and await self._ruleset_generation() == seen + 1:
+                self._generation = seen + 1
 
     async def dismantle(self) -> None:
         """Remove all tables of ours, and none of others. Raises ProgramFailed."""

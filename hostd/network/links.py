@@ -88,7 +88,7 @@ class Links:
         """Take taps away, and what was pinned for them."""
         commands = []
         for tap in taps:
-            if tap.mark is not None:
+            if tap.mark is not None and tap.mark.address:
                 # Replaced first: deleting what is not there would end the batch.
                 entry = f"{tap.mark.address} dev {self._bridge}"
                 commands.append(

@@ -1,4 +1,4 @@
-"""The metadata service of a host's guests, at 169.254.169.254:80 on the guests' bridge.
+"""The metadata service of a host's guests, at 169.254.169.254:80 on their bridge, or in their network's service namespace.
 
 A request is answered for the guest that owns its source address. That is proof enough, because the answer can go nowhere else: the
 tap lets no other source address in, and the host's neighbour entry for the address, and the bridge's for its MAC, are pinned to
@@ -32,35 +32,47 @@ _SEED_BYTES: Final = 512
 
 
 class MetadataServer:
-    """Serves `lookup`'s guests: a function from an IPv4 address to the guest that has it."""
+    """Serves `lookup`'s guests: a function from an address to the guest that has it."""
 
     def __init__(
-        self, namespace: Namespace, bridge: str, lookup: Callable[[str], Guest | None], clock: Clock
+        self,
+        namespace: Namespace,
+        bridge: str,
+        lookup: Callable[[str], Guest | None],
+        clock: Clock,
+        *,
+        addresses: tuple[str, ...] = (METADATA_ADDRESS,),
     ) -> None:
         self._namespace = namespace
         self._bridge = bridge
         self._lookup = lookup
         self._clock = clock
         self._secret = os.urandom(32)
-        self._server: asyncio.Server | None = None
+        self._addresses = addresses
+        self._servers: list[asyncio.Server] = []
         self._open: Counter[str] = Counter()
 
     async def ensure(self) -> None:
         """Listen, unless it does already. Raises OSError."""
-        if self._server is not None and self._server.is_serving():
+        if len(self._servers) == len(self._addresses) and all(each.is_serving() for each in self._servers):
             return
-        listening = await self._namespace.listen(METADATA_ADDRESS, METADATA_PORT, interface=self._bridge)
-        self._server = await asyncio.start_server(self._serve, sock=listening, limit=MAX_HEAD_BYTES)
+        await self.close()
+        for address in self._addresses:
+            listening = await self._namespace.listen(address, METADATA_PORT, interface=self._bridge)
+            self._servers.append(
+                await asyncio.start_server(self._serve, sock=listening, limit=MAX_HEAD_BYTES)
+            )
 
     async def close(self) -> None:
         """Stop listening."""
-        server, self._server = self._server, None
-        if server is not None:
+        servers, self._servers = self._servers, []
+        for server in servers:
             server.close()
             await server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        address: str = writer.get_extra_info("peername")[0]
+        # Of a link-local address, without the interface: it is this one.
+        address: str = writer.get_extra_info("peername")[0].partition("%")[0]
         admitted = self._open.total() < _MAX_CONNECTIONS and self._open[address] < _MAX_PER_GUEST
         self._open[address] += 1
         try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +24,11 @@ class Namespace:
     def __init__(self, name: str = "") -> None:
         self._path = f"/run/netns/{name}" if name else ""
 
+    @property
+    def identity(self) -> str:
+        """What tells it from every other namespace of the machine that is there now. Raises OSError."""
+        return self._path or f"net:{Path('/proc/self/ns/net').stat().st_ino}"
+
     def command(self, *command: str) -> tuple[str, ...]:
         """The command, run in there."""
         return ("nsenter", f"--net={self._path}", "--", *command) if self._path else command
@@ -33,13 +41,18 @@ class Namespace:
         """A TCP socket listening in there, reachable by one interface only. Raises OSError."""
 
         def make() -> socket.socket:
-            made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            six = ":" in address
+            made = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_STREAM)
             try:
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
                 # What is said here must not travel further than the next hop, as EC2's IMDSv2 has it.
-                made.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-                made.bind((address, port))
+                if six:
+                    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 1)
+                    made.bind((address, port, 0, socket.if_nametoindex(interface)))
+                else:
+                    made.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
+                    made.bind((address, port))
                 made.listen(128)
                 made.setblocking(False)
             except OSError:
@@ -69,3 +82,42 @@ class Namespace:
 
         with ThreadPoolExecutor(1, thread_name_prefix="netns") as thread:
             return await asyncio.get_running_loop().run_in_executor(thread, enter_and_work)
+
+
+_FOLDER = Path("/run/netns")
+
+
+async def add_namespace(name: str) -> bool:
+    """Have a namespace of that name (ip-netns(8)); True where it is new. Raises ProgramFailed or OSError."""
+    if is_namespace(name):
+        return False
+    if (_FOLDER / name).exists():
+        # The file of one that somebody was making, or that lost its mount.
+        await run("ip", "netns", "delete", name)
+    await run("ip", "netns", "add", name)
+    return True
+
+
+def is_namespace(name: str) -> bool:
+    """Whether there is one: its file is a mount, and so of another device than its folder."""
+    try:
+        return (_FOLDER / name).stat().st_dev != _FOLDER.stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
+def namespaces(prefix: str) -> list[str]:
+    """The names that begin so, of namespaces or of what was to become one."""
+    if not _FOLDER.is_dir():
+        return []
+    return sorted(path.name for path in _FOLDER.iterdir() if path.name.startswith(prefix))
+
+
+async def remove_namespace(name: str) -> None:
+    """Take a namespace away, and end what lives in it. There being none is success. Raises ProgramFailed or OSError."""
+    if is_namespace(name):
+        for pid in (await run("ip", "netns", "pids", name)).split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+    if (_FOLDER / name).exists():
+        await run("ip", "netns", "delete", name)

@@ -1,6 +1,6 @@
-"""What is wired here, on disk: so that a daemon that starts without its conductor still serves DHCP, filters and metadata.
+"""What is wired here and what plan was followed, on disk: a daemon that starts without its conductor serves and filters as before.
 
-One file per instance, readable to root alone: it holds user data.
+One file per instance, readable to root alone: it holds user data. One file for the plan.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from fabric.model.network_plan import NetworkPlan
 from hostd.network.base import Wiring
 
 _log = structlog.get_logger(__name__)
@@ -38,13 +39,7 @@ class WiringRecords:
     def write(self, wiring: Wiring) -> None:
         """Keep a record, whole or not at all."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(wiring.guest.id)
-        part = path.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(msgspec.json.encode(wiring))
-        part.replace(path)
+        _write(self._path(wiring.guest.id), msgspec.json.encode(wiring))
 
     def remove(self, instance_id: str) -> None:
         """Drop a record; there being none is success."""
@@ -53,3 +48,38 @@ class WiringRecords:
 
     def _path(self, instance_id: str) -> Path:
         return self._folder / f"{instance_id}.json"
+
+
+class PlanRecord:
+    """The plan that is to be followed, in one file. Methods raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> NetworkPlan | None:
+        """The plan; None where there is none, or none that can be read: then the conductor's next one is waited for."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=NetworkPlan)
+        except FileNotFoundError:
+            return None
+        except (msgspec.MsgspecError, ValueError) as error:
+            _log.error("plan.unreadable", kind=type(error).__name__)
+            return None
+
+    def write(self, plan: NetworkPlan) -> None:
+        """Keep the plan, whole or not at all."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        _write(self._path, msgspec.json.encode(plan))
+
+    def remove(self) -> None:
+        """Drop it; there being none is success."""
+        self._path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(content)
+    part.replace(path)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostd.core.dhcp import Files, Lease, command, hosts_file, options_file
+from hostd.core.dhcp import Files, Lease, command, host_local, hosts_file, options_file
 from hostd.core.ruleset import Subnet
 from tests.conformance.guests import a_port
 
@@ -37,7 +37,7 @@ def test_no_name_servers_is_no_option() -> None:
 def test_only_fixed_hosts_are_served_and_no_names() -> None:
     files = Files(hosts="/h", options="/o", leases="/l")
 
-    words = command("br0", [Subnet.of("10.77.0.1", 24)], files, "nobody")
+    words = command(host_local("br0", [Subnet.of("10.77.0.1", 24)], ()), files, "nobody")
 
     assert "--dhcp-range=10.77.0.0,static,255.255.255.0,86400s" in words
     assert {"--port=0", "--bind-interfaces", "--interface=br0", "--conf-file=/dev/null"} <= set(words)

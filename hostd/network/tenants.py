@@ -1,0 +1,216 @@
+"""The tenant networks of a host: layer 2, packet filter, routers, DHCP and metadata, as the plan and the wired guests want them.
+
+In an order that never leaves a hole: links without guests, filter, then the guests' taps. What is as it should be is not touched: what
+this process has done is remembered, and read from the kernel only when it starts, at each audit, and after a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from fabric.clock import Clock
+from fabric.model.instance import Guest
+from fabric.model.network_plan import NetworkPlan, PlannedNetwork
+from fabric.observability.failpoints import Failpoints
+from hostd.core.firewall import link_local
+from hostd.core.nftables import removed
+from hostd.core.overlay import (
+    BRIDGES_TABLE,
+    Overlay,
+    TapPort,
+    bridge_name,
+    change,
+    isolation,
+    kept_of,
+    local_networks,
+    wanted,
+)
+from hostd.core.tap_names import TapMark
+from hostd.core.tenant_services import (
+    Lodger,
+    advertises,
+    host_prefix,
+    service_namespace,
+    serving,
+    surroundings,
+)
+from hostd.network.base import Routing
+from hostd.network.firewall import Firewall
+from hostd.network.netns import Namespace, namespaces, remove_namespace
+from hostd.network.overlay import OverlayLinks
+from hostd.network.tenant_service import TenantService
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantTap:
+    """A guest's port on a tenant network that is wired here."""
+
+    mark: TapMark
+    lodger: Lodger
+    guest: Guest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What is wanted. `others` are taps that are filtered elsewhere; `used` are networks that a guest here still uses, planned or not."""
+
+    plan: NetworkPlan
+    taps: tuple[TenantTap, ...] = ()
+    others: frozenset[str] = field(default_factory=frozenset)
+    used: frozenset[str] = field(default_factory=frozenset)
+
+
+class TenantNetworks:
+    """All of them in one namespace. Methods raise ProgramFailed, OSError or ValueError; one call at a time."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        folder: Path,
+        clock: Clock,
+        failpoints: Failpoints,
+        *,
+        dhcp_user: str,
+        routing: Routing | None,
+    ) -> None:
+        self._namespace = namespace
+        self._folder = folder
+        self._clock = clock
+        self._failpoints = failpoints
+        self._dhcp_user = dhcp_user
+        self._routing = routing
+        self._links = OverlayLinks(namespace)
+        self._services: dict[str, TenantService] = {}
+        self._have: Overlay | None = None
+        self.firewall = Firewall(namespace)
+
+    async def converge(self, demand: Demand, *, taps_seen: frozenset[str] | None = None) -> None:
+        """Go there. `taps_seen` are the taps on tenant networks that are there; None where nobody has looked."""
+        plan = demand.plan
+        known, self._have = self._have, None
+        if known is None:
+            await self.firewall.load_beside(isolation())
+            known = await self._links.look()
+            for service in self._services.values():
+                service.distrust()
+        have = known if taps_seen is None else known.seeing_taps(taps_seen)
+        planned = {network.id for network in plan.networks}
+        local = {network.id for network in local_networks(plan)}
+        kept = kept_of(have, demand.used - planned)
+        served = {
+            network.id: network
+            for network in plan.networks
+            if network.id in local or network.id in demand.used
+        }
+        want = wanted(
+            plan,
+            (TapPort(mark=tap.mark, mtu=tap.lodger.port.mtu) for tap in demand.taps),
+            {network_id: self._namespace_of(network_id) for network_id in served},
+            kept,
+        )
+        await self._make_services(served)
+        # What has no filter yet is not made yet.
+        first = want.without_taps(want.taps - have.taps)
+        await self._links.apply(change(have, first))
+        await self._failpoints.reach("hostd.network.linked")
+        await self.firewall.apply(plan.filters, want.bridges, demand.others)
+        await self._failpoints.reach("hostd.network.filtered")
+        if self._routing is not None:
+            bridges = {network_id: bridge_name(network_id) for network_id in planned}
+            await self._routing.converge(plan, bridges)
+            await self._failpoints.reach("hostd.network.routed")
+        await self._links.apply(change(first, want))
+        self._have = want
+        await self._failpoints.reach("hostd.network.tapped")
+        await self._serve(plan, served, demand.taps)
+        await self._failpoints.reach("hostd.network.served")
+        await self._remove_services({*served, *demand.used})
+
+    def tell(self, guest: Guest) -> None:
+        """Let metadata speak of a guest as it is now."""
+        for service in self._services.values():
+            service.tell(guest)
+
+    def distrust(self) -> None:
+        """Have everything looked at anew the next time."""
+        self._have = None
+
+    async def close(self) -> None:
+        """Stop what only this process serves."""
+        for service in self._services.values():
+            await service.close()
+
+    async def dismantle(self) -> None:
+        """Remove everything of ours."""
+        if self._routing is not None:
+            await self._routing.dismantle()
+        await self._remove_services(set())
+        there = await self._links.look()
+        await self._links.apply(change(there.without_taps(there.taps), Overlay()))
+        await self.firewall.dismantle()
+        await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
+        self._have = None
+
+    # -------------------------------------------------------------- services
+
+    def _namespace_of(self, network_id: str) -> str:
+        return service_namespace(self._namespace.identity, network_id)
+
+    def _service(self, network_id: str) -> TenantService:
+        if network_id not in self._services:
+            self._services[network_id] = TenantService(
+                self._namespace_of(network_id),
+                self._folder / network_id,
+                self._clock,
+                dhcp_user=self._dhcp_user,
+            )
+        return self._services[network_id]
+
+    async def _make_services(self, served: Iterable[str]) -> None:
+        for network_id in served:
+            await self._service(network_id).make()
+
+    async def _serve(
+        self, plan: NetworkPlan, served: Mapping[str, PlannedNetwork], taps: Iterable[TenantTap]
+    ) -> None:
+        here: dict[str, list[TenantTap]] = {}
+        for tap in taps:
+            here.setdefault(tap.mark.network_id, []).append(tap)
+        for network_id, network in served.items():
+            lodged = here.get(network_id, [])
+            lodgers = [tap.lodger for tap in lodged]
+            guests = {
+                address: tap.guest
+                for tap in lodged
+                for address in (
+                    *(it.address for it in tap.lodger.port.addresses),
+                    link_local(tap.mark.mac),
+                )
+            }
+            service = self._service(network_id)
+            await service.surround(surroundings(network, lodgers))
+            await service.serve(serving(network, lodgers, advertise=advertises(plan, network)), guests)
+
+    async def _remove_services(self, wanted_ids: set[str]) -> None:
+        """Of networks that nobody wants: those this process made, and those another one left, by their folder or their namespace."""
+        left = self._folders()
+        for network_id in sorted((left | self._services.keys()) - wanted_ids):
+            await self._service(network_id).remove()
+            del self._services[network_id]
+            _log.info("network.services_removed", network=network_id)
+        names = {self._namespace_of(network_id) for network_id in wanted_ids}
+        for name in namespaces(host_prefix(self._namespace.identity)):
+            if name not in names:
+                _log.warning("network.stray_namespace", namespace=name)
+                await remove_namespace(name)
+
+    def _folders(self) -> set[str]:
+        if not self._folder.is_dir():
+            return set()
+        return {path.name for path in self._folder.iterdir() if path.is_dir()}
