@@ -33,7 +33,7 @@ from fabric.api.users import UserHandlers
 from fabric.api.volumes import VolumeHandlers
 from fabric.api.watching import Watching
 from fabric.clock import Clock
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import FabricError
 from fabric.identity.bootstrap import ensure_administrator
 from fabric.identity.directory import Directory
 from fabric.identity.login import Login
@@ -72,11 +72,9 @@ from fabric.rpc.call import Bound, bind
 from fabric.store.answers import forget_answers
 from fabric.store.base import Store
 from fabric.store.keys import ANSWERED
-from fabric.store.schema import open_schema
+from fabric.store.schema import opened
 
 log = structlog.get_logger()
-
-RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,7 +243,7 @@ class ApiService:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._prepare())
             for store in self._cell_stores.values():
-                tasks.create_task(_opened(store))
+                tasks.create_task(opened(store))
             tasks.create_task(self._catalogue.run())
             tasks.create_task(self._cells.run())
             tasks.create_task(self.tokens.run())
@@ -256,7 +254,7 @@ class ApiService:
     async def _prepare(self) -> None:
         """Make what the first server of a fabric makes; wait for the store as long as it takes."""
         options = self._options
-        await _opened(self._store)
+        await opened(self._store)
         await ensure_network(self._store, options.network)
         if options.administrator is not None:
             await ensure_administrator(
@@ -280,15 +278,3 @@ class ApiService:
                 await forget_answers(self._store, ANSWERED, now_ms=self._clock.now_ms())
             except FabricError as failed:
                 log.info("answers.kept", why=failed.message)
-
-
-async def _opened(store: Store) -> None:
-    """Wait for a store, and check that it is one we can read."""
-    while True:
-        try:
-            await open_schema(store)
-        except Unavailable as away:
-            log.warning("api.store_away", store=store.name, why=away.message)
-            await asyncio.sleep(RETRY_S)
-        else:
-            return

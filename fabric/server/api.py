@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import random
-import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import structlog
 
 from fabric.api.conductors import RemoteConductors
 from fabric.api.consoles import ConsoleOptions
 from fabric.api.service import Administrator, ApiOptions, ApiService
 from fabric.clock import SystemClock
 from fabric.config.load import load
-from fabric.config.settings import ApiSettings, BootstrapSettings, StoreSettings, TlsSettings
-from fabric.errors import FabricError, InvalidRequest
+from fabric.config.settings import ApiSettings, BootstrapSettings
+from fabric.errors import InvalidRequest
 from fabric.identity.passwords import Passwords
 from fabric.ids import RandomIds
 from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
 from fabric.model.quota import Charge, NetworkLimits
 from fabric.network.core.host_local import default_network
-from fabric.observability import logging
 from fabric.observability.audit import Book
 from fabric.observability.failpoints import Failpoints, failpoints_from
 from fabric.rpc import stages
 from fabric.rpc.limits import Limits, LimitSettings
 from fabric.rpc.server import RpcServer, ServerSettings
-from fabric.rpc.tls import TlsFiles
+from fabric.server import process
 from fabric.server.audit_file import AuditFile
-from fabric.store.etcd.client import EtcdStore
-from fabric.store.etcd.settings import EtcdSettings
+from fabric.server.process import Prepared, store_of, tls_of, until_stopped
 from fabric.workers import Threads
 
 if TYPE_CHECKING:
     from fabric.server.web_console import ConsoleDoor
-
-log = structlog.get_logger()
 
 HASHERS = 2
 """Threads that hash passwords: each takes 19 MiB and a tenth of a second, so a flood of logins leaves the rest alone."""
@@ -55,23 +47,13 @@ FILES_WAITING = 256
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit code: 2 for settings that are wrong."""
-    parser = argparse.ArgumentParser(prog="fabric-api", description="The front door of the fabric.")
-    parser.add_argument("--config", type=Path, help="the settings, a TOML file")
-    try:
-        settings = load(ApiSettings, "api", path=parser.parse_args(arguments).config, environment=os.environ)
-        options = options_of(settings)
-        failpoints = failpoints_from(os.environ)
-    except FabricError as wrong:
-        sys.stderr.write(f"fabric-api: {wrong.message}\n")
-        return 2
-    # Before gRPC starts its threads: configuring later can deadlock with them.
-    logging.configure(process="api", level=settings.log.level, style=settings.log.format)
-    try:
-        asyncio.run(serve(settings, options, failpoints))
-    except FabricError as failed:
-        log.error("api.failed", error=type(failed).__name__, why=failed.message)
-        return 1
-    return 0
+    return process.main("api", "The front door of the fabric.", _prepare, arguments)
+
+
+def _prepare(path: Path | None) -> Prepared:
+    settings = load(ApiSettings, "api", path=path, environment=os.environ)
+    options, failpoints = options_of(settings), failpoints_from(os.environ)
+    return Prepared(settings.log, lambda: serve(settings, options, failpoints))
 
 
 def options_of(settings: ApiSettings) -> ApiOptions:
@@ -126,41 +108,40 @@ def _administrator(settings: BootstrapSettings) -> Administrator:
 
 @dataclass(frozen=True, slots=True)
 class _Ports:
-    """Two ports: people's, and the fabric's own."""
+    """Two ports, people's and the fabric's own, and the browsers' door where there is one."""
 
     public: RpcServer
     internal: RpcServer
     door: ConsoleDoor | None
 
-    async def start(self) -> None:
-        for server in (self.public, self.internal):
-            # Calls are welcome when the service is ready, not when the port is open.
-            await server.start(serving=False)
-        if self.door is not None:
-            await self.door.start()
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """While they are. Calls are welcome when the service is ready, not when a port is open: see `serving`."""
+        servers = (self.public, self.internal)
+        try:
+            for server in servers:
+                await server.start(serving=False)
+            if self.door is not None:
+                await self.door.start()
+            yield
+        finally:
+            doors = [] if self.door is None else [self.door.stop()]
+            await asyncio.gather(*(server.stop() for server in servers), *doors)
 
     async def serving(self) -> None:
         for server in (self.public, self.internal):
             await server.serving(True)
 
-    async def stop(self) -> None:
-        doors = [] if self.door is None else [self.door.stop()]
-        await asyncio.gather(self.public.stop(), self.internal.stop(), *doors)
-
 
 async def serve(settings: ApiSettings, options: ApiOptions, failpoints: Failpoints) -> None:
     """Serve until a signal asks to stop. Raises Bug when an address is taken, WrongState for a store of another schema."""
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(each, stopping.set)
     clock, ids = SystemClock(), RandomIds()
     hashers = Threads("hash", threads=HASHERS, queue=HASHES_WAITING)
     filers = Threads("file", threads=FILERS, queue=FILES_WAITING)
     audit = AuditFile(settings.audit_path)
-    global_store = _store(settings.global_store, "global", clock)
-    cells = {name: _store(each, name, clock) for name, each in settings.cells.items()}
-    conductors = RemoteConductors(_tls(settings.internal_tls))
+    global_store = store_of(settings.global_store, "global", clock)
+    cells = {name: store_of(each, name, clock) for name, each in settings.cells.items()}
+    conductors = RemoteConductors(tls_of(settings.internal_tls))
     try:
         service = ApiService(
             global_store,
@@ -182,7 +163,9 @@ async def serve(settings: ApiSettings, options: ApiOptions, failpoints: Failpoin
             failpoints=failpoints,
         )
         ports = _ports(settings, service, Book(audit, clock, digest=audit.digest), clock, ids)
-        await _until_stopped(service, ports, audit, filers, stopping)
+        await until_stopped(
+            service.run(), audit.run(filers), _show_health(service, ports), around=ports.opened()
+        )
     finally:
         await conductors.close()
         for store in (global_store, *cells.values()):
@@ -205,7 +188,7 @@ def _ports(
         public=RpcServer(
             ServerSettings(
                 listen=settings.listen,
-                tls=_tls(settings.tls),
+                tls=tls_of(settings.tls),
                 reflection=settings.reflection,
                 drain_s=settings.drain_s,
             ),
@@ -222,7 +205,7 @@ def _ports(
         internal=RpcServer(
             ServerSettings(
                 listen=settings.internal_listen,
-                tls=_tls(settings.internal_tls),
+                tls=tls_of(settings.internal_tls),
                 client_certificates=settings.internal_tls is not None,
                 drain_s=settings.drain_s,
             ),
@@ -256,7 +239,7 @@ def _door(settings: ApiSettings, service: ApiService, clock: SystemClock) -> Con
         DoorSettings(
             listen=console.listen,
             url=_console_url(settings),
-            tls=_tls(console.tls or settings.tls),
+            tls=tls_of(console.tls or settings.tls),
             origins=console.origins,
             novnc=console.novnc_path,
             most=console.most,
@@ -266,55 +249,7 @@ def _door(settings: ApiSettings, service: ApiService, clock: SystemClock) -> Con
     )
 
 
-async def _until_stopped(
-    service: ApiService, ports: _Ports, audit: AuditFile, filers: Threads, stopping: asyncio.Event
-) -> None:
-    """Run the service with its ports around it, until asked to stop or until the service breaks."""
-    running = asyncio.create_task(service.run())
-    asked = asyncio.create_task(stopping.wait())
-    others: list[asyncio.Task[None]] = [asyncio.create_task(audit.run(filers))]
-    try:
-        await ports.start()
-        others.append(asyncio.create_task(_show_health(service, ports)))
-        await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-        log.info("api.stopping", is_asked=asked.done())
-    finally:
-        # First the calls under way, while everything they need still runs.
-        await ports.stop()
-        tasks = (running, asked, *others)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if not running.cancelled() and (broken := running.exception()) is not None:
-        raise _first(broken)
-
-
 async def _show_health(service: ApiService, ports: _Ports) -> None:
     """Let health checks see when the service is ready. From then on it answers, if only that a store is away."""
     await service.ready.wait()
     await ports.serving()
-
-
-def _first(error: BaseException) -> BaseException:
-    """What broke a group of tasks, without the group."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _store(settings: StoreSettings, name: str, clock: SystemClock) -> EtcdStore:
-    tls = settings.tls
-    made = EtcdSettings(
-        endpoints=settings.endpoints,
-        ca_path=None if tls is None else tls.ca,
-        cert_path=None if tls is None else tls.cert,
-        key_path=None if tls is None else tls.key,
-        prefix=settings.prefix,
-    )
-    return EtcdStore(made, name=name, clock=clock)
-
-
-def _tls(settings: TlsSettings | None) -> TlsFiles | None:
-    if settings is None:
-        return None
-    return TlsFiles(ca_path=settings.ca, cert_path=settings.cert, key_path=settings.key)

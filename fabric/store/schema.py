@@ -9,8 +9,14 @@ To change what is stored incompatibly: raise `SCHEMA_VERSION`, add a row to `CHA
 
 from __future__ import annotations
 
-from fabric.errors import Bug, Conflict, WrongState
+import asyncio
+
+import structlog
+
+from fabric.errors import Bug, Conflict, Unavailable, WrongState
 from fabric.store.base import Committed, Store, Txn
+
+log = structlog.get_logger()
 
 KEY = "schema"
 
@@ -19,6 +25,8 @@ SCHEMA_VERSION = 1
 
 OLDEST = 1
 """The oldest version this code can read and write."""
+
+RETRY_S = 1.0
 
 CHANGES = {
     1: "The first: fabric.record.v1 messages under the keys of fabric/store/keys.py.",
@@ -39,6 +47,16 @@ async def open_schema(store: Store) -> int:
         # Two processes may come first. The writes are equal, so even one whose answer is lost needs no settling: the
         # next read shows whoever won.
         await store.commit(Txn(unchanged={KEY: 0}, put={KEY: b"%d" % SCHEMA_VERSION}))
+
+
+async def opened(store: Store) -> int:
+    """`open_schema` of a store that may be away: waits for it as long as it takes. Raises WrongState."""
+    while True:
+        try:
+            return await open_schema(store)
+        except Unavailable as away:
+            log.warning("store.away", store=store.name, why=away.message)
+            await asyncio.sleep(RETRY_S)
 
 
 async def raise_schema(store: Store, to: int) -> None:

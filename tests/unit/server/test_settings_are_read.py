@@ -15,13 +15,15 @@ from fabric.config.settings import PROCESSES
 
 ROOT = Path(__file__).resolve().parents[3]
 
+ALIKE = "fabric/server/process.py"
+
 PLACES = {
-    "api": "fabric/server/api.py",
-    "scheduler": "fabric/server/scheduler.py",
-    "conductor": "fabric/server/conductor.py",
-    "hostd": "hostd/main.py",
+    "api": ("fabric/server/api.py", ALIKE),
+    "scheduler": ("fabric/server/scheduler.py", ALIKE),
+    "conductor": ("fabric/server/conductor.py", ALIKE),
+    "hostd": ("hostd/main.py",),
 }
-"""Where each process is put together: the only place that knows its settings."""
+"""Where each process is put together: the only places that know its settings."""
 
 
 def _names(kind: type[Struct]) -> Iterator[str]:
@@ -36,8 +38,8 @@ def _names(kind: type[Struct]) -> Iterator[str]:
 
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_setting_is_read(process: str) -> None:
-    tree = ast.parse((ROOT / PLACES[process]).read_text())
-    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    trees = [ast.parse((ROOT / place).read_text()) for place in PLACES[process]]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     names = set(_names(PROCESSES[process]))
 
     assert names

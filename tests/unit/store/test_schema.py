@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from fabric.errors import Bug, WrongState
+from fabric.errors import Bug, Unavailable, WrongState
 from fabric.store import schema
-from fabric.store.base import Txn
+from fabric.store.base import Snapshot, Txn
 from fabric.store.memory import MemoryStore
-from fabric.store.schema import CHANGES, KEY, OLDEST, SCHEMA_VERSION, open_schema, raise_schema
+from fabric.store.schema import CHANGES, KEY, OLDEST, SCHEMA_VERSION, open_schema, opened, raise_schema
 from tests.unit.store.virtual import run
 
 
@@ -52,3 +52,16 @@ def test_a_version_is_raised_but_never_lowered(monkeypatch: pytest.MonkeyPatch) 
     for to in (SCHEMA_VERSION, SCHEMA_VERSION + 1, SCHEMA_VERSION + 2):
         with pytest.raises(WrongState):
             run(raise_schema(store, to))
+
+
+def test_a_store_that_is_away_is_waited_for() -> None:
+    class Away(MemoryStore):
+        tries = 0
+
+        async def get(self, *keys: str) -> Snapshot:
+            self.tries += 1
+            if self.tries < 5:
+                raise Unavailable("away")
+            return await super().get(*keys)
+
+    assert run(opened(Away())) == SCHEMA_VERSION
