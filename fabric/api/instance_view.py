@@ -107,8 +107,8 @@ def _frame(request: Request, *, update_time_ms: int) -> pb.Instance:
             vcpus=guest.vcpus,
             ram_mib=guest.ram_mib,
             disk_gib=guest.disk_gib,
-            image_id=guest.image.id,
-            image_name=guest.image.name,
+            image_id="" if guest.image is None else guest.image.id,
+            image_name="" if guest.image is None else guest.image.name,
             network_name=request.network_name,
             key_name=request.key_name,
             availability_zone=request.zone,
@@ -158,6 +158,7 @@ def _volumes(record: Instance) -> list[pb.AttachedVolume]:
             size_gib=each.size_gib,
             serial=each.serial,
             state="ATTACHING" if each.id in coming else "ATTACHED",
+            is_root=each.is_root,
         )
         for each in record.request.guest.volumes
     ]

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from fabric.api.boot_volumes import NO_IMAGE, BootVolumes, sources
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.core.accept import Asked, Pledged, admission, first_cell, pledged, request_for, unpledged
+from fabric.api.core.boot_volume import admitted
 from fabric.api.core.devices import Known, Ref
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
@@ -52,7 +54,7 @@ from fabric.model.host import CellCapacity
 from fabric.model.identity import Principal
 from fabric.model.image import Image
 from fabric.model.instance import Answered, Build, Instance, Location, Request
-from fabric.model.quota import Quota
+from fabric.model.quota import Charge, Quota
 from fabric.model.states import Action, TaskState, VmState
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
@@ -97,6 +99,7 @@ class InstanceHandlers:
         self._reads = InstanceReads(
             catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
         )
+        self._boot_volumes = BootVolumes(catalogue, cells, ids=ids)
         self._access = GuestAccess(catalogue, cells, conductors)
         self.view = self._reads.view
         """How a record of a cell's is shown to somebody."""
@@ -143,7 +146,8 @@ class InstanceHandlers:
         instance_id: str,
     ) -> pb.CreateInstanceResponse | None:
         now_ms = self._clock.now_ms()
-        asked = await self._look_up(request, principal)
+        asked = await self._look_up(request, principal, now_ms=now_ms)
+        root = asked.root
         wanted = request_for(
             asked,
             instance_id=instance_id,
@@ -152,7 +156,8 @@ class InstanceHandlers:
             now_ms=now_ms,
         )
         capacities = unpledged(self._capacities(), self._pledges, now_ms=now_ms)
-        cell = first_cell(await self._enabled_cells(), capacities, wanted)
+        cell = root.entry.cell if root is not None else ""
+        cell = cell or first_cell(await self._enabled_cells(), capacities, wanted)
         build = Build(
             instance_id=instance_id,
             cell=cell,
@@ -161,7 +166,7 @@ class InstanceHandlers:
             create_time_ms=now_ms,
         )
         if request.validate_only:
-            revision = await self._would_charge(wanted)
+            revision = await self._would_charge(wanted, Charge() if root is None else root.charge)
             return pb.CreateInstanceResponse(
                 instance=from_build(build), revision=revision_of("global", revision)
             )
@@ -172,6 +177,8 @@ class InstanceHandlers:
             now_ms=now_ms,
             op_id=self._ids.new_id(),
         )
+        if root is not None:
+            entry = admitted(entry, root, op_id=self._ids.new_id())
         outcome = await self._ledger.admit(principal.project_id, entry)
         if isinstance(outcome, Refused):
             return None
@@ -181,20 +188,26 @@ class InstanceHandlers:
             instance=from_build(build), revision=revision_of("global", outcome.revision)
         )
 
-    async def _would_charge(self, wanted: Request) -> int:
+    async def _would_charge(self, wanted: Request, more: Charge) -> int:
         """Whether the project could pay, without paying. Raises QuotaExceeded, NotFound."""
         key = QUOTA.at(wanted.guest.project_id)
         seen = await self._global.get(key)
         stored = seen.value(key)
         if stored is None:
             raise NotFound("the project has no quota: it does not exist any more")
-        charge(codec.decode(Quota, stored), charge_of(wanted), op_id="")
+        charge(codec.decode(Quota, stored), charge_of(wanted) + more, op_id="")
         return seen.revision
 
-    async def _look_up(self, request: pb.CreateInstanceRequest, principal: Principal) -> Asked:
+    async def _look_up(
+        self, request: pb.CreateInstanceRequest, principal: Principal, *, now_ms: int
+    ) -> Asked:
         """Everything that the request names. A name that is not there is the request's fault, and names its field."""
         flavor = await _field("flavor", self._catalogue.flavor(request.flavor))
-        image = await _field("image", self._catalogue.image(request.image, principal))
+        image = None
+        if sources(request).image:
+            image = await _field("image", self._catalogue.image(request.image, principal))
+        root = await self._boot_volumes.look_up(request, image, principal, now_ms=now_ms)
+        image = image or (root.entry.image if root is not None else None) or NO_IMAGE
         network = await _field("network", self._catalogue.network(request.network))
         keypair = None
         if request.key_name:
@@ -213,6 +226,7 @@ class InstanceHandlers:
             user_data=request.user_data,
             metadata=dict(request.metadata),
             config_drive=not request.no_config_drive,
+            root=root,
         )
 
     async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:

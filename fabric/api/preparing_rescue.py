@@ -42,6 +42,11 @@ def rescued_by_its_own(password: str) -> Change:
 
     def change(now: Instance) -> Instance:
         guest = now.request.guest
+        if guest.image is None:
+            raise InvalidRequest(
+                "the server boots from a volume, and not from an image: name one to rescue it with",
+                field="image",
+            )
         if guest.standalone or now.disk is not None:
             raise InvalidRequest(
                 "what this server's disk was last made from is not kept; name an image to rescue it with",

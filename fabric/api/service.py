@@ -199,7 +199,14 @@ class ApiService:
             (
                 volume_service_pb2,
                 "VolumeService",
-                VolumeHandlers(global_store, self._cells, clock=clock, ids=ids, jitter=jitter),
+                VolumeHandlers(
+                    global_store,
+                    self._cells,
+                    image=self._catalogue.image,
+                    clock=clock,
+                    ids=ids,
+                    jitter=jitter,
+                ),
             ),
             (
                 project_service_pb2,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from google.protobuf.message import Message
 
 from fabric.api.cells import Cells
+from fabric.api.core.accept import check_fits_volume
 from fabric.api.draft import Draft, drafted
 from fabric.api.instance_view import timestamp
 from fabric.api.named import Found
@@ -27,12 +28,14 @@ from fabric.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
+    Reason,
     Unavailable,
     WrongState,
 )
 from fabric.ids import Ids
 from fabric.model.host import Session, SessionState
 from fabric.model.identity import Principal
+from fabric.model.image import Image
 from fabric.model.instance import Tombstone
 from fabric.model.quota import Charge, Quota
 from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeEnd, VolumeEntry, VolumeState, serial_of
@@ -75,9 +78,17 @@ class VolumeHandlers:
     """The RPCs, as functions of a request and who asks."""
 
     def __init__(
-        self, store: Store, cells: Cells, *, clock: Clock, ids: Ids, jitter: Callable[[], float]
+        self,
+        store: Store,
+        cells: Cells,
+        *,
+        image: Callable[[str, Principal], Awaitable[Image]],
+        clock: Clock,
+        ids: Ids,
+        jitter: Callable[[], float],
     ) -> None:
         self._store = store
+        self._image = image
         self._cells = cells
         self._clock = clock
         self._ids = ids
@@ -141,6 +152,7 @@ class VolumeHandlers:
     ) -> pb.CreateVolumeResponse:
         asked, project_id, volume_id = request.volume, project_of(principal), self._ids.new_id()
         now_ms = self._clock.now_ms()
+        image = await self._made_of(asked, principal)
 
         async def decide(draft: Draft) -> str:
             await self._take_name(draft, project_id, asked.name, volume_id)
@@ -151,6 +163,7 @@ class VolumeHandlers:
                 user_id=principal.user_id,
                 name=asked.name,
                 size_gib=asked.size_gib,
+                image=image,
                 create_time_ms=now_ms,
                 update_time_ms=now_ms,
                 op_id=self._ids.new_id(),
@@ -257,6 +270,19 @@ class VolumeHandlers:
         return await view.change(lambda: self._in_cell[entry.cell].answer(decide, request, principal))
 
     # ------------------------------------------------------------------ parts
+
+    async def _made_of(self, asked: pb.Volume, principal: Principal) -> Image | None:
+        """The image that the volume is to start as; None: it starts empty. Raises InvalidRequest, naming the field."""
+        if not asked.image:
+            return None
+        try:
+            image = await self._image(asked.image, principal)
+        except NotFound as gone:
+            raise InvalidRequest(
+                gone.message, field="volume.image", reason=Reason.RESOURCE_NOT_FOUND
+            ) from None
+        check_fits_volume(image, asked.size_gib, field="volume.size_gib")
+        return image
 
     async def _where(self, entry: VolumeEntry) -> Volume | None:
         if not entry.cell:
@@ -366,6 +392,8 @@ def _message(entry: VolumeEntry, known: Mapping[str, Volume | None], principal: 
         host=volume.host if volume and principal.system_admin else "",
         create_time=timestamp(entry.create_time_ms),
         attach_time=timestamp(volume.attach_time_ms) if volume and volume.attach_time_ms else None,
+        image=entry.image.id if entry.image else "",
+        image_name=entry.image.name if entry.image else "",
     )
 
 

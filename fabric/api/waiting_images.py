@@ -72,8 +72,9 @@ class WaitingImages:
 
         async def decide() -> Change:
             image_id = self._ids.new_id()
-            base_key = IMAGE.at(instance.request.guest.image.id)
+            made_of = instance.request.guest.image
             name_key = IMAGE_NAME.at(project_id, name)
+            base_key = name_key if made_of is None else IMAGE.at(made_of.id)
             seen = await self._store.get(name_key, base_key)
             own = name
             if name_key in seen.entries:
@@ -81,7 +82,7 @@ class WaitingImages:
                     raise AlreadyExists(f"the project has an image {name!r} already", name=name)
                 own = f"{name}-{image_id[:8]}"
                 name_key = IMAGE_NAME.at(project_id, own)
-            base = seen.value(base_key)
+            base = None if made_of is None else seen.value(base_key)
             image = snapshots.queued(
                 instance,
                 image_id=image_id,

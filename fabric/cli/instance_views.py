@@ -25,11 +25,34 @@ LONG_COLUMNS = (
 
 def volumes(instance: Instance) -> Cell:
     """The volumes it has, or has not let go of yet: lines for people, a list for programs."""
-    found = [
-        {"id": it.volume_id, "state": it.state.lower(), "device": f"/dev/disk/by-id/virtio-{it.serial}"}
+    found: list[Plain] = [
+        {
+            "id": it.volume_id,
+            "state": it.state.lower(),
+            "device": f"/dev/disk/by-id/virtio-{it.serial}",
+            "bootable": it.is_root,
+        }
         for it in instance.status.volumes
     ]
-    return Cell(found, "\n".join(f"{it['id']} ({it['state']})" for it in found))
+    lines = (
+        f"{it.volume_id} ({it.state.lower()}{', it boots from this' if it.is_root else ''})"
+        for it in instance.status.volumes
+    )
+    return Cell(found, "\n".join(lines))
+
+
+def image_name(instance: Instance) -> str:
+    """The name of what its disk started as; the reference's words where that is a volume."""
+    if any(it.is_root for it in instance.status.volumes):
+        return "N/A (booted from volume)"
+    return instance.spec.image_name
+
+
+def image(instance: Instance) -> Cell:
+    """What its disk started as."""
+    spec = instance.spec
+    name = image_name(instance)
+    return Cell({"id": spec.image_id, "name": name}, f"{name} ({spec.image_id})" if spec.image_id else name)
 
 
 def addresses(instance: Instance) -> Cell:
@@ -49,7 +72,7 @@ def row(instance: Instance, *, long: bool) -> Sequence[Value]:
         instance.name,
         status.state,
         addresses(instance),
-        spec.image_name,
+        image_name(instance),
         spec.flavor_name,
     )
     if not long:
@@ -90,7 +113,7 @@ def view(instance: Instance) -> dict[str, Value]:
             },
             f"{spec.flavor_name} ({spec.vcpus} vCPU, {spec.ram_mib} MiB, {spec.disk_gib} GiB)",
         ),
-        "image": Cell({"id": spec.image_id, "name": spec.image_name}, f"{spec.image_name} ({spec.image_id})"),
+        "image": image(instance),
         "key_name": spec.key_name,
         "config_drive": spec.config_drive,
         "availability_zone": status.availability_zone or spec.availability_zone,

@@ -55,11 +55,35 @@ def server() -> None:
         "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --network nebula_net"
         " --key-name nebula_key nebula_web_01",
         "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --user-data setup.sh --wait web",
+        "fabric server create --flavor m1.nebula_micro --volume nebula_root --wait web",
+        "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --boot-from-volume 10 web",
     )
 )
 @click.option("--flavor", required=True, help="The size, by name or id.", shell_complete=params.flavors)
 @click.option(
-    "--image", required=True, help="What its disk starts as, by name or id.", shell_complete=params.images
+    "--image",
+    default="",
+    help="What its disk starts as, by name or id. This, or --volume.",
+    shell_complete=params.images,
+)
+@click.option(
+    "--volume",
+    default="",
+    help="The volume that it boots from, by name or id: its disk, which outlives it.",
+    shell_complete=params.volumes,
+)
+@click.option(
+    "--boot-from-volume",
+    "boot_volume_gib",
+    type=click.IntRange(min=1),
+    default=None,
+    metavar="GIB",
+    help="With --image: boot from a new volume of this size, made of the image.",
+)
+@click.option(
+    "--delete-volume-on-termination",
+    is_flag=True,
+    help="Delete the volume that it boots from with the server.  [default: keep it]",
 )
 @click.option(
     "--network",
@@ -98,6 +122,9 @@ def create(
     *,
     flavor: str,
     image: str,
+    volume: str,
+    boot_volume_gib: int | None,
+    delete_volume_on_termination: bool,
     network: str,
     key_name: str,
     availability_zone: str,
@@ -116,12 +143,19 @@ def create(
         raise click.UsageError(
             "servers are on their hosts' own networks, which no security group filters: leave --security-group out"
         )
+    if bool(image) is bool(volume):
+        raise click.UsageError("say what it boots from: --image or --volume, and not both")
+    if volume and boot_volume_gib is not None:
+        raise click.UsageError("--boot-from-volume makes a new volume of an --image: leave --volume out")
     if dry_run and wait:
         raise click.UsageError("--dry-run makes nothing to wait for")
     made = session.client.instances.create(
         name=name,
         flavor=flavor,
         image=image,
+        volume=volume,
+        boot_volume_gib=boot_volume_gib or 0,
+        delete_volume_on_termination=delete_volume_on_termination,
         network=network,
         key_name=key_name,
         availability_zone=availability_zone,

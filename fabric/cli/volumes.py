@@ -26,6 +26,7 @@ def view(volume: Volume) -> dict[str, Value]:
         "status": volume.status,
         "size": volume.size_gib,
         "server_id": volume.instance_id,
+        "image": f"{volume.image_name} ({volume.image})" if volume.image else "",
         "device": f"/dev/disk/by-id/virtio-{volume.serial}",
         "delete_on_termination": volume.delete_on_termination,
         "cell": volume.cell,
@@ -45,7 +46,18 @@ def volume() -> None:
     """Disks that outlive servers. `fabric server add volume` plugs one in."""
 
 
-@volume.command(epilog=examples("fabric volume create --size 10 nebula_data"))
+@volume.command(
+    epilog=examples(
+        "fabric volume create --size 10 nebula_data",
+        "fabric volume create --image nebula_standard_os --size 10 nebula_root",
+    )
+)
+@click.option(
+    "--image",
+    default="",
+    help="What its data starts as, by name or id: a server can boot from it.  [default: empty]",
+    shell_complete=params.images,
+)
 @click.option(
     "--size",
     "size_gib",
@@ -57,9 +69,9 @@ def volume() -> None:
 @click.argument("name")
 @showing
 @pass_session
-def create(session: Session, *, size_gib: int, name: str, shape: Shape) -> None:
-    """Make an empty volume. It takes room on a host when it is first attached, and stays on that host."""
-    print_one(shape, view(session.client.volumes.create(name=name, size_gib=size_gib)))
+def create(session: Session, *, image: str, size_gib: int, name: str, shape: Shape) -> None:
+    """Make a volume, empty or of an image. It takes room on a host when it is first used, and stays on that host."""
+    print_one(shape, view(session.client.volumes.create(name=name, size_gib=size_gib, image=image)))
 
 
 @volume.command("list", epilog=examples("fabric volume list", "fabric volume list --sort-column Size"))

@@ -69,7 +69,10 @@ class Instances:
         *,
         name: str,
         flavor: str,
-        image: str,
+        image: str = "",
+        volume: str = "",
+        boot_volume_gib: int = 0,
+        delete_volume_on_termination: bool = False,
         network: str = "",
         key_name: str = "",
         availability_zone: str = "",
@@ -78,12 +81,18 @@ class Instances:
         config_drive: bool = True,
         validate_only: bool = False,
     ) -> Instance:
-        """Ask for a server; it is durable, and in BUILD, when this returns. With `validate_only` nothing is made."""
+        """Ask for a server; it is durable, and in BUILD, when this returns. With `validate_only` nothing is made.
+
+        It boots from an `image`, from a `volume`, or, with `boot_volume_gib`, from a new volume of so many GiB that is made of the image.
+        """
         request = pb.CreateInstanceRequest(
             request_id=self._calls.request_id(),
             name=name,
             flavor=flavor,
             image=image,
+            volume=volume,
+            boot_volume_gib=boot_volume_gib,
+            delete_volume_on_termination=delete_volume_on_termination,
             network=network,
             key_name=key_name,
             availability_zone=availability_zone,

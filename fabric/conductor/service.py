@@ -298,7 +298,8 @@ class ConductorService:
         assigned = await self._store.list(ASSIGNMENT.under(host))
         for entry in assigned.entries.values():
             assignment = decode(Assignment, entry.value)
-            for image in assignment.guest.images():
+            guest = assignment.guest
+            for image in (*guest.images(), *(each.image for each in guest.volume_images)):
                 if image.id == image_id and assignment.want is not Want.ABSENT:
                     return image
         raise NotFound(f"no instance on host {host} uses image {image_id}", host=host, image=image_id)

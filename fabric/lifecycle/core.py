@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.errors import WrongState
-from fabric.lifecycle.devices import LEAVES_ITS_HOST, plugged, tied
+from fabric.lifecycle.devices import barred, plugged
 from fabric.lifecycle.events import closed, noted, opened
 from fabric.lifecycle.moves import MOVING, heard, returned
 from fabric.lifecycle.table import (
@@ -108,10 +108,10 @@ def begin(
             instance=now.id,
         )
     _refuse_between_hosts(now, action)
-    bond = tied(now) if action in LEAVES_ITS_HOST else ""
-    if bond:
+    bar = barred(now, action)
+    if bar:
         raise WrongState(
-            f"cannot {action}: {bond}",
+            f"cannot {action}: {bar}",
             action=action,
             vm_state=now.vm_state.name.lower(),
             task_state=now.task.name.lower(),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fabric.model.faults import FaultCode
-from fabric.model.instance import Instance
+from fabric.model.instance import ImageRef, Instance, VolumeImage
 from fabric.model.network import NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
 from fabric.model.states import Action
@@ -22,6 +22,31 @@ from fabric.model.volume import GuestVolume, Plug
 
 LEAVES_ITS_HOST: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD, Action.RESIZE, Action.MIGRATE})
 """Actions that take a server away from its host, where its volumes and its added addresses cannot follow."""
+
+
+FOR_IMAGES: Final = frozenset({Action.REBUILD, Action.CREATE_IMAGE, Action.CREATE_BACKUP})
+"""Actions that make a root disk of an image, or an image of a root disk."""
+
+
+def barred(now: Instance, action: Action) -> str:
+    """Why the server's devices bar an action, and what is possible instead, for people; empty: they do not."""
+    root = now.request.guest.root_volume
+    if action is Action.REBUILD and root is not None:
+        return (
+            f"it boots from volume {root.id}, which a rebuild would overwrite: make a new volume of the image, and a new server that boots"
+            " from that"
+        )
+    if action in FOR_IMAGES and root is not None:
+        return (
+            f"it boots from volume {root.id}, and no images are made of volumes: delete the server, which keeps the volume, and boot others"
+            " from that"
+        )
+    if action in LEAVES_ITS_HOST and root is not None:
+        return (
+            f"it boots from volume {root.id}, whose data is on its host: delete the server, which keeps the volume, and boot another one"
+            " from that, of any flavor"
+        )
+    return tied(now) if action in LEAVES_ITS_HOST else ""
 
 
 def tied(now: Instance) -> str:
@@ -35,11 +60,12 @@ def tied(now: Instance) -> str:
     return ""
 
 
-def with_volume(now: Instance, volume: GuestVolume) -> Instance:
-    """The record with one more volume wanted."""
+def with_volume(now: Instance, volume: GuestVolume, image: ImageRef | None = None) -> Instance:
+    """The record with one more volume wanted, whose data starts as that of an image, or empty."""
     generation = now.generation + 1
+    source = () if image is None else (VolumeImage(volume_id=volume.id, image=image),)
     return replace(
-        _with_volumes(now, (*now.request.guest.volumes, volume)),
+        _with_volumes(now, (*now.request.guest.volumes, volume), source),
         generation=generation,
         plugs=(*now.plugs, Plug(generation=generation, volume_id=volume.id)),
     )
@@ -163,5 +189,11 @@ def _with_tenant_ports(now: Instance, ports: tuple[Port, ...]) -> Instance:
     return replace(now, request=replace(now.request, guest=replace(now.request.guest, ports=ports)))
 
 
-def _with_volumes(now: Instance, volumes: tuple[GuestVolume, ...]) -> Instance:
-    return replace(now, request=replace(now.request, guest=replace(now.request.guest, volumes=volumes)))
+def _with_volumes(
+    now: Instance, volumes: tuple[GuestVolume, ...], more: tuple[VolumeImage, ...] = ()
+) -> Instance:
+    guest, there = now.request.guest, {each.id for each in volumes}
+    images = tuple(each for each in (*guest.volume_images, *more) if each.volume_id in there)
+    return replace(
+        now, request=replace(now.request, guest=replace(guest, volumes=volumes, volume_images=images))
+    )

@@ -51,6 +51,14 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeImage:
+    """What the data of one of a guest's volumes starts as. Once it is made, the image is not needed any more."""
+
+    volume_id: str
+    image: ImageRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rescue:
     """What a server boots from while it is rescued: another image, with the server's own root disk as its second.
 
@@ -70,6 +78,7 @@ class Guest:
 
     `public_keys` maps keypair names to OpenSSH public keys. `user_data` is at most 65,535 bytes (as in the reference), and a
     secret: never logged. The root disk of a `standalone` one is a whole copy of its image, which may be gone as soon as it is made.
+    `image` is None where the root disk is a volume; then `disk_gib` is 0, because that takes its room by itself.
     """
 
     id: str
@@ -80,7 +89,7 @@ class Guest:
     vcpus: int
     ram_mib: int
     disk_gib: int
-    image: ImageRef
+    image: ImageRef | None
     kernel: ImageRef | None = None
     ramdisk: ImageRef | None = None
     kernel_args: str = ""
@@ -95,6 +104,16 @@ class Guest:
     standalone: bool = False
     rescue: Rescue | None = None
     volumes: tuple[GuestVolume, ...] = ()
+    volume_images: tuple[VolumeImage, ...] = ()
+
+    @property
+    def root_volume(self) -> GuestVolume | None:
+        """The volume that the guest boots from, where it is one."""
+        return next((each for each in self.volumes if each.is_root), None)
+
+    def image_of(self, volume_id: str) -> ImageRef | None:
+        """What a volume's data starts as; None: it starts empty."""
+        return next((each.image for each in self.volume_images if each.volume_id == volume_id), None)
 
     @property
     def tenant_ports(self) -> tuple[Port, ...]:
@@ -106,7 +125,7 @@ class Guest:
         return Resources(vcpus=self.vcpus, ram_mib=self.ram_mib, disk_gib=self.disk_gib)
 
     def images(self) -> tuple[ImageRef, ...]:
-        """Every image the guest is made from, and what it is rescued with."""
+        """Every image the guest's own disks are made from, and what it is rescued with. Those of its volumes are not among them."""
         rescue = self.rescue
         others = () if rescue is None else (rescue.image, rescue.kernel, rescue.ramdisk)
         return tuple(ref for ref in (self.image, self.kernel, self.ramdisk, *others) if ref is not None)
@@ -140,7 +159,8 @@ class Request:
     """What was asked for, as the scheduler needs it: the guest without its place, and the constraints on where.
 
     The guest's ports here are those of tenant networks, which it has wherever it is. `network_id` is the hosts' own network, where it is to
-    have an address that its claim fixes; empty: it is to have none.
+    have an address that its claim fixes; empty: it is to have none. `root_ends_with_instance`: the volume that the server boots from is
+    to be deleted with it.
     """
 
     guest: Guest
@@ -156,6 +176,7 @@ class Request:
     flavor_name: str = ""
     key_name: str = ""
     create_time_ms: int = 0
+    root_ends_with_instance: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

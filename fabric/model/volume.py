@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from fabric.model.image import Image
+
 VOLUME_EPOCH: Final = 1
 """The placement epoch of a volume's file: a host lets go of a volume as it does of a server's placement, and there is only one."""
 
@@ -26,10 +28,11 @@ class VolumeState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestVolume:
-    """A volume that a guest has: what its host needs to make it and to plug it in."""
+    """A volume that a guest has: what its host needs to make it and to plug it in. `is_root`: it is the disk that the guest boots from."""
 
     id: str
     size_gib: int
+    is_root: bool = False
 
     @property
     def serial(self) -> str:
@@ -41,7 +44,8 @@ class GuestVolume:
 class VolumeEntry:
     """The global index row of a volume: whose it is, what it is called, what it is charged.
 
-    `cell` is where it is used, empty until it first is: from then on it stays there. `op_id` names the write that made this value (R12).
+    `cell` is where it is used, empty until it first is: from then on it stays there. `image` is what its data starts as, as that was when
+    the volume was asked for; None: it starts empty. `op_id` names the write that made this value (R12).
     """
 
     id: str
@@ -53,6 +57,7 @@ class VolumeEntry:
     create_time_ms: int = 0
     update_time_ms: int = 0
     op_id: str = ""
+    image: Image | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ _MAPPING = Mapping(
         network.Port: pb.Port,
         instance.ImageRef: pb.ImageRef,
         volume.GuestVolume: pb.GuestVolume,
+        instance.VolumeImage: pb.VolumeImage,
         instance.Guest: pb.Guest,
         instance.Rescue: pb.Rescue,
         session.Hello: pb.Hello,

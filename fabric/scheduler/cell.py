@@ -18,9 +18,11 @@ from fabric.errors import FabricError, Unavailable
 from fabric.model.host import Host, Session, Use
 from fabric.model.instance import Assignment, Build, Instance, Location, Over, Refund
 from fabric.model.placement import Decision
+from fabric.scheduler.boot_volumes import BootVolumes, Roots
 from fabric.scheduler.commits import commit, read, seen
 from fabric.scheduler.core import saga
 from fabric.scheduler.core.ask import ask_of
+from fabric.scheduler.core.boot_volumes import VOLUME_UNAVAILABLE, Root, asked, unavailable
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.claim import Chosen, claim, never_placed
 from fabric.scheduler.core.picture import HostPicture, HostRow, Seen
@@ -81,6 +83,7 @@ class CellBuilds:
         self._hosts, self._removal = hosts, removal
         self._ports, self._settings, self._clock, self._ids = ports, ports.settings, ports.clock, ports.ids
         self._is_fresh, self._on_trouble = is_fresh, on_trouble
+        self._volumes = BootVolumes(cell, store, global_store, ports)
         self._pending: dict[str, Pending] = {}
         self._news = asyncio.Event()
 
@@ -203,10 +206,12 @@ class CellBuilds:
             if not self._is_open:
                 # Lost meanwhile: its hosts would look full, and the builds be sent away for nothing.
                 break
-            chosen, homeless = self._decide(left)
+            roots = await self._volumes.look(each.build for each in left)
+            left = [each for each in left if await self._has_its_volume(each, roots.get(each.id))]
+            chosen, homeless = self._decide(left, roots)
             if not chosen:
                 return homeless
-            rounds = [await self._claim(chunk) for chunk in self._chunks(chosen)]
+            rounds = [await self._claim(chunk, roots) for chunk in self._chunks(chosen)]
             if all(each.is_as_decided for each in rounds):
                 return homeless
             # Whoever found no room counted on those claims; they went otherwise, and some of them may have left room.
@@ -216,31 +221,37 @@ class CellBuilds:
             self._later(each)
         return []
 
+    async def _has_its_volume(self, each: Pending, root: Root | None) -> bool:
+        """Whether the volume that it boots from can be had; where it cannot, the server ends in ERROR."""
+        why = "" if root is None else unavailable(root, self._cell)
+        if why:
+            await self._fail(each, VOLUME_UNAVAILABLE, why, None)
+        return not why
+
     def _decide(
-        self, builds: Sequence[Pending]
+        self, builds: Sequence[Pending], roots: Roots
     ) -> tuple[list[tuple[Pending, Decision]], list[tuple[Pending, Decision]]]:
         """Decisions in this cell first; for those it has no room for, over every cell they have not left yet."""
         touched: dict[int, HostRow] = {}
-        here = self._decisions(builds, self._cell, touched)
+        here = self._decisions(builds, self._cell, touched, roots)
         chosen = [(each, decision) for each, decision in here if decision.host]
         full = [each for each, decision in here if not decision.host]
-        return chosen, self._decisions(full, "", touched)
+        return chosen, self._decisions(full, "", touched, roots)
 
     def _decisions(
         self,
         builds: Sequence[Pending],
         cell: str,
         touched: dict[int, HostRow],
+        roots: Roots,
         *,
         closed: tuple[str, ...] = (),
     ) -> list[tuple[Pending, Decision]]:
-        wanted = [
-            Wanted(
-                instance_id=each.id,
-                ask=ask_of(each.build.request, cell=cell, tried_cells=(*each.build.tried_cells, *closed)),
-            )
-            for each in builds
-        ]
+        wanted: list[Wanted] = []
+        for each in builds:
+            ask = ask_of(each.build.request, cell=cell, tried_cells=(*each.build.tried_cells, *closed))
+            root = roots.get(each.id)
+            wanted.append(Wanted(instance_id=each.id, ask=ask if root is None else asked(ask, root)))
         decisions = decide(
             self._hosts, wanted, self._settings.placement, now_ms=self._clock.now_ms(), touched=touched
         )
@@ -262,9 +273,12 @@ class CellBuilds:
 
     # ------------------------------------------------------------------ claims
 
-    async def _claim(self, chunk: Sequence[tuple[Pending, Decision]]) -> Round:
+    async def _claim(self, chunk: Sequence[tuple[Pending, Decision]], roots: Roots) -> Round:
         """Claim these together; those that lost a race are to be decided again, on the facts that the refusal brought."""
         by_id = {each.id: each for each, _ in chunk}
+        for each, _ in chunk:
+            if each.id in roots and not await self._volumes.bind(roots[each.id]):
+                return Round(list(by_id.values()), is_as_decided=False)
         wanted = claim(
             self._hosts,
             self._cell,
@@ -272,6 +286,7 @@ class CellBuilds:
             now_ms=self._clock.now_ms(),
             op_id=self._ids.new_id(),
             deadline_s=self._settings.claim_deadline_s,
+            roots=roots,
         )
         lost = [by_id[build.instance_id] for build in wanted.left]
         if not wanted.claimed:
@@ -387,7 +402,8 @@ class CellBuilds:
 
     async def _move(self, each: Pending) -> None:
         """Send a server that has left this cell to another."""
-        ((_, decision),) = self._decisions([each], "", {}, closed=(self._cell,))
+        roots = await self._volumes.look([each.build])
+        ((_, decision),) = self._decisions([each], "", {}, roots, closed=(self._cell,))
         target = saga.onwards(each.build, decision, self._hosts)
         if not isinstance(target, saga.Move):
             self._later(each)

@@ -91,6 +91,7 @@ RECORDS: abc.Mapping[type, type[Message]] = {
     volume.Plug: volume_pb2.Plug,
     instance.ActionMark: instance_pb2.ActionMark,
     instance.ImageRef: instance_pb2.ImageRef,
+    instance.VolumeImage: instance_pb2.VolumeImage,
     instance.Guest: instance_pb2.Guest,
     instance.Rescue: instance_pb2.Rescue,
     instance.Fault: instance_pb2.Fault,

@@ -104,12 +104,23 @@ def _spec(order: Order, step: Define) -> DomainSpec:
         guest=order.guest.booted(),
         placement_epoch=order.placement_epoch,
         generation=order.generation,
-        disks=(*step.files.disks, *step.volumes),
+        disks=_in_order(order.guest, step),
         interfaces=step.interfaces,
         kernel_path=step.files.kernel_path,
         ramdisk_path=step.files.ramdisk_path,
         console_log_path=step.files.console_log_path,
     )
+
+
+def _in_order(guest: Guest, step: Define) -> tuple[DiskFile, ...]:
+    """The disks as the guest finds them: what it boots from first. A volume that is the root disk stands where a root disk does, which is
+    after the disk that a guest is rescued with.
+    """
+    root = guest.root_volume
+    roots = [each for each in step.volumes if root is not None and each.serial == root.serial]
+    first = 1 if roots and guest.rescue is not None else 0
+    own, others = step.files.disks, (each for each in step.volumes if each not in roots)
+    return (*own[:first], *roots, *own[first:], *others)
 
 
 class Worker:
@@ -284,9 +295,10 @@ class Worker:
     async def _measure(self, goal: Order | Release) -> Seen:
         domain = await self._site.driver.observe(self.instance_id)
         if not reconcile.looks_everywhere(goal):
+            unmade = await self._unmade(goal)
             if domain is None or domain.power not in reconcile.RUNNING:
-                return Seen(domain=domain)
-            return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id))
+                return Seen(domain=domain, unmade=unmade)
+            return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id), unmade=unmade)
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()
         files = {one.placement_epoch for one in held if one.instance_id == self.instance_id}
@@ -298,6 +310,13 @@ class Worker:
             files=frozenset(files),
             wired=wired.get(self.instance_id),
         )
+
+    async def _unmade(self, goal: Order | Release) -> frozenset[str]:
+        """Which of the guest's volumes are still to be made of an image. Few have any."""
+        if isinstance(goal, Release) or goal.want is Want.STOP:
+            return frozenset()
+        asked = [each.volume_id for each in goal.guest.volume_images]
+        return frozenset([each for each in asked if await self._site.volumes.is_unmade(each)])
 
     def _must_be_wanted(self, goal: Order | Release) -> None:
         """Raise Superseded unless this is still the latest thing asked for (the same order under a newer epoch is)."""
@@ -425,8 +444,11 @@ class Worker:
 
     async def _volume(self, volume: GuestVolume) -> DiskFile:
         """The disk of one of the guest's volumes, for whoever its own disks belong to."""
-        owner = await self._site.disks.owner(self.instance_id, self._order().placement_epoch)
-        return await self._site.volumes.ensure(volume, owner)
+        order, disks = self._order(), self._site.disks
+        owner = await disks.owner(self.instance_id, order.placement_epoch)
+        image = order.guest.image_of(volume.id)
+        source = None if image is None else disks.image_file(image)
+        return await self._site.volumes.ensure(volume, owner, source)
 
     async def _unless_changed(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what may be left undone: give it up when something else is wanted."""

@@ -167,6 +167,13 @@ def _ec2(guest: Guest, parts: tuple[str, ...]) -> bytes | None:
     return _lines(f"{name}/" if isinstance(child, Mapping) else name for name, child in sorted(node.items()))
 
 
+def _boots_from(guest: Guest) -> str:
+    """The id of what the guest boots from: its image, or the volume that is its root disk."""
+    if guest.image is not None:
+        return guest.image.id
+    return guest.root_volume.id if guest.root_volume is not None else ""
+
+
 def _ec2_tree(guest: Guest) -> dict[str, Any]:
     tree: dict[str, Any] = {
         # EC2's form: i- and 17 hexadecimal digits.
@@ -176,7 +183,7 @@ def _ec2_tree(guest: Guest) -> dict[str, Any]:
         "placement": {"availability-zone": guest.availability_zone},
         "instance-action": "none",
         "ami-launch-index": "0",
-        "ami-id": f"ami-{guest.image.id.replace('-', '')[:17]}",
+        "ami-id": f"ami-{_boots_from(guest).replace('-', '')[:17]}",
     }
     if guest.ports:
         tree["local-ipv4"] = guest.ports[0].address

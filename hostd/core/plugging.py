@@ -20,6 +20,7 @@ from hostd.core.steps import (
     DetachDisk,
     DetachInterface,
     Effort,
+    EnsureImage,
     Rewire,
     Wait,
 )
@@ -39,7 +40,7 @@ HELD_LOOK_S: Final = 5.0
 
 _OPEN: Final = frozenset({PowerState.RUNNING, PowerState.PAUSED})
 
-Next = AttachDisk | DetachDisk | AttachInterface | DetachInterface | Rewire | Wait
+Next = EnsureImage | AttachDisk | DetachDisk | AttachInterface | DetachInterface | Rewire | Wait
 
 
 def is_plugged(guest: Guest, domain: Domain) -> bool:
@@ -50,11 +51,18 @@ def is_plugged(guest: Guest, domain: Domain) -> bool:
 
 
 def next_plug(
-    guest: Guest, domain: Domain | None, wired: frozenset[str] | None, effort: Effort, *, now_s: float
+    guest: Guest,
+    domain: Domain | None,
+    wired: frozenset[str] | None,
+    effort: Effort,
+    *,
+    now_s: float,
+    unmade: frozenset[str] = frozenset(),
 ) -> Next | FaultCode | None:
     """The next step towards the guest's devices; why they stay as they are; or None where they are right, or nobody has them open.
 
-    `wired` are the MACs that the host's network has for the guest, None where that is not known.
+    `wired` are the MACs that the host's network has for the guest, None where that is not known; `unmade` are volumes that are still to be
+    made of an image.
     """
     if domain is None or domain.power not in _OPEN | {PowerState.SUSPENDED}:
         return None
@@ -63,7 +71,7 @@ def next_plug(
         return None if is_plugged(guest, domain) else FaultCode.DEVICE_HELD
     if effort.misplugged is not None:
         return effort.misplugged
-    return _pull(guest, domain, effort, now_s=now_s) or _push(guest, domain, wired, effort)
+    return _pull(guest, domain, effort, now_s=now_s) or _push(guest, domain, wired, effort, unmade)
 
 
 def _volumes_of(domain: Domain) -> set[str]:
@@ -93,10 +101,17 @@ def _pull(guest: Guest, domain: Domain, effort: Effort, *, now_s: float) -> Next
 
 
 def _push(
-    guest: Guest, domain: Domain, wired: frozenset[str] | None, effort: Effort
+    guest: Guest,
+    domain: Domain,
+    wired: frozenset[str] | None,
+    effort: Effort,
+    unmade: frozenset[str],
 ) -> Next | FaultCode | None:
     for volume in guest.volumes:
         if volume.serial not in domain.disks:
+            image = guest.image_of(volume.id)
+            if image is not None and volume.id in unmade and image.sha256 not in effort.images:
+                return EnsureImage(image, for_plug=True)
             return FaultCode.VOLUME_ATTACH_FAILED if volume.serial in effort.pushed else AttachDisk(volume)
     missing = [port for port in guest.ports if port.mac not in domain.macs]
     if wired is not None and wired != {port.mac for port in guest.ports}:

@@ -91,12 +91,14 @@ class Seen:
     """What was measured of one instance: its domain, the placements with files, the placement its wires are of.
 
     `files` and `wired` are measured only where `looks_everywhere` says so, `macs` (what the host's network has for it) only where not.
+    `unmade` are those of the guest's volumes that are still to be made of an image.
     """
 
     domain: Domain | None = None
     files: frozenset[int] = frozenset()
     wired: int | None = None
     macs: frozenset[str] | None = None
+    unmade: frozenset[str] = frozenset()
 
 
 def looks_everywhere(goal: Order | Release) -> bool:
@@ -147,9 +149,9 @@ def next_step(
     elif goal.want in HOLDS:
         step = _toward_hold(HOLDS[goal.want], domain, effort)
     else:
-        step = _toward_run(goal, row, domain, effort, now_s=now_s, permitted=permitted, patience=patience)
+        step = _toward_run(goal, row, seen, effort, now_s=now_s, permitted=permitted, patience=patience)
     if isinstance(step, Hold) or (isinstance(step, Settled) and step.state is not HostState.ERROR):
-        plug = next_plug(goal.guest, domain, seen.macs, effort, now_s=now_s)
+        plug = next_plug(goal.guest, domain, seen.macs, effort, now_s=now_s, unmade=seen.unmade)
         if plug is not None and not isinstance(plug, FaultCode):
             return plug
         if plug is not None and isinstance(step, Settled):
@@ -217,13 +219,14 @@ def _toward_hold(held: Held, domain: Domain | None, effort: Effort) -> Step:
 def _toward_run(
     order: Order,
     row: JournalRow,
-    domain: Domain | None,
+    seen: Seen,
     effort: Effort,
     *,
     now_s: float,
     permitted: bool,
     patience: Patience,
 ) -> Step:
+    domain = seen.domain
     pending = order.action_seq > row.action_done and order.action is not OneShot.SNAPSHOT
     if pending and row.action_started < order.action_seq:
         return MarkStarted(order.action_seq)
@@ -241,7 +244,7 @@ def _toward_run(
         crashed = domain is not None and domain.power is PowerState.CRASHED
         fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
         return Settled(HostState.ERROR, domain.power if domain else PowerState.NOSTATE, fault)
-    return _spawn(order, row, effort, permitted=permitted)
+    return _spawn(order, row, seen, effort, permitted=permitted)
 
 
 def _rebuild(order: Order, row: JournalRow, domain: Domain | None, effort: Effort) -> Step:
@@ -309,7 +312,7 @@ def _reboot(order: Order, domain: Domain, effort: Effort, *, now_s: float, patie
     return CutPower()
 
 
-def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) -> Step:
+def _spawn(order: Order, row: JournalRow, seen: Seen, effort: Effort, *, permitted: bool) -> Step:
     """The next step of booting a guest. All of them, at every start: each is idempotent, and a power cut takes the wires.
 
     Disks are made once in a placement's life. A start that finds them gone reports it: with fresh ones the server would come up empty, and
@@ -327,6 +330,9 @@ def _spawn(order: Order, row: JournalRow, effort: Effort, *, permitted: bool) ->
     if effort.interfaces is None:
         return Plug()
     if effort.volumes is None and order.guest.volumes:
+        for each in order.guest.volume_images:
+            if each.volume_id in seen.unmade and each.image.sha256 not in effort.images:
+                return EnsureImage(each.image)
         return EnsureVolumes()
     if not effort.is_defined:
         return Define(effort.files, effort.interfaces, effort.volumes or ())
@@ -416,7 +422,8 @@ def after_failure(
     if isinstance(step, DropCopies):
         # The next snapshot, or the end of the placement, removes them.
         return after(effort, step, now_s=now_s), None
-    if isinstance(step, AttachDisk | DetachDisk | Rewire | AttachInterface | DetachInterface):
+    is_for_plug = isinstance(step, EnsureImage) and step.for_plug
+    if is_for_plug or isinstance(step, AttachDisk | DetachDisk | Rewire | AttachInterface | DetachInterface):
         # The guest keeps the devices that it has.
         return replace(effort, misplugged=fault), None
     if isinstance(step, Hold | GoOn):

@@ -20,10 +20,11 @@ from hostd.images.base import DiskCopy, GuestDisks
 
 @dataclass(frozen=True, slots=True)
 class EnsureImage:
-    """Have an image in the cache."""
+    """Have an image in the cache. `for_plug`: for a volume that is to be plugged into a guest which goes on without, should this fail."""
 
     reached: ClassVar[str] = "hostd.spawn.image"
     image: ImageRef
+    for_plug: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class FakeMachine:
     by instance and user; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests
     have written to their disks: in images that were made of such disks, and in each placement's root disk. `volumes` maps ids to GiB; a
     negative size is a volume whose data is lost. `followed` has the network plan, which is on disk and so outlives a loss of power.
+    `volume_data` is what those volumes have that were made of an image, or booted from.
     """
 
     name: str
@@ -77,6 +78,7 @@ class FakeMachine:
     fail_next: dict[str, deque[FaultCode]] = field(default_factory=lambda: defaultdict(deque))
     lost_events: int = 0
     volumes: dict[str, int] = field(default_factory=dict)
+    volume_data: dict[str, bytes] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     agentless: set[str] = field(default_factory=set)
     passwords: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -129,6 +131,10 @@ class FakeMachine:
         """The guest writes this to its root disk, after what is there."""
         domain = self.domains[instance_id]
         assert domain.running is not None, "only a guest that runs writes"
+        root = domain.running.guest.root_volume
+        if root is not None:
+            self.volume_data[root.id] = self.volume_data.get(root.id, b"") + data
+            return
         held = Held(instance_id, domain.running.placement_epoch)
         self.written[held] = self.written.get(held, b"") + data
 

@@ -71,8 +71,13 @@ class Disks(Protocol):
         """
         ...
 
+    def image_file(self, image: ImageRef) -> DiskFile:
+        """Where a disk image is in the cache, or would be: raw, readable to every guest's user, and never written to."""
+        ...
+
     async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
-        """Have the overlay root disk (grown to the flavor), the config drive and the log file. Never replaces a root disk.
+        """Have the overlay root disk (grown to the flavor), the config drive and the log file. Never replaces a root disk. That of a guest
+        without an image is a volume, which is not among these.
 
         `made`: the root disk was made before. One that is gone then is DISK_LOST, and nothing is made. The root disk of a standalone guest
         is a whole copy of its image, which is needed only to make it. A root disk that is there stays what it is, whatever the guest's
@@ -83,7 +88,7 @@ class Disks(Protocol):
     async def owner(self, instance_id: str, placement_epoch: int) -> int | None:
         """The user id that the placement's disks belong to, None where all files belong to whoever runs this.
 
-        Raises DiskError: DISK_LOST where there is no root disk.
+        Raises DiskError: DISK_LOST where they are not there.
         """
         ...
 

@@ -2,7 +2,8 @@
 
     STATE/images/                 the cache (cache.py)
     STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them;
-                                  while it is rescued, rescue.qcow2 and rescue.iso too; copies of its disk (copies.py)
+                                  while it is rescued, rescue.qcow2 and rescue.iso too; copies of its disk (copies.py);
+                                  where a volume is the root disk, the empty root.volume instead of root.qcow2
 
 Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
 the owner of its root disk, and the files are readable to nobody else. So every folder above must be searchable by others; the
@@ -42,6 +43,8 @@ _log = structlog.get_logger(__name__)
 _FOLDER: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(\d{1,18})")
 _BENEATH: Final = "root.on."
 """What begins the name of an empty file, which ends with the cached image's; with nothing, where the root disk stands by itself."""
+_VOLUME: Final = "root.volume"
+"""Stands for the root disk of a guest that boots from a volume: its owner is the guest's user, and it tells that the disks were made."""
 _CONFIG: Final = "config.iso"
 _RESCUE: Final = "rescue.qcow2"
 _RESCUE_CONFIG: Final = "rescue.iso"
@@ -86,11 +89,14 @@ class LocalDisks:
     async def ensure_image(self, image: ImageRef, fetch: Fetch, progress: Callable[[int], None]) -> None:
         await self._cache.ensure(image, fetch, progress)
 
+    def image_file(self, image: ImageRef) -> DiskFile:
+        return self._cache.base(image)
+
     async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
         async with self._folders.setdefault(guest.id, asyncio.Lock()):
             with disk_faults("guest"):
                 folder = self._folder(guest.id, placement_epoch)
-                if made and not (folder / ROOT).exists():
+                if made and not (folder / (_VOLUME if guest.image is None else ROOT)).exists():
                     raise disk_error(FaultCode.DISK_LOST)
                 return await self._make(guest, folder)
 
@@ -118,11 +124,11 @@ class LocalDisks:
             await asyncio.to_thread(self._copies.drop, self._folder(instance_id, placement_epoch))
 
     async def owner(self, instance_id: str, placement_epoch: int) -> int | None:
-        path = self._folder(instance_id, placement_epoch) / ROOT
+        folder = self._folder(instance_id, placement_epoch)
         with disk_faults("owner"):
-            if not path.exists():
+            if not (folder / ROOT).exists() and not (folder / _VOLUME).exists():
                 raise disk_error(FaultCode.DISK_LOST)
-            return self._owner(path)
+            return self._owner_of(folder)
 
     async def remove(self, instance_id: str, placement_epoch: int) -> None:
         async with self._folders.setdefault(instance_id, asyncio.Lock()):
@@ -163,8 +169,11 @@ class LocalDisks:
             if not (guest.standalone and image is guest.image):
                 self._cache.pin(image, folder)
         booted = guest.booted()
-        root = await self._ensure_root(guest, folder)
-        disks = [root]
+        disks: list[DiskFile] = []
+        if guest.image is None:
+            await self._ensure_mark(folder)
+        else:
+            disks.append(await self._ensure_root(guest, guest.image, folder))
         if guest.rescue is not None:
             disks.insert(0, await self._ensure_rescue(guest.rescue, folder))
         else:
@@ -196,21 +205,28 @@ class LocalDisks:
                     FaultCode.DISK_FAILED, "a folder above hostd's state is closed to other users (chmod o+x)"
                 )
 
-    async def _ensure_root(self, guest: Guest, folder: Path) -> DiskFile:
+    async def _ensure_mark(self, folder: Path) -> None:
+        """What stands for the root disk of a guest that boots from a volume."""
+        if not (folder / _VOLUME).exists():
+            part = folder / f"{_VOLUME}.part"
+            await self._claim_user(part)
+            await asyncio.to_thread(publish, part, folder / _VOLUME)
+
+    async def _ensure_root(self, guest: Guest, image: ImageRef, folder: Path) -> DiskFile:
         path = folder / ROOT
-        size_bytes = guest.disk_gib * GIB or guest.image.virtual_size_bytes
+        size_bytes = guest.disk_gib * GIB or image.virtual_size_bytes
         if not path.exists():
-            if size_bytes < guest.image.virtual_size_bytes:
+            if size_bytes < image.virtual_size_bytes:
                 raise disk_error(FaultCode.IMAGE_TOO_LARGE)
-            await self._make_root(guest, folder, size_bytes)
+            await self._make_root(guest, image, folder, size_bytes)
         elif (await self._qemu_img.info(path, "qcow2")).virtual_size_bytes < size_bytes:
             await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
-        return self._root_in(folder, guest.image)
+        return self._root_in(folder, image)
 
-    async def _make_root(self, guest: Guest, folder: Path, size_bytes: int) -> None:
+    async def _make_root(self, guest: Guest, image: ImageRef, folder: Path, size_bytes: int) -> None:
         """An overlay on the image, or a whole copy of it. What is beneath it is noted before it is there."""
         part = folder / f"{ROOT}.part"
-        base = self._cache.base(guest.image)
+        base = self._cache.base(image)
         _note(folder, "" if guest.standalone else Path(base.path).name)
         owner = await self._claim_user(part)
         if guest.standalone:
@@ -245,7 +261,7 @@ class LocalDisks:
             part = folder / f"{_RESCUE}.part"
             part.unlink(missing_ok=True)
             part.touch(mode=0o600)
-            owner = self._owner(folder / ROOT)
+            owner = self._owner_of(folder)
             if owner is not None:
                 os.chown(part, owner, owner)
             await self._qemu_img.create_overlay(
@@ -278,7 +294,7 @@ class LocalDisks:
 
     def _owners(self) -> Iterator[int]:
         for _, folder in self._held():
-            for name in (ROOT, f"{ROOT}.part"):
+            for name in (ROOT, f"{ROOT}.part", _VOLUME, f"{_VOLUME}.part"):
                 with contextlib.suppress(FileNotFoundError):
                     yield (folder / name).stat().st_uid
         if self._settings.volumes is not None and self._settings.volumes.is_dir():
@@ -286,6 +302,11 @@ class LocalDisks:
             for path in self._settings.volumes.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     yield path.stat().st_uid
+
+    def _owner_of(self, folder: Path) -> int | None:
+        """Whose the disks in a placement's folder are."""
+        root = folder / ROOT
+        return self._owner(root if root.exists() else folder / _VOLUME)
 
     def _owner(self, path: Path) -> int | None:
         return path.stat().st_uid if self._is_root else None
@@ -303,7 +324,7 @@ class LocalDisks:
                     *("-V", CONFIG_DRIVE_LABEL, "-o", str(part), str(tree)),
                 )
                 part.chmod(0o400)
-                owner = self._owner(folder / ROOT)
+                owner = self._owner_of(folder)
                 if owner is not None:
                     os.chown(part, owner, owner)
                 await asyncio.to_thread(publish, part, path)

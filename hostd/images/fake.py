@@ -53,6 +53,9 @@ class FakeDisks:
             await self._do(f"image/{image.sha256}", "ensure_image", store)
             progress(100)
 
+    def image_file(self, image: ImageRef) -> DiskFile:
+        return DiskFile(path=f"/fake/cache/{image.sha256}", format="raw", serial="", readonly=True)
+
     async def ensure_guest(self, guest: Guest, placement_epoch: int, *, made: bool = False) -> GuestDisks:
         held = Held(guest.id, placement_epoch)
 
@@ -66,12 +69,14 @@ class FakeDisks:
                 raise _error(FaultCode.DISK_LOST)
             if any(image.sha256 not in self._machine.images for image in guest.images()):
                 raise _error(FaultCode.IMAGE_UNAVAILABLE, "it is not in the cache")
-            if guest.disk_gib and guest.image.virtual_size_bytes > guest.disk_gib * _GIB:
+            image = guest.image
+            if image is not None and guest.disk_gib and image.virtual_size_bytes > guest.disk_gib * _GIB:
                 raise _error(FaultCode.IMAGE_TOO_LARGE)
             disks = _describe(guest, placement_epoch)
             self._machine.folders[held] = disks
-            self._machine.disk_bytes[held] = guest.disk_gib * _GIB or guest.image.virtual_size_bytes
-            self._machine.written[held] = self._machine.image_data[guest.image.sha256]
+            if image is not None:
+                self._machine.disk_bytes[held] = guest.disk_gib * _GIB or image.virtual_size_bytes
+                self._machine.written[held] = self._machine.image_data[image.sha256]
             self._happened("files_made", held)
             return disks
 
@@ -235,11 +240,16 @@ class FakeDisks:
 
 def _describe(guest: Guest, placement_epoch: int) -> GuestDisks:
     folder = f"/fake/{guest.id}.{placement_epoch}"
-    base = DiskFile(path=f"/fake/cache/{guest.image.sha256}", format="raw", serial="", readonly=True)
-    backing = None if guest.standalone else base
-    root = DiskFile(path=f"{folder}/root.qcow2", format="qcow2", serial="root", backing=backing)
-    config = DiskFile(path=f"{folder}/config.iso", format="raw", serial="config-2", readonly=True)
-    disks = (root, config) if guest.config_drive else (root,)
+    disks: tuple[DiskFile, ...] = ()
+    if guest.image is not None:
+        base = DiskFile(path=f"/fake/cache/{guest.image.sha256}", format="raw", serial="", readonly=True)
+        backing = None if guest.standalone else base
+        disks = (DiskFile(path=f"{folder}/root.qcow2", format="qcow2", serial="root", backing=backing),)
+    if guest.config_drive:
+        disks = (
+            *disks,
+            DiskFile(path=f"{folder}/config.iso", format="raw", serial="config-2", readonly=True),
+        )
     if guest.rescue is not None:
         beneath = DiskFile(
             path=f"/fake/cache/{guest.rescue.image.sha256}", format="raw", serial="", readonly=True
@@ -256,8 +266,8 @@ def _describe(guest: Guest, placement_epoch: int) -> GuestDisks:
 
 
 def _with_root_of(existing: GuestDisks, now: GuestDisks) -> GuestDisks:
-    (root,) = (disk for disk in existing.disks if disk.serial == "root")
-    return replace(now, disks=tuple(root if disk.serial == "root" else disk for disk in now.disks))
+    roots = {disk.serial: disk for disk in existing.disks if disk.serial == "root"}
+    return replace(now, disks=tuple(roots.get(disk.serial, disk) for disk in now.disks))
 
 
 def _error(code: FaultCode, detail: str = "") -> DiskError:

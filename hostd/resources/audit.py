@@ -89,12 +89,15 @@ class Audit:
             self._wires_fault = as_fault_code(error.code)
             _log.warning("wires.failed", reason=error.message)
         if self._knows_orders:
-            used = (
+            guests = self._guests().values()
+            used = {
                 image.sha256
-                for guest in self._guests().values()
+                for guest in guests
                 for image in guest.images()
                 if not (guest.standalone and image is guest.image)
-            )
+            }
+            # One of these may be about to be made.
+            used |= {each.image.sha256 for guest in guests for each in guest.volume_images}
             try:
                 await self._disks.prune(frozenset(used))
             except DiskError as error:

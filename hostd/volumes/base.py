@@ -24,11 +24,19 @@ class VolumeError(Exception):
 class Volumes(Protocol):
     """The volumes that this host can reach."""
 
-    async def ensure(self, volume: GuestVolume, owner: int | None) -> DiskFile:
+    async def ensure(
+        self, volume: GuestVolume, owner: int | None, source: DiskFile | None = None
+    ) -> DiskFile:
         """Have the volume's disk, at least as large as it says, for this user id alone (None: for whoever runs this).
 
-        Made empty where it never was; one that was made and is gone is VOLUME_LOST, and nothing is made in its stead. Raises VolumeError.
+        Where it never was, it is made: a copy of `source`, a raw disk that everybody may read, or empty without one. One that was made is
+        what it is, whatever the source; one that was made and is gone is VOLUME_LOST, and nothing is made in its stead. Raises VolumeError:
+        IMAGE_UNAVAILABLE where the source is needed and not there, IMAGE_TOO_LARGE where it does not fit.
         """
+        ...
+
+    async def is_unmade(self, volume_id: str) -> bool:
+        """Whether the volume is certainly still to be made. Where that cannot be known it is not, and `ensure` says why."""
         ...
 
     async def grow(self, volume_id: str, size_gib: int) -> None:

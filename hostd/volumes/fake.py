@@ -10,6 +10,7 @@ from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode, fault_text
 from hostd.driver.base import DiskFile
 from hostd.driver.fake import FakeMachine
+from hostd.resources.tracker import GIB
 from hostd.volumes.base import VolumeError
 
 _T = TypeVar("_T")
@@ -21,17 +22,24 @@ class FakeVolumes:
     def __init__(self, machine: FakeMachine) -> None:
         self._machine = machine
 
-    async def ensure(self, volume: GuestVolume, owner: int | None) -> DiskFile:
+    async def ensure(
+        self, volume: GuestVolume, owner: int | None, source: DiskFile | None = None
+    ) -> DiskFile:
         path = self.path(volume.id)
 
         def make() -> None:
             before_gib = self._machine.volumes.get(volume.id, 0)
             if before_gib < 0:
                 raise _error(FaultCode.VOLUME_LOST)
+            if volume.id not in self._machine.volumes and source is not None:
+                self._copy(source, volume)
             self._machine.volumes[volume.id] = max(before_gib, volume.size_gib)
 
         await self._do(volume.id, "ensure_volume", make)
         return DiskFile(path=path, format="raw", serial=volume.serial)
+
+    async def is_unmade(self, volume_id: str) -> bool:
+        return await self._do(volume_id, "look_at_volume", lambda: volume_id not in self._machine.volumes)
 
     async def grow(self, volume_id: str, size_gib: int) -> None:
         def enlarge() -> None:
@@ -43,7 +51,11 @@ class FakeVolumes:
         await self._do(volume_id, "grow_volume", enlarge)
 
     async def remove(self, volume_id: str) -> None:
-        await self._do(volume_id, "remove_volume", lambda: self._machine.volumes.pop(volume_id, None))
+        def drop() -> None:
+            self._machine.volumes.pop(volume_id, None)
+            self._machine.volume_data.pop(volume_id, None)
+
+        await self._do(volume_id, "remove_volume", drop)
 
     async def held(self) -> frozenset[str]:
         return await self._do("", "held_volumes", lambda: frozenset(self._machine.volumes))
@@ -52,6 +64,14 @@ class FakeVolumes:
         if not is_id(volume_id):
             raise _error(FaultCode.DISK_FAILED, "the volume's id is not a UUID")
         return f"/fake/volumes/{volume_id}.raw"
+
+    def _copy(self, source: DiskFile, volume: GuestVolume) -> None:
+        sha256 = source.path.rpartition("/")[2]
+        if sha256 not in self._machine.images:
+            raise _error(FaultCode.IMAGE_UNAVAILABLE)
+        if self._machine.images[sha256] > volume.size_gib * GIB:
+            raise _error(FaultCode.IMAGE_TOO_LARGE)
+        self._machine.volume_data[volume.id] = self._machine.image_data[sha256]
 
     async def _do(self, lock: str, step: str, work: Callable[[], _T]) -> _T:
         def checked() -> _T:

@@ -23,7 +23,9 @@ from fabric.ids import is_id
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode, fault_text
 from hostd.driver.base import DiskFile
+from hostd.images.qemu_img import QemuImg
 from hostd.images.storage import publish
+from hostd.processes import ProgramFailed
 from hostd.resources.tracker import GIB, measure_free_gib
 from hostd.volumes.base import VolumeError
 
@@ -41,11 +43,21 @@ class FileVolumes:
         self._is_root = os.geteuid() == 0
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def ensure(self, volume: GuestVolume, owner: int | None) -> DiskFile:
+    async def ensure(
+        self, volume: GuestVolume, owner: int | None, source: DiskFile | None = None
+    ) -> DiskFile:
+        user = owner if self._is_root else None
         async with self._locks.setdefault(volume.id, asyncio.Lock()):
             with volume_faults("ensure"):
-                await asyncio.to_thread(self._ensure, volume, owner)
+                part = await asyncio.to_thread(self._begin, volume, user, source)
+                if part is not None and source is not None:
+                    # By the guest's own user, into its own file: nothing of another's is within reach of what reads the image.
+                    await QemuImg(user).flatten(Path(source.path), source.format, part)
+                await asyncio.to_thread(self._finish, volume, user, part)
         return DiskFile(path=self.path(volume.id), format="raw", serial=volume.serial)
+
+    async def is_unmade(self, volume_id: str) -> bool:
+        return await asyncio.to_thread(self._is_unmade, Path(self.path(volume_id)))
 
     async def grow(self, volume_id: str, size_gib: int) -> None:
         async with self._locks.setdefault(volume_id, asyncio.Lock()):
@@ -80,25 +92,52 @@ class FileVolumes:
 
     # ------------------------------------------------------------------ on the disk
 
-    def _ensure(self, volume: GuestVolume, owner: int | None) -> None:
+    def _begin(self, volume: GuestVolume, user: int | None, source: DiskFile | None) -> Path | None:
+        """The empty file that the disk is to be made in, the user's own; None where it was made before."""
         self.check()
         self.prepare()
         path = Path(self.path(volume.id))
-        if not path.exists():
-            if path.with_suffix(_MADE).exists():
-                raise volume_error(FaultCode.VOLUME_LOST)
-            part = path.with_suffix(".part")
-            part.unlink(missing_ok=True)
-            part.touch(mode=0o600)
-            self._grow(part, volume.size_gib)
+        if path.exists():
+            return None
+        if path.with_suffix(_MADE).exists():
+            raise volume_error(FaultCode.VOLUME_LOST)
+        if source is not None:
+            self._check_source(Path(source.path), volume.size_gib)
+        part = path.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        part.touch(mode=0o600)
+        if user is not None:
+            os.chown(part, user, user)
+        return part
+
+    def _check_source(self, source: Path, size_gib: int) -> None:
+        try:
+            found = source.stat()
+        except FileNotFoundError:
+            raise volume_error(FaultCode.IMAGE_UNAVAILABLE) from None
+        if found.st_size > size_gib * GIB:
+            raise volume_error(FaultCode.IMAGE_TOO_LARGE)
+        if measure_free_gib(self._root) * GIB < found.st_blocks * 512:
+            raise volume_error(FaultCode.DISK_FULL)
+
+    def _finish(self, volume: GuestVolume, user: int | None, part: Path | None) -> None:
+        """The disk, whole under its name, as large as it is to be, and the user's."""
+        path = Path(self.path(volume.id))
+        self._grow(part or path, volume.size_gib)
+        if part is not None:
             publish(part, path)
-        else:
-            self._grow(path, volume.size_gib)
-        if self._is_root and owner is not None and path.stat().st_uid != owner:
-            os.chown(path, owner, owner)
+        if user is not None and path.stat().st_uid != user:
+            os.chown(path, user, user)
         path.chmod(0o600)
         # Last, and before anybody can have written to the disk: what is marked made has been whole.
         path.with_suffix(_MADE).touch(mode=0o600)
+
+    def _is_unmade(self, path: Path) -> bool:
+        try:
+            self.check()
+        except VolumeError:
+            return False
+        return not path.exists() and not path.with_suffix(_MADE).exists()
 
     def _grow(self, path: Path, size_gib: int) -> None:
         try:
@@ -133,10 +172,14 @@ def volume_error(code: FaultCode, detail: str = "") -> VolumeError:
 
 @contextlib.contextmanager
 def volume_faults(step: str) -> Iterator[None]:
-    """Turn what goes wrong with files into VolumeErrors; their words go to the log only."""
+    """Turn what goes wrong with files and qemu-img into VolumeErrors; their words go to the log only."""
     try:
         yield
     except OSError as error:
         _log.warning("volume.failed", step=step, words=str(error))
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        raise volume_error(FaultCode.DISK_FULL if full else FaultCode.DISK_FAILED) from error
+    except ProgramFailed as error:
+        _log.warning("volume.failed", step=step, program=error.program, words=str(error))
+        full = "No space left on device" in error.words
         raise volume_error(FaultCode.DISK_FULL if full else FaultCode.DISK_FAILED) from error

@@ -91,7 +91,12 @@ class ApiServer:
         )
 
         self.volumes = VolumeHandlers(
-            catalogue_store, self.cells, clock=world.clock, ids=world.ids, jitter=world.jitter
+            catalogue_store,
+            self.cells,
+            image=self.catalogue.image,
+            clock=world.clock,
+            ids=world.ids,
+            jitter=world.jitter,
         )
         self.intake = Intake(
             catalogue_store, world.blobs, limits=ImageLimits(), clock=world.clock, jitter=world.jitter

@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fabric.api.core.boot_volume import RootVolume
 from fabric.errors import InvalidRequest
 from fabric.model.flavor import Flavor
 from fabric.model.host import CellCapacity, Resources
 from fabric.model.image import Image, ImageFormat, ImageState
-from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request
+from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request, VolumeImage
 from fabric.model.keypair import Keypair
 from fabric.model.network import Network
+from fabric.model.volume import GuestVolume, VolumeEntry
 from fabric.quota.core import Admission, charge_of
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
 
@@ -26,7 +28,10 @@ TRAIT_VALUES = ("required", "forbidden")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a create names, looked up: everything that goes into the server's request."""
+    """What a create names, looked up: everything that goes into the server's request.
+
+    With a `root` the server boots from that volume, and the image is what the volume was made of: it says where the server can run.
+    """
 
     name: str
     flavor: Flavor
@@ -39,6 +44,7 @@ class Asked:
     user_data: bytes = b""
     metadata: Mapping[str, str] | None = None
     config_drive: bool = True
+    root: RootVolume | None = None
 
 
 def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str, now_ms: int) -> Request:
@@ -66,6 +72,8 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         config_drive=asked.config_drive,
         create_time_ms=now_ms,
     )
+    if asked.root is not None:
+        guest = _booting_from(asked.root.entry, guest)
     return Request(
         guest=guest,
         zone=asked.zone,
@@ -80,6 +88,19 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         flavor_name=asked.flavor.name,
         key_name=asked.keypair.name if asked.keypair is not None else "",
         create_time_ms=now_ms,
+        root_ends_with_instance=asked.root is not None and asked.root.ends_with_instance,
+    )
+
+
+def _booting_from(entry: VolumeEntry, guest: Guest) -> Guest:
+    """The guest with a volume as its root disk."""
+    made_of = entry.image
+    return replace(
+        guest,
+        image=None,
+        disk_gib=0,
+        volumes=(GuestVolume(id=entry.id, size_gib=entry.size_gib, is_root=True),),
+        volume_images=() if made_of is None else (VolumeImage(volume_id=entry.id, image=ref_of(made_of)),),
     )
 
 
@@ -202,15 +223,26 @@ def check_image(image: Image) -> None:
         )
 
 
+def check_fits_volume(image: Image, size_gib: int, *, field: str) -> None:
+    """Whether a volume of this size can be made of the image. Raises InvalidRequest, naming the field."""
+    check_image(image)
+    needs_gib = max(image.min_disk_gib, _gib_of(image))
+    if size_gib < needs_gib:
+        raise InvalidRequest(
+            f"the volume is to have {size_gib} GiB; image {image.name} needs {needs_gib}", field=field
+        )
+
+
 def _check_fit(asked: Asked) -> None:
     image, flavor = asked.image, asked.flavor
-    check_image(image)
+    if asked.root is None:
+        check_image(image)
     if flavor.ram_mib < image.min_ram_mib:
         raise InvalidRequest(
             f"flavor {flavor.name} has {flavor.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
             field="flavor",
         )
-    needs_gib = max(image.min_disk_gib, _gib_of(image))
+    needs_gib = 0 if asked.root is not None else max(image.min_disk_gib, _gib_of(image))
     if flavor.disk_gib and flavor.disk_gib < needs_gib:
         raise InvalidRequest(
             f"flavor {flavor.name} has a disk of {flavor.disk_gib} GiB; image {image.name} needs {needs_gib}",

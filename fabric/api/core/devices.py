@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar, cast
 
+from fabric.api.core.accept import ref_of
 from fabric.errors import Conflict, NoCapacity, NotFound, WrongState
 from fabric.lifecycle.devices import volumes_of, with_port, with_volume, without_port, without_volume
 from fabric.model.host import Host, Resources, Use
@@ -121,7 +122,8 @@ def attaching(entry: VolumeEntry, *, ends_with_instance: bool) -> Beside:
             host_key, use_key = HOST.at(now.host), USE.at(now.host)
             unchanged |= {key: seen.seen(key) for key in (host_key, use_key)}
             put[use_key] = _claimed(seen.get(HOST, now.host), _use(seen, now.host), more_gib, op_id=op_id)
-        return Wrote(after=with_volume(now, wanted), unchanged=unchanged, put=put)
+        image = None if entry.image is None else ref_of(entry.image)
+        return Wrote(after=with_volume(now, wanted, image), unchanged=unchanged, put=put)
 
     return Beside(reads=reads, write=write)
 
@@ -137,6 +139,12 @@ def detaching(entry: VolumeEntry) -> Beside:
         if before is None or before.instance_id != now.id:
             raise WrongState(
                 f"volume {entry.name!r} is not attached to the server",
+                action="detach-volume",
+                instance=now.id,
+            )
+        if any(each.id == entry.id and each.is_root for each in now.request.guest.volumes):
+            raise WrongState(
+                f"volume {entry.name!r} is the disk that the server boots from: delete the server, which keeps the volume",
                 action="detach-volume",
                 instance=now.id,
             )

@@ -75,7 +75,7 @@ def resize_work(
                 now.request,
                 flavor,
                 flavors(now.request.flavor_id),
-                images(now.request.guest.image.id),
+                None if now.request.guest.image is None else images(now.request.guest.image.id),
             ),
             image_id=image_id,
             create_time_ms=now_ms,

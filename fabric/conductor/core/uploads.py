@@ -38,7 +38,7 @@ def check(now: Instance | None, host: str, offer: ImageOffer) -> Instance:
     ):
         raise NotFound("no such image is wanted of this host", host=host, image=offer.image_id)
     guest = now.request.guest
-    largest_bytes = max(guest.disk_gib * _GIB, guest.image.virtual_size_bytes)
+    largest_bytes = max(guest.disk_gib * _GIB, 0 if guest.image is None else guest.image.virtual_size_bytes)
     most_bytes = offer.virtual_size_bytes + offer.virtual_size_bytes // _TABLES_SHARE + _TABLES_BYTES
     if offer.virtual_size_bytes > largest_bytes or offer.size_bytes > most_bytes:
         raise TooMuch(

@@ -70,7 +70,7 @@ def queued(
             KIND: SNAPSHOT,
             **properties,
             INSTANCE: instance.id,
-            BASE: guest.image.id,
+            BASE: "" if guest.image is None else guest.image.id,
         },
         create_time_ms=now_ms,
         update_time_ms=now_ms,

@@ -6,19 +6,27 @@ a revision compared here, so that the transaction is refused as a whole and noth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final
 
 from fabric.lifecycle.events import created
 from fabric.lifecycle.table import BY_ACTION
-from fabric.model.host import Host, SessionState, Use
+from fabric.model.host import Host, Resources, SessionState, Use
 from fabric.model.instance import ActionMark, Assignment, Build, Fault, Instance
 from fabric.model.placement import Decision
 from fabric.model.states import Action, TaskState, VmState, Want
 from fabric.network.addresses import ports_at, slot_for
+from fabric.scheduler.core import boot_volumes
+from fabric.scheduler.core.boot_volumes import Root
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import HostPicture
 from fabric.store import keys
+from fabric.store.keys import VOLUME
+
+NO_ROOTS: Final[Mapping[str, Root]] = MappingProxyType({})
+"""Everybody boots from an image."""
 
 FIRST_PLACEMENT = 1
 """The placement epoch, the generation and the attempt of every first claim."""
@@ -53,8 +61,9 @@ def claim(
     now_ms: int,
     op_id: str,
     deadline_s: float,
+    roots: Mapping[str, Root] = NO_ROOTS,
 ) -> Claim:
-    """Claims for builds of one cell, all in one transaction.
+    """Claims for builds of one cell, all in one transaction; `roots` are the volumes of those that boot from one, by server.
 
     Never puts more on a host than its inventory has, nor two servers at one address, whatever the decisions say: they were
     made on columns, this on the records whose revisions are compared.
@@ -71,17 +80,24 @@ def claim(
         use = uses.get(name, seen_use.value or Use(host=name))
         guest = build.request.guest
         slot = None if host.value is None else slot_for(host.value, use, build.request)
+        root = roots.get(build.instance_id)
+        volume = None if root is None else boot_volumes.claimed(root, build, name, now_ms=now_ms, op_id=op_id)
+        room = Resources(disk_gib=0 if root is None else root.more_gib)
         if (
             host.value is None
             or slot is None
             or not host.value.enabled
             or session.value is None
             or session.value.state is not SessionState.UP
-            or not (host.value.capacity - use.taken).covers(guest.resources())
+            or not (host.value.capacity - use.taken).covers(guest.resources() + room)
+            or (guest.root_volume is not None and (volume is None or VOLUME.at(volume.id) in put))
         ):
             left.append(build)
             continue
-        uses[name] = use.plus(guest.resources(), slot, op_id=op_id)
+        uses[name] = use.plus(guest.resources(), slot, op_id=op_id).with_volumes(room.disk_gib, op_id=op_id)
+        if root is not None and volume is not None:
+            unchanged[VOLUME.at(volume.id)] = root.volume.revision
+            put[VOLUME.at(volume.id)] = volume
         instance, assignment = _placed(
             each, host.value, slot, now_ms=now_ms, op_id=op_id, deadline_s=deadline_s
         )
@@ -106,11 +122,14 @@ def claim(
 def never_placed(
     build: Build, *, fault_code: str, message: str, decision: Decision | None, now_ms: int, op_id: str
 ) -> Change:
-    """The server's record when it ends in ERROR without ever having had a host: exactly once, like a claim."""
+    """The server's record when it ends in ERROR without ever having had a host: exactly once, like a claim.
+
+    A volume that it was to boot from it never had.
+    """
     fault = Fault(code=fault_code, message=message, time_ms=now_ms)
     instance = Instance(
         id=build.instance_id,
-        request=build.request,
+        request=replace(build.request, guest=replace(build.request.guest, volumes=(), volume_images=())),
         vm_state=VmState.ERROR,
         task=TaskState.NONE,
         # Nothing is to run: there is no host that could.
@@ -147,7 +166,8 @@ def _placed(
         action=ActionMark(),
         ports=ports,
         attempt=FIRST_PLACEMENT,
-        alternates=each.decision.alternates,
+        # Where its data is, and nowhere else.
+        alternates=each.decision.alternates if request.guest.root_volume is None else (),
         decision=each.decision,
         task_start_ms=now_ms,
         task_deadline_ms=now_ms + round(deadline_s * 1000),

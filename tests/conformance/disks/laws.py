@@ -318,6 +318,40 @@ async def a_root_disk_stays_on_what_it_was_made_on_whatever_its_guests_image_bec
     assert again.disks[0] == alone.disks[0] == made.disks[0]
 
 
+async def a_guest_that_boots_from_a_volume_has_no_root_disk_here_and_a_user_all_the_same(
+    disks: Disks,
+) -> None:
+    guest = replace(GUEST, image=None, disk_gib=0)
+    made = await disks.ensure_guest(guest, 1)
+
+    assert [disk.serial for disk in made.disks] == ["config-2"]
+    assert await disks.ensure_guest(guest, 1, made=True) == made
+    first = await disks.owner(guest.id, 1)
+    assert await disks.owner(guest.id, 1) == first
+    await disks.remove(guest.id, 1)
+    assert await disks.held() == frozenset()
+    with pytest.raises(DiskError) as refused:
+        await disks.ensure_guest(guest, 1, made=True)
+    assert refused.value.code == FaultCode.DISK_LOST
+
+
+async def a_rescued_guest_that_boots_from_a_volume_has_the_other_disk_alone(disks: Disks) -> None:
+    await bring(disks)
+    guest = replace(GUEST, image=None, disk_gib=0)
+    await disks.ensure_guest(guest, 1)
+
+    rescued = await disks.ensure_guest(replace(guest, rescue=Rescue(image=IMAGE)), 1, made=True)
+
+    assert [disk.serial for disk in rescued.disks] == ["rescue", "config-2"]
+
+
+async def an_image_in_the_cache_can_be_read_by_others(disks: Disks) -> None:
+    await bring(disks)
+    file = disks.image_file(IMAGE)
+
+    assert (file.format, file.readonly, file.backing) == ("raw", True, None)
+
+
 LAWS: tuple[Law, ...] = (
     an_image_is_fetched_once_and_its_progress_told,
     calls_at_once_share_one_download,
@@ -342,4 +376,7 @@ LAWS: tuple[Law, ...] = (
     copies_go_with_their_placement,
     a_standalone_guest_needs_its_image_no_more_once_it_is_made,
     a_root_disk_stays_on_what_it_was_made_on_whatever_its_guests_image_becomes,
+    a_guest_that_boots_from_a_volume_has_no_root_disk_here_and_a_user_all_the_same,
+    a_rescued_guest_that_boots_from_a_volume_has_the_other_disk_alone,
+    an_image_in_the_cache_can_be_read_by_others,
 )

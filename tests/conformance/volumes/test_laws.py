@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
+from hostd.driver.base import DiskFile
 from hostd.driver.fake import INSTANT, FakeMachine
 from hostd.volumes.base import VolumeError, Volumes
 from hostd.volumes.fake import FakeVolumes
@@ -18,6 +20,8 @@ from hostd.volumes.shared import MARK, SharedVolumes
 from tests.conformance.volumes.laws import LAWS, ONE, Law
 
 GIB = 1 << 30
+MISSING = [name for name in ("qemu-img", "prlimit", "setpriv") if shutil.which(name) is None]
+needs_programs = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}")
 
 
 class FakeRig:
@@ -34,6 +38,15 @@ class FakeRig:
     def lose(self, volume_id: str) -> None:
         self.machine.volumes[volume_id] = -1
 
+    def image(self, content: bytes, size_gib: int = 0) -> DiskFile:
+        name = content.hex()
+        self.machine.images[name] = size_gib * GIB or len(content)
+        self.machine.image_data[name] = content
+        return DiskFile(path=f"/fake/cache/{name}", format="raw", serial="", readonly=True)
+
+    def begins_with(self, volume_id: str, content: bytes) -> bool:
+        return self.machine.volume_data[volume_id].startswith(content)
+
 
 class FileRig:
     def __init__(self, root: Path) -> None:
@@ -48,6 +61,16 @@ class FileRig:
 
     def lose(self, volume_id: str) -> None:
         Path(self.volumes.path(volume_id)).unlink()
+
+    def image(self, content: bytes, size_gib: int = 0) -> DiskFile:
+        path = self.root.with_name(f"{content.hex()}.raw")
+        path.write_bytes(content)
+        os.truncate(path, size_gib * GIB or 1 << 20)
+        return DiskFile(path=str(path), format="raw", serial="", readonly=True)
+
+    def begins_with(self, volume_id: str, content: bytes) -> bool:
+        with Path(self.volumes.path(volume_id)).open("rb") as file:
+            return file.read(len(content)) == content
 
 
 class SharedRig(FileRig):
@@ -68,11 +91,13 @@ async def test_fake_volumes(law: Law) -> None:
     await law(FakeRig())
 
 
+@needs_programs
 @each_law
 async def test_files_on_the_host(law: Law, tmp_path: Path) -> None:
     await law(FileRig(tmp_path / "volumes"))
 
 
+@needs_programs
 @each_law
 async def test_a_shared_directory(law: Law, tmp_path: Path) -> None:
     await law(SharedRig(tmp_path / "volumes"))
@@ -118,6 +143,7 @@ def overwrite(path: Path, beginning: bytes) -> None:
 
 async def test_a_directory_that_is_not_mounted_is_not_an_empty_one(tmp_path: Path) -> None:
     volumes = SharedVolumes(tmp_path)
+    assert not await volumes.is_unmade(ONE.id)
 
     for act in (volumes.ensure(ONE, None), volumes.remove(ONE.id), volumes.held()):
         with pytest.raises(VolumeError) as refused:

@@ -70,7 +70,12 @@ class Volumes(World):
         super().__init__()
         clock: Clock = self.handlers._clock
         self.volumes = VolumeHandlers(
-            self.store, self.views, clock=clock, ids=RandomIds(), jitter=lambda: 0.5
+            self.store,
+            self.views,
+            image=self.catalogue.image,
+            clock=clock,
+            ids=RandomIds(),
+            jitter=lambda: 0.5,
         )
 
     async def ready(self, *servers: str) -> list[str]:

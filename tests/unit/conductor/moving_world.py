@@ -21,6 +21,7 @@ from fabric.model.image import ImageFormat, ImageOffer
 from fabric.model.instance import (
     Answered,
     Assignment,
+    Guest,
     ImageRef,
     Instance,
     MoveWanted,
@@ -46,6 +47,11 @@ HOSTS = ("h1", "h2")
 LARGE = Flavor(id="large", name="large", vcpus=2, ram_mib=1024, disk_gib=2)
 TIMERS_S: Mapping[str, float] = {"shelve_offload_s": -1.0, "resize_confirm_s": 0.0}
 DATA = "what people have written"
+
+
+def _image_id(guest: Guest) -> str:
+    assert guest.image is not None
+    return guest.image.id
 
 
 @dataclass(slots=True)
@@ -330,7 +336,7 @@ class Cell:
         is_owed = order.action.seq > model.done_seq
         if order.action.kind is OneShot.REBUILD and is_owed:
             model.disks.pop(epoch, None)
-            model.disks[epoch] = self.images[order.guest.image.id]
+            model.disks[epoch] = self.images[_image_id(order.guest)]
         if order.action.kind is OneShot.SNAPSHOT and is_owed:
             if epoch not in model.disks:
                 return False
@@ -343,7 +349,7 @@ class Cell:
             if epoch not in model.disks:
                 if not order.guest.standalone:
                     return False
-                model.disks[epoch] = self.images[order.guest.image.id]
+                model.disks[epoch] = self.images[_image_id(order.guest)]
             model.running = epoch
         return True
 

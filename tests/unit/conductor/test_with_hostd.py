@@ -114,6 +114,7 @@ class Hosts:
 def _fetchable(instance: Instance) -> Instance:
     """The instance with an image whose bytes are what the world's blob store says."""
     image = instance.request.guest.image
+    assert image is not None
     data = f"{image.sha256}@0".encode()
     honest = replace(image, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
     guest = replace(instance.request.guest, image=honest)

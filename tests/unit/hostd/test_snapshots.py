@@ -15,7 +15,7 @@ from fabric.model.states import Want
 from hostd.core.faults import FaultCode
 from hostd.images.fake_qcow2 import unwrap
 from tests.unit.hostd.bench import Bench, on_a_bench, raised
-from tests.unit.hostd.orders import SNAPSHOT_ID, instance_id, order, snapshot
+from tests.unit.hostd.orders import IMAGE, SNAPSHOT_ID, instance_id, order, snapshot
 
 ONE = instance_id(1)
 
@@ -147,7 +147,7 @@ def test_a_rebuild_whose_image_cannot_be_had_leaves_the_disk() -> None:
     async def scenario(bench: Bench) -> None:
         await raised(bench)
         bench.machine.write_to_disk(ONE, b"precious")
-        other = replace(order().guest.image, id=SNAPSHOT_ID, sha256="1" * 64)
+        other = replace(IMAGE, id=SNAPSHOT_ID, sha256="1" * 64)
         rebuild = order(generation=2, action_seq=1, action=OneShot.REBUILD)
         await bench.conductor.give(replace(rebuild, guest=replace(rebuild.guest, image=other)))
         await told(bench)

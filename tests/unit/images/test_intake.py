@@ -170,8 +170,10 @@ async def test_two_that_bring_the_same_image_at_once_leave_one() -> None:
 
 
 def test_what_says_where_it_can_run_is_inherited_and_what_is_ours_cannot_be_said_otherwise() -> None:
+    made_of = SERVER.request.guest.image
+    assert made_of is not None
     base = Image(
-        id=SERVER.request.guest.image.id,
+        id=made_of.id,
         name="base",
         project_id="p",
         format=ImageFormat.QCOW2,

@@ -13,6 +13,15 @@ from fabric.model.states import PowerState, TaskState, VmState, Want
 
 NOW_MS = 1_700_000_000_000
 
+IMAGE = ImageRef(
+    id="image",
+    name="debian",
+    format=ImageFormat.QCOW2,
+    sha256="ab" * 32,
+    size_bytes=1,
+    virtual_size_bytes=1,
+)
+
 GUEST = Guest(
     id="00000000-0000-4000-8000-000000000001",
     name="web",
@@ -22,14 +31,7 @@ GUEST = Guest(
     vcpus=1,
     ram_mib=512,
     disk_gib=1,
-    image=ImageRef(
-        id="image",
-        name="debian",
-        format=ImageFormat.QCOW2,
-        sha256="ab" * 32,
-        size_bytes=1,
-        virtual_size_bytes=1,
-    ),
+    image=IMAGE,
 )
 
 MOVED = Move(

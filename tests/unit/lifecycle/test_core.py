@@ -14,7 +14,7 @@ from fabric.lifecycle.table import BY_ACTION, BY_TASK, HOST_WORDS, RULES, Rule, 
 from fabric.model.instance import ActionMark, Fault, Instance, OneShot
 from fabric.model.session import HostState
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
-from tests.unit.lifecycle.records import DONE, GUEST, NOW_MS, instance, said
+from tests.unit.lifecycle.records import DONE, IMAGE, NOW_MS, instance, said
 
 STATES = tuple(sorted(set(VmState) - {VmState.UNSPECIFIED, VmState.DELETED}))
 UNPLACED = VmState.SHELVED_OFFLOADED
@@ -244,7 +244,7 @@ def test_what_was_asked_for_and_done_is_final(rule: Rule, vm_state: VmState) -> 
         else _begin(instance(vm_state, want=WANTED.get(vm_state, Want.RUN)), action, image_id="image-2")
     )
 
-    after = _settled(replace(now, uploaded=replace(GUEST.image, id=now.action.image_id)), DONE[now.want])
+    after = _settled(replace(now, uploaded=replace(IMAGE, id=now.action.image_id)), DONE[now.want])
 
     assert after.vm_state is (
         rule.final or vm_state if vm_state is not VmState.ERROR else rule.final or after.vm_state

@@ -14,7 +14,7 @@ from fabric.lifecycle.moves import is_waiting, overdue
 from fabric.model.instance import Fault, Instance
 from fabric.model.session import HostState
 from fabric.model.states import Action, TaskState, VmState, Want
-from tests.unit.lifecycle.records import DONE, GUEST, NOW_MS, POWERS, instance, said
+from tests.unit.lifecycle.records import DONE, IMAGE, NOW_MS, POWERS, instance, said
 
 
 class OneServer(RuleBasedStateMachine):
@@ -72,7 +72,7 @@ class OneServer(RuleBasedStateMachine):
         before = self.record
         if before.action.image_id and word.action_seq == before.action.seq:
             # Its bytes were handed in before the host said so.
-            before = replace(before, uploaded=replace(GUEST.image, id=before.action.image_id))
+            before = replace(before, uploaded=replace(IMAGE, id=before.action.image_id))
         after = settle(before, word, now_ms=self.now_ms, op_id="op")
         if isinstance(after, Freed):
             assert ending(before) is Action.SHELVE_OFFLOAD
@@ -127,9 +127,7 @@ class OneServer(RuleBasedStateMachine):
         """Once the wire is well and the host obeys, one exchange brings the record to rest."""
         if self.record is None or is_waiting(self.record):
             return
-        self.record = replace(
-            self.record, uploaded=replace(GUEST.image, id=self.record.action.image_id or "none")
-        )
+        self.record = replace(self.record, uploaded=replace(IMAGE, id=self.record.action.image_id or "none"))
         self.order = self.record
         after = settle(self.record, said(self.record, DONE[self.record.want]), now_ms=self.now_ms, op_id="op")
         if ending(self.record) is Action.SHELVE_OFFLOAD:

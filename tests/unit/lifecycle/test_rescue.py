@@ -9,9 +9,9 @@ from fabric.lifecycle.core import begin, settle
 from fabric.model.instance import Instance, OneShot, Rescue
 from fabric.model.session import HostState
 from fabric.model.states import Action, VmState, Want
-from tests.unit.lifecycle.records import GUEST, NOW_MS, instance, said
+from tests.unit.lifecycle.records import GUEST, IMAGE, NOW_MS, instance, said
 
-RESCUE = Rescue(image=GUEST.image, user_data=b"#!/bin/sh\n")
+RESCUE = Rescue(image=IMAGE, user_data=b"#!/bin/sh\n")
 
 
 def _rescued(vm_state: VmState = VmState.RESCUED, **facts: Any) -> Instance:

@@ -380,6 +380,7 @@ class AttachedVolume(_message.Message):
     SIZE_GIB_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    IS_ROOT_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     """The volume's id."""
     size_gib: _builtins.int
@@ -388,6 +389,8 @@ class AttachedVolume(_message.Message):
     """The serial number of its disk."""
     state: _builtins.str
     """ATTACHING, ATTACHED or DETACHING."""
+    is_root: _builtins.bool
+    """Whether it is the root disk, which the server boots from."""
     def __init__(
         self,
         *,
@@ -395,10 +398,11 @@ class AttachedVolume(_message.Message):
         size_gib: _builtins.int = ...,
         serial: _builtins.str = ...,
         state: _builtins.str = ...,
+        is_root: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["serial", b"serial", "size_gib", b"size_gib", "state", b"state", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_root", b"is_root", "serial", b"serial", "size_gib", b"size_gib", "state", b"state", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,6 +698,9 @@ class CreateInstanceRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     FLAVOR_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    BOOT_VOLUME_GIB_FIELD_NUMBER: _builtins.int
+    DELETE_VOLUME_ON_TERMINATION_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     KEY_NAME_FIELD_NUMBER: _builtins.int
     AVAILABILITY_ZONE_FIELD_NUMBER: _builtins.int
@@ -708,7 +715,13 @@ class CreateInstanceRequest(_message.Message):
     flavor: _builtins.str
     """The flavor's id or name."""
     image: _builtins.str
-    """The image's id or name."""
+    """The image's id or name: what the root disk starts as. Left out where `volume` is given."""
+    volume: _builtins.str
+    """The id or name of a volume that the server boots from: it is the root disk, and outlives the server."""
+    boot_volume_gib: _builtins.int
+    """With `image`: boot from a new volume of so many GiB, made of the image."""
+    delete_volume_on_termination: _builtins.bool
+    """Delete the volume that the server boots from with the server."""
     network: _builtins.str
     """The network's id or name; empty where there is only one."""
     key_name: _builtins.str
@@ -732,6 +745,9 @@ class CreateInstanceRequest(_message.Message):
         name: _builtins.str = ...,
         flavor: _builtins.str = ...,
         image: _builtins.str = ...,
+        volume: _builtins.str = ...,
+        boot_volume_gib: _builtins.int = ...,
+        delete_volume_on_termination: _builtins.bool = ...,
         network: _builtins.str = ...,
         key_name: _builtins.str = ...,
         availability_zone: _builtins.str = ...,
@@ -742,7 +758,7 @@ class CreateInstanceRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "flavor", b"flavor", "image", b"image", "key_name", b"key_name", "metadata", b"metadata", "name", b"name", "network", b"network", "no_config_drive", b"no_config_drive", "request_id", b"request_id", "user_data", b"user_data", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "boot_volume_gib", b"boot_volume_gib", "delete_volume_on_termination", b"delete_volume_on_termination", "flavor", b"flavor", "image", b"image", "key_name", b"key_name", "metadata", b"metadata", "name", b"name", "network", b"network", "no_config_drive", b"no_config_drive", "request_id", b"request_id", "user_data", b"user_data", "validate_only", b"validate_only", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1357,6 +1357,7 @@ class Guest(_message.Message):
     STANDALONE_FIELD_NUMBER: _builtins.int
     RESCUE_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    VOLUME_IMAGES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The instance's id."""
     name: _builtins.str
@@ -1389,7 +1390,7 @@ class Guest(_message.Message):
     """Whether the root disk is a whole copy of the image, which may be gone as soon as it is made."""
     @_builtins.property
     def image(self) -> Global___ImageRef:
-        """What the root disk starts as."""
+        """What the root disk starts as; absent where a volume is the root disk."""
 
     @_builtins.property
     def kernel(self) -> Global___ImageRef:
@@ -1419,6 +1420,10 @@ class Guest(_message.Message):
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___GuestVolume]:
         """The volumes it has."""
 
+    @_builtins.property
+    def volume_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeImage]:
+        """What the data of those starts as that were made of an image."""
+
     def __init__(
         self,
         *,
@@ -1445,14 +1450,43 @@ class Guest(_message.Message):
         standalone: _builtins.bool = ...,
         rescue: Global___Rescue | None = ...,
         volumes: _abc.Iterable[Global___GuestVolume] | None = ...,
+        volume_images: _abc.Iterable[Global___VolumeImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volume_images", b"volume_images", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Guest: _TypeAlias = Guest  # noqa: Y015
+
+@_typing.final
+class VolumeImage(_message.Message):
+    """What the data of one of a guest's volumes starts as, where it was never made."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    """The volume's id."""
+    @_builtins.property
+    def image(self) -> Global___ImageRef:
+        """The image."""
+
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        image: Global___ImageRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeImage: _TypeAlias = VolumeImage  # noqa: Y015
 
 @_typing.final
 class GuestVolume(_message.Message):
@@ -1462,19 +1496,23 @@ class GuestVolume(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     SIZE_GIB_FIELD_NUMBER: _builtins.int
+    IS_ROOT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The volume's id."""
     size_gib: _builtins.int
     """How large it is at least."""
+    is_root: _builtins.bool
+    """Whether it is the guest's root disk, which it boots from."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         size_gib: _builtins.int = ...,
+        is_root: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "size_gib", b"size_gib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

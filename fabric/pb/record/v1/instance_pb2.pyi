@@ -606,6 +606,7 @@ class Guest(_message.Message):
     STANDALONE_FIELD_NUMBER: _builtins.int
     RESCUE_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    VOLUME_IMAGES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     hostname: _builtins.str
@@ -637,6 +638,8 @@ class Guest(_message.Message):
     def rescue(self) -> Global___Rescue: ...
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[_volume_pb2.GuestVolume]: ...
+    @_builtins.property
+    def volume_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeImage]: ...
     def __init__(
         self,
         *,
@@ -663,14 +666,40 @@ class Guest(_message.Message):
         standalone: _builtins.bool = ...,
         rescue: Global___Rescue | None = ...,
         volumes: _abc.Iterable[_volume_pb2.GuestVolume] | None = ...,
+        volume_images: _abc.Iterable[Global___VolumeImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volume_images", b"volume_images", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Guest: _TypeAlias = Guest  # noqa: Y015
+
+@_typing.final
+class VolumeImage(_message.Message):
+    """What the data of one of a guest's volumes starts as."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOLUME_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    volume_id: _builtins.str
+    @_builtins.property
+    def image(self) -> Global___ImageRef: ...
+    def __init__(
+        self,
+        *,
+        volume_id: _builtins.str = ...,
+        image: Global___ImageRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "volume_id", b"volume_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeImage: _TypeAlias = VolumeImage  # noqa: Y015
 
 @_typing.final
 class Fault(_message.Message):
@@ -721,6 +750,7 @@ class Request(_message.Message):
     FLAVOR_NAME_FIELD_NUMBER: _builtins.int
     KEY_NAME_FIELD_NUMBER: _builtins.int
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    ROOT_ENDS_WITH_INSTANCE_FIELD_NUMBER: _builtins.int
     zone: _builtins.str
     architecture: _builtins.str
     network_id: _builtins.str
@@ -730,6 +760,7 @@ class Request(_message.Message):
     flavor_name: _builtins.str
     key_name: _builtins.str
     create_time_ms: _builtins.int
+    root_ends_with_instance: _builtins.bool
     @_builtins.property
     def guest(self) -> Global___Guest: ...
     @_builtins.property
@@ -754,10 +785,11 @@ class Request(_message.Message):
         flavor_name: _builtins.str = ...,
         key_name: _builtins.str = ...,
         create_time_ms: _builtins.int = ...,
+        root_ends_with_instance: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time_ms", b"create_time_ms", "dns_servers", b"dns_servers", "flavor_id", b"flavor_id", "flavor_name", b"flavor_name", "forbidden_traits", b"forbidden_traits", "guest", b"guest", "key_name", b"key_name", "network_id", b"network_id", "network_mtu", b"network_mtu", "network_name", b"network_name", "required_traits", b"required_traits", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time_ms", b"create_time_ms", "dns_servers", b"dns_servers", "flavor_id", b"flavor_id", "flavor_name", b"flavor_name", "forbidden_traits", b"forbidden_traits", "guest", b"guest", "key_name", b"key_name", "network_id", b"network_id", "network_mtu", b"network_mtu", "network_name", b"network_name", "required_traits", b"required_traits", "root_ends_with_instance", b"root_ends_with_instance", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

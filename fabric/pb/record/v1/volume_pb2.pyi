@@ -4,6 +4,7 @@
 isort:skip_file
 Records as they are stored. Kept apart from the API, so that either can move; numbers are for ever."""
 
+from fabric.pb.record.v1 import catalogue_pb2 as _catalogue_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -62,17 +63,20 @@ class GuestVolume(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     SIZE_GIB_FIELD_NUMBER: _builtins.int
+    IS_ROOT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     size_gib: _builtins.int
+    is_root: _builtins.bool
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         size_gib: _builtins.int = ...,
+        is_root: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "size_gib", b"size_gib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,6 +98,7 @@ class VolumeEntry(_message.Message):
     CREATE_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -105,6 +110,10 @@ class VolumeEntry(_message.Message):
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
     op_id: _builtins.str
+    @_builtins.property
+    def image(self) -> _catalogue_pb2.Image:
+        """What its data starts as, as it was when the volume was asked for."""
+
     def __init__(
         self,
         *,
@@ -118,10 +127,11 @@ class VolumeEntry(_message.Message):
         create_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
+        image: _catalogue_pb2.Image | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "create_time_ms", b"create_time_ms", "id", b"id", "name", b"name", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "update_time_ms", b"update_time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "create_time_ms", b"create_time_ms", "id", b"id", "image", b"image", "name", b"name", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "update_time_ms", b"update_time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,7 +82,7 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateVolume(self, request, context):
-        """Make one. It takes room on a host when it is first attached.
+        """Make one, empty or of an image. It takes room on a host when it is first attached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class VolumeServiceStub:
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.ListVolumesRequest, _volume_service_pb2.ListVolumesResponse]
     """Read the project's, by name."""
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.CreateVolumeRequest, _volume_service_pb2.CreateVolumeResponse]
-    """Make one. It takes room on a host when it is first attached."""
+    """Make one, empty or of an image. It takes room on a host when it is first attached."""
     UpdateVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.UpdateVolumeRequest, _volume_service_pb2.UpdateVolumeResponse]
     """Give one another name, or make one larger that no server has."""
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]
@@ -55,7 +55,7 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     ListVolumes: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.ListVolumesRequest, _volume_service_pb2.ListVolumesResponse]  # type: ignore[assignment]
     """Read the project's, by name."""
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.CreateVolumeRequest, _volume_service_pb2.CreateVolumeResponse]  # type: ignore[assignment]
-    """Make one. It takes room on a host when it is first attached."""
+    """Make one, empty or of an image. It takes room on a host when it is first attached."""
     UpdateVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.UpdateVolumeRequest, _volume_service_pb2.UpdateVolumeResponse]  # type: ignore[assignment]
     """Give one another name, or make one larger that no server has."""
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_service_pb2.DeleteVolumeRequest, _volume_service_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
@@ -86,7 +86,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_service_pb2.CreateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_service_pb2.CreateVolumeResponse, _abc.Awaitable[_volume_service_pb2.CreateVolumeResponse]]:
-        """Make one. It takes room on a host when it is first attached."""
+        """Make one, empty or of an image. It takes room on a host when it is first attached."""
 
     @_abc_1.abstractmethod
     def UpdateVolume(
