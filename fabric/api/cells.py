@@ -75,7 +75,7 @@ class CellView:
                 tasks.create_task(shelf.run())
 
     async def reach(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call to the cell's store, in time or not at all. Raises Unavailable or Ambiguous, naming the cell."""
+        """Make a call that reads from the cell's store, in time or not at all. Raises Unavailable, naming the cell."""
         try:
             return await self._tried(call)
         except TimeoutError:
@@ -85,9 +85,12 @@ class CellView:
         """As `reach`, for a call that writes: one that was cut off may have taken effect, and its error says so (R12)."""
         try:
             return await self._tried(call)
-        except TimeoutError:
-            away = self.away()
-            raise Ambiguous(away.message, reason=away.reason, cell=self.name) from None
+        except (TimeoutError, Ambiguous):
+            raise Ambiguous(
+                f"cell {self.name} did not say whether it was done; send the same request again, with its request_id",
+                reason=Reason.CELL_UNAVAILABLE,
+                cell=self.name,
+            ) from None
 
     async def _tried(self, call: Callable[[], Awaitable[T]]) -> T:
         """The call's result, counted by the breaker. Raises TimeoutError when it takes too long."""

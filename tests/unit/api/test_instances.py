@@ -523,4 +523,18 @@ async def test_a_write_that_was_cut_off_is_said_to_be_open_not_undone(world: Wor
     with pytest.raises(Ambiguous) as raised:
         await world.stop(server)
 
-    assert raised.value.reason is Reason.CELL_UNAVAILABLE
+    assert (raised.value.reason, raised.value.facts["cell"]) == (Reason.CELL_UNAVAILABLE, "c1")
+    assert "request_id" in raised.value.message
+
+
+@in_a_world
+async def test_a_write_whose_answer_was_lost_for_good_names_its_cell_too(world: World) -> None:
+    """The store's own words came through: which store, but not that it is the server's cell, and nothing about what to do."""
+
+    async def lost() -> None:
+        raise Ambiguous("the answer was lost", store="c1")
+
+    with pytest.raises(Ambiguous) as raised:
+        await world.views["c1"].change(lost)
+
+    assert (raised.value.reason, raised.value.facts["cell"]) == (Reason.CELL_UNAVAILABLE, "c1")
