@@ -27,7 +27,7 @@ class Sink(Protocol):
     """Where lines go. Writing must not fail silently."""
 
     def append(self, line: bytes) -> None:
-        """Add one line, with its line end, after all others."""
+        """Add one line, with its line end, after all others; where that fails, nothing of it."""
         ...
 
 
@@ -79,9 +79,10 @@ class Book:
         self._left_out: dict[tuple[str, str], int] = {}
 
     def write(self, entry: Entry) -> None:
-        """Add an entry."""
-        data, self.digest = line(entry, self.digest)
+        """Add an entry. What the sink raises is the caller's: of a line that was not written, the next one knows nothing."""
+        data, digest = line(entry, self.digest)
         self._sink.append(data)
+        self.digest = digest
 
     def record(
         self,
@@ -111,6 +112,7 @@ class Book:
         if minute == self._minute:
             return
         self._minute, self._denied = minute, 0
-        left_out, self._left_out = self._left_out, {}
-        for (method, outcome), count in left_out.items():
+        while self._left_out:
+            (method, outcome), count = next(iter(self._left_out.items()))
             self.write(Entry(now_ms, method, "", "", "", "", "", outcome, count))
+            del self._left_out[method, outcome]

@@ -29,9 +29,15 @@ class AuditFile:
         """The digest of the last line: where the chain goes on."""
 
     def append(self, line: bytes) -> None:
+        before = os.fstat(self._descriptor).st_size
         left = memoryview(line)
-        while left:
-            left = left[os.write(self._descriptor, left) :]
+        try:
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError:
+            # A full disk takes some of it: half a line would run into the next one.
+            os.ftruncate(self._descriptor, before)
+            raise
         self._is_synced = False
 
     async def run(self, workers: Workers) -> None:

@@ -127,3 +127,31 @@ def test_a_flood_of_denials_is_counted_not_dropped() -> None:
     )
     assert len(told) == DENIED_PER_MINUTE + 3
     verify(sink.lines)
+
+
+def test_a_line_that_could_not_be_written_breaks_no_chain() -> None:
+    """A full disk made the log look tampered with: the next line followed one that is not there."""
+
+    class Full(Sink):
+        is_full = False
+
+        def append(self, line: bytes) -> None:
+            if self.is_full:
+                raise OSError("no space left")
+            super().append(line)
+
+    sink, clock = Full(), Clock()
+    book = Book(sink, clock)
+    for _ in range(DENIED_PER_MINUTE + 1):
+        _record(book, "PERMISSION_DENIED", is_denial=True)
+    clock.ms += 60_000
+    sink.is_full = True
+    with pytest.raises(OSError, match="no space"):
+        _record(book, "OK")
+    sink.is_full = False
+    clock.ms += 60_000
+    _record(book, "OK")
+
+    counts = [json.loads(line)["count"] for line in sink.lines]
+    assert verify(sink.lines) == book.digest
+    assert sum(counts) == DENIED_PER_MINUTE + 2

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+import pytest
 
 from fabric.errors import TooMuch
 from fabric.server.audit_file import SYNC_S, AuditFile
@@ -45,3 +48,21 @@ def test_a_line_that_could_not_be_forced_to_disk_is_tried_again(tmp_path: Path) 
     run(world())
 
     assert workers.done == 1
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
+    """What a full disk took of a line ran into the next one, and both were lost to whoever reads the log."""
+    path = tmp_path / "audit.jsonl"
+    book = AuditFile(path)
+    book.append(b"{1}\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, limits[1]))  # two bytes more: as a disk with no more room
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            book.append(b"{2}\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    book.append(b"{3}\n")
+    book.close()
+
+    assert path.read_bytes() == b"{1}\n{3}\n"
