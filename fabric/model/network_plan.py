@@ -90,7 +90,8 @@ class RouterOutside:
     `is_gateway`: here is where everything without a floating IP leaves, under `addresses`, the router's own (none where it does no
     SNAT). On other hosts it goes to `gateway_tunnel_address` through the router's own tunnel, which `PlannedRouter.vni` tells from
     others, and the answers come back by the guest's network. What has a floating IP leaves from its own host. `mac` is this host's in the
-    external network; `physical_network` is what the host's settings know that network's interface by.
+    external network; `physical_network` is what the host's settings know that network's interface by. It is empty where the host has none:
+    then the other way is all there is, and there are no floating IPs.
     """
 
     physical_network: str

@@ -6,7 +6,7 @@ hosts that have the set, and no rule. Nothing is looked up here but what was pas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -57,13 +57,29 @@ def compiled(
     Returns:
         Values in order, so that equal models give equal filters.
     """
+    return assembled(
+        placed,
+        groups,
+        rules=rule_group,
+        addresses=lambda group_id: address_set(group_id, members.get(group_id, ())),
+    )
+
+
+def assembled(
+    placed: Iterable[PlacedPort],
+    groups: Mapping[str, SecurityGroup],
+    *,
+    rules: Callable[[SecurityGroup], RuleGroup],
+    addresses: Callable[[str], AddressSet],
+) -> HostFilters:
+    """As `compiled`, of parts that somebody may have made already: a group's rules, and the address set of a group by its id."""
     ports = sorted(placed, key=lambda each: each.port.id)
     used = [groups[each] for each in sorted(_groups_of(it.port for it in ports)) if each in groups]
     named = {rule.remote_group_id for group in used for rule in group.rules if rule.remote_group_id}
     return HostFilters(
         ports=tuple(_port_filter(each, groups) for each in ports),
-        groups=tuple(rule_group(each) for each in used),
-        sets=tuple(address_set(each, members.get(each, ())) for each in sorted(named)),
+        groups=tuple(rules(each) for each in used),
+        sets=tuple(addresses(each) for each in sorted(named)),
     )
 
 
