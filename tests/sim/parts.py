@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
+from fabric.api.core.accept import ref_of
 from fabric.api.instances import InstanceHandlers
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts
@@ -18,7 +19,6 @@ from fabric.conductor.service import ConductorService
 from fabric.deadlines import within
 from fabric.errors import FabricError, Unavailable
 from fabric.images.core.inspect import ImageLimits
-from fabric.images.core.snapshots import ref_of
 from fabric.images.intake import Intake
 from fabric.model.image import ImageOffer
 from fabric.model.instance import ImageRef

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from fabric.model.image import Image, ImageFormat, ImageState, Visibility
-from fabric.model.instance import ImageRef, Instance, OneShot
+from fabric.model.instance import Instance, OneShot
 from fabric.model.states import TaskState
 
 INSTANCE: Final = "instance_uuid"
@@ -131,15 +131,3 @@ def is_given_up(image: Image, instance: Instance | None, *, now_ms: int) -> bool
         has_bytes = instance.uploaded is not None and instance.uploaded.id == image.id
         return not is_under_way and not has_bytes
     return now_ms - image.create_time_ms > BEGUN_WITHIN_MS
-
-
-def ref_of(image: Image) -> ImageRef:
-    """The image as hosts are told of it."""
-    return ImageRef(
-        id=image.id,
-        name=image.name,
-        format=image.format,
-        sha256=image.sha256,
-        size_bytes=image.size_bytes,
-        virtual_size_bytes=image.virtual_size_bytes,
-    )
