@@ -32,9 +32,9 @@ _SECRET_NAMES: Final = frozenset(
 """Fields that are never shown. A test compares them with the `secret` option of the protos."""
 
 _SECRET_VALUES: Final = re.compile(
-    r"fab_[A-Za-z0-9_-]{20,}|\$argon2[a-z]*\$\S+|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"fab_[A-Za-z0-9_-]{20,}|\$(?:argon2[a-z]*|6)\$\S+|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-"""What our secrets look like, wherever they turn up."""
+"""What our secrets look like, wherever they turn up: tokens and tickets, hashes of passwords (of users, of rescued guests), keys."""
 
 _DEPTH: Final = 4
 

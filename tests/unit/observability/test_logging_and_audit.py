@@ -13,6 +13,7 @@ from fabric.observability.logging import redact
 
 TOKEN = "fab_" + "A1b2C3d4" * 5
 HASH = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA"
+GUESTS_HASH = "$6$rounds=5000$c2FsdA$aGFzaA"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_a_field_that_names_a_secret_is_hidden_however_deep(event: dict[str, obj
     assert "canary" not in repr(redact(None, "info", event))
 
 
-@pytest.mark.parametrize("secret", [TOKEN, HASH, "-----BEGIN OPENSSH PRIVATE KEY-----"])
+@pytest.mark.parametrize("secret", [TOKEN, HASH, GUESTS_HASH, "-----BEGIN OPENSSH PRIVATE KEY-----"])
 def test_what_looks_like_a_secret_is_hidden_wherever_it_is(secret: str) -> None:
     shown = redact(None, "info", {"message": f"the header was Bearer {secret}!", "list": [secret]})
 
