@@ -52,6 +52,7 @@ class Firewall:
         self._unchecked: frozenset[str] = frozenset()
         self._departed: frozenset[tuple[str, str]] = frozenset()
         self._fresh: set[int] = set()
+        self._led: frozenset[str] = frozenset()
         self._changing = asyncio.Lock()
 
     @property
@@ -60,11 +61,16 @@ class Firewall:
         return self._tracking
 
     async def apply(
-        self, filters: HostFilters, bridges: Mapping[str, str], others: Iterable[str] = ()
+        self,
+        filters: HostFilters,
+        bridges: Mapping[str, str],
+        *,
+        others: Iterable[str] = (),
+        kept: frozenset[str] = frozenset(),
     ) -> None:
         """Make the kernel filter as `filters` say, and have forgotten what they allow no longer. `bridges` is by network id.
 
-        `others` are taps that somebody else filters, and that pass here.
+        `others` are taps that somebody else filters, and that pass here. `kept` are bridges that nobody made anew since the last call.
 
         Returns when it is so. Loads only what differs, unless somebody else changed the namespace's nftables since: then all of
         ours anew. Raises ProgramFailed or OSError, after which the next call starts from nothing, and ValueError for filters that
@@ -86,7 +92,8 @@ class Firewall:
             )
             wanted = tables(filters, segments, tracking, others)
             if tracking is Tracking.BR_NETFILTER:
-                await self._lead_through_inet(bridges.values())
+                await self._lead_through_inet(set(bridges.values()) - (kept & self._led))
+                self._led = frozenset(bridges.values())
             before, self._filters = self._filters, filters
             if before is None:
                 self._unchecked = frozenset(bridges)
@@ -175,7 +182,7 @@ class Firewall:
         return await self._namespace.inside(nfnetlink.ruleset_generation)
 
     async def _lead_through_inet(self, bridges: Iterable[str]) -> None:
-        """Per bridge, so that the machine's other bridges stay as they are; every time, for one may have been made anew."""
+        """Per bridge, so that the machine's other bridges stay as they are."""
         lines = [
             f"link set dev {bridge} type bridge nf_call_iptables 1 nf_call_ip6tables 1\n"
             for bridge in sorted(set(bridges))

@@ -117,9 +117,15 @@ class TenantNetworks:
         await self._make_services(served)
         # What has no filter yet is not made yet.
         first = want.without_taps(want.taps - have.taps)
-        await self._links.apply(change(have, first))
+        linking = change(have, first)
+        await self._links.apply(linking)
         await self._failpoints.reach("hostd.network.linked")
-        await self.firewall.apply(plan.filters, want.bridges, demand.others)
+        await self.firewall.apply(
+            plan.filters,
+            want.bridges,
+            others=demand.others,
+            kept=frozenset(want.bridges.values()).difference(linking.made),
+        )
         await self._failpoints.reach("hostd.network.filtered")
         if self._routing is not None:
             bridges = {network_id: bridge_name(network_id) for network_id in planned}
@@ -150,9 +156,10 @@ class TenantNetworks:
         """Remove everything of ours."""
         if self._routing is not None:
             await self._routing.dismantle()
-        await self._remove_services(set())
+        # Links first: those into a namespace go some time after it, and then there is nothing to be sure of.
         there = await self._links.look()
         await self._links.apply(change(there.without_taps(there.taps), Overlay()))
+        await self._remove_services(set())
         await self.firewall.dismantle()
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None

@@ -1,0 +1,269 @@
+"""Two tenants with the same ranges on two hosts, on a real kernel: each reaches its own across hosts, and neither sees the other."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+
+from hostd.core.firewall import link_local
+from hostd.core.overlay import bridge_name, tunnel_name
+from hostd.network.driver import LinuxWires
+from tests.conformance.namespaces import inside, ip
+from tests.integration.hostd.tenant_hosts import (
+    Fabric,
+    Sniffer,
+    TenantGuest,
+    TenantNetwork,
+    a_fabric,
+    answering,
+    ask_tcp,
+    ask_udp,
+    leftovers,
+    pings,
+    tunnelled,
+)
+
+MISSING = [name for name in ("ip", "bridge", "nft", "dnsmasq", "nsenter") if shutil.which(name) is None]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.owns_machine,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}"),
+]
+
+ONE, TWO = TenantNetwork("one", 0x11), TenantNetwork("two", 0x22)
+ONE_A, ONE_B = TenantGuest(ONE, 0, 11), TenantGuest(ONE, 1, 12)
+TWO_A, TWO_B = TenantGuest(TWO, 0, 11), TenantGuest(TWO, 1, 12)
+ONE_ALONE, TWO_ALONE = TenantGuest(ONE, 0, 21), TenantGuest(TWO, 1, 22)
+GUESTS = (ONE_A, ONE_B, TWO_A, TWO_B, ONE_ALONE, TWO_ALONE)
+
+
+@dataclass
+class Site:
+    fabric: Fabric
+    wires: tuple[LinuxWires, ...]
+
+    def netns(self, guest: TenantGuest) -> str:
+        return self.fabric.netns[guest.word]
+
+    async def ask(self, guest: TenantGuest, address: str) -> tuple[str, str, bool]:
+        """What answers at an address by TCP, by UDP and by ICMP."""
+        netns = self.netns(guest)
+        tcp, udp, icmp = await asyncio.gather(
+            asyncio.to_thread(ask_tcp, netns, address),
+            asyncio.to_thread(ask_udp, netns, address),
+            asyncio.to_thread(pings, netns, address),
+        )
+        return tcp, udp, icmp
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Iterator[Fabric]:
+    with a_fabric() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def site(fabric: Fabric) -> AsyncIterator[Site]:
+    made = Site(fabric, tuple(fabric.wires(host) for host in range(2)))
+    for number, wires in enumerate(made.wires):
+        await wires.prepare()
+        await wires.follow(fabric.plan(number, GUESTS))
+    for guest in GUESTS:
+        fabric.connect(guest)
+    for guest in GUESTS:
+        await made.wires[guest.host].plug(guest.wiring)
+    with contextlib.ExitStack() as stack:
+        for guest in GUESTS:
+            stack.enter_context(answering(fabric.netns[guest.word], guest.word))
+        yield made
+    for wires in made.wires:
+        await wires.dismantle()
+        await wires.close()
+    for host, state in zip(fabric.hosts, fabric.states, strict=True):
+        assert leftovers(host, state) == []
+
+
+def addresses(guest: TenantGuest) -> list[str]:
+    return [each.address for each in guest.port.addresses]
+
+
+async def test_each_reaches_its_own_on_the_other_host_by_every_protocol(site: Site) -> None:
+    for asker, asked in ((ONE_A, ONE_B), (ONE_B, ONE_A), (TWO_A, TWO_B), (TWO_B, TWO_A)):
+        for address in addresses(asked):
+            assert await site.ask(asker, address) == (asked.word, asked.word, True)
+
+
+async def test_each_reaches_its_own_beside_it(site: Site) -> None:
+    for address in addresses(ONE_A):
+        assert await site.ask(ONE_ALONE, address) == (ONE_A.word, ONE_A.word, True)
+
+
+async def test_a_neighbour_is_found_under_its_link_local_address(site: Site) -> None:
+    there = f"{link_local(ONE_B.port.mac)}%eth0"
+
+    assert await asyncio.to_thread(ask_tcp, site.netns(ONE_A), there) == ONE_B.word
+
+
+async def test_what_only_the_other_tenant_has_is_nowhere(site: Site) -> None:
+    for asker, asked in ((ONE_A, TWO_ALONE), (ONE_B, TWO_ALONE), (TWO_A, ONE_ALONE), (TWO_B, ONE_ALONE)):
+        for address in addresses(asked):
+            assert await site.ask(asker, address) == ("", "", False)
+
+
+async def test_nothing_a_guest_shouts_is_heard_by_the_other_tenant_or_on_the_underlay(site: Site) -> None:
+    """Raw frames to everybody, to nobody, to the other tenant's MACs: beside them one that must arrive, and does."""
+    mark = b"heard-by-whom"
+    mac = bytes.fromhex(ONE_A.port.mac.replace(":", ""))
+    neighbour = bytes.fromhex(ONE_B.port.mac.replace(":", ""))
+    stranger = bytes.fromhex(TWO_B.port.mac.replace(":", ""))
+    arp = bytes.fromhex("0001080006040001") + mac + socket.inet_aton("10.0.0.11") + bytes(6)
+    neighbour6, all6 = inside_solicitation(ONE_A, ONE_B), inside_solicitation(ONE_A, TWO_ALONE)
+    shouts = (
+        b"\xff" * 6 + mac + b"\x08\x06" + arp + socket.inet_aton("10.0.0.99") + mark,
+        b"\xff" * 6 + mac + b"\x08\x06" + arp + socket.inet_aton("10.0.0.22") + mark,
+        all6,
+        b"\xff" * 6 + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.255", mark),
+        b"\x01\x00\x5e\x00\x00\x01" + mac + b"\x08\x00" + datagram("10.0.0.11", "224.0.0.1", mark),
+        stranger + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.12", mark),
+        b"\x02\x99\x99\x99\x99\x99" + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.99", mark),
+        neighbour6,
+    )
+    honest = neighbour + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.12", mark + b"!")
+    ears = {guest.word: Sniffer(site.netns(guest), "eth0") for guest in GUESTS if guest is not ONE_A}
+    under = Sniffer(site.fabric.hosts[1], "under0")
+
+    def send() -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            for frame in (*shouts, honest):
+                raw.send(frame)
+
+    await asyncio.to_thread(inside, site.netns(ONE_A), send)
+
+    # Not what a guest itself says to it.
+    heard = {
+        word: ear.taken(lambda frame: mark in frame and mac == frame[6:12]) for word, ear in ears.items()
+    }
+    inner = [found for found in map(tunnelled, under.taken()) if found is not None]
+    for ear in (*ears.values(), under):
+        ear.close()
+    # Broadcast reaches the tenant's guests beside it, and nobody elsewhere; what is for one guest reaches that.
+    assert heard.pop(ONE_ALONE.word)
+    assert heard.pop(ONE_B.word) == [honest]
+    assert not any(heard.values())
+    assert (ONE.vni, honest) in inner
+    assert [frame for _, frame in inner if frame[0] & 1] == []
+
+
+def inside_solicitation(asker: TenantGuest, asked: TenantGuest) -> bytes:
+    """A neighbour solicitation (RFC 4861) for the second's IPv6 address, by multicast."""
+    source = socket.inet_pton(socket.AF_INET6, addresses(asker)[1])
+    target = socket.inet_pton(socket.AF_INET6, addresses(asked)[1])
+    group = bytes.fromhex("ff0200000000000000000001ff") + target[13:]
+    mac = bytes.fromhex(asker.port.mac.replace(":", ""))
+    body = b"\x87\0\0\0" + bytes(4) + target + b"\x01\x01" + mac
+    pseudo = source + group + len(body).to_bytes(4, "big") + b"\0\0\0\x3a" + body
+    total = sum(int.from_bytes(pseudo[at : at + 2], "big") for at in range(0, len(pseudo), 2))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
+    head = b"\x60\0\0\0" + len(body).to_bytes(2, "big") + b"\x3a\xff" + source + group
+    return b"\x33\x33\xff" + target[13:] + mac + b"\x86\xdd" + head + body
+
+
+def datagram(source: str, to: str, payload: bytes) -> bytes:
+    """An IPv4 packet with a UDP datagram without a checksum, to a port that nobody has."""
+    size = (20 + 8 + len(payload)).to_bytes(2, "big")
+    head = b"\x45\0" + size + b"\0\x01\0\0\x40\x11\0\0" + socket.inet_aton(source) + socket.inet_aton(to)
+    total = sum(int.from_bytes(head[at : at + 2], "big") for at in range(0, 20, 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    head = head[:10] + (~total & 0xFFFF).to_bytes(2, "big") + head[12:]
+    return head + b"\x30\x39\x30\x39" + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
+
+
+async def test_a_full_sized_packet_crosses_in_one_piece(site: Site) -> None:
+    """As large as the guests' MTU says, not to be fragmented."""
+
+    def ask() -> str:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(2)
+            client.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER: IP_PMTUDISC_DO
+            client.sendto(b"x" * (1450 - 28), (addresses(ONE_B)[0], 7000))
+            return client.recv(100).decode()
+
+    assert await asyncio.to_thread(inside, site.netns(ONE_A), ask) == ONE_B.word
+
+
+async def test_a_guest_reaches_nothing_of_the_host_it_is_on(site: Site) -> None:
+    """Not the tunnel's address, by no MAC, and no answer to who asks for it."""
+    netns, host = site.netns(ONE_A), site.fabric.hosts[0]
+    bridge = ip("-o", "link", "show", "dev", bridge_name(ONE.id), netns=host)
+    mac = bridge.split("link/ether ")[1].split()[0]
+    with answering(host, "the host", 7001):
+        ip("route", "replace", "192.0.2.0/24", "dev", "eth0", netns=netns)
+        assert await asyncio.to_thread(ask_tcp, netns, "192.0.2.1", 7001, timeout_s=0.5) == ""
+        ip("neighbour", "replace", "192.0.2.1", "lladdr", mac, "dev", "eth0", netns=netns)
+        assert await asyncio.to_thread(ask_tcp, netns, "192.0.2.1", 7001, timeout_s=0.5) == ""
+        ip("route", "delete", "192.0.2.0/24", netns=netns)
+        # It does answer: on the underlay.
+        assert await asyncio.to_thread(ask_tcp, site.fabric.hosts[1], "192.0.2.1", 7001) == "the host"
+
+
+async def test_a_plan_that_says_the_same_runs_no_program(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, ...]] = []
+    real = asyncio.create_subprocess_exec
+
+    async def counted(*command: str, **options: object) -> asyncio.subprocess.Process:
+        ran.append(command)
+        return await real(*command, **options)  # type: ignore[arg-type] # passed on as they came
+
+    # What runs programs is one function of the standard library's; there is no seam of ours below it.
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)
+    await site.wires[0].follow(site.fabric.plan(0, GUESTS))
+    assert ran == []
+
+    await site.wires[0].follow(site.fabric.plan(0, (*GUESTS, TenantGuest(ONE, 1, 33))))
+    assert [command[-3:] for command in ran] == [("ip", "-batch", "-"), ("bridge", "-batch", "-")]
+    ran.clear()
+    await site.wires[0].follow(site.fabric.plan(0, GUESTS))
+
+    assert [command[-3:] for command in ran] == [("ip", "-batch", "-"), ("bridge", "-batch", "-")]
+    assert "10.0.0.33" not in ip("neighbour", "show", netns=site.fabric.hosts[0])
+
+
+async def test_a_guest_that_moves_is_found_on_its_new_host(site: Site) -> None:
+    """The last test: it leaves the guest there."""
+    moved = TenantGuest(ONE, 0, 12)
+    before = [guest for guest in GUESTS if guest is not ONE_B]
+    tunnel = tunnel_name(ONE.id)
+    assert moved.port.mac in inside_fdb(site, 0, tunnel)
+
+    await site.wires[1].unplug(ONE_B.wiring.guest.id, 1)
+    for host in (0, 1):
+        await site.wires[host].follow(site.fabric.plan(host, (*before, moved)))
+    site.fabric.netns.pop(moved.word)
+    site.fabric.connect(moved)
+    await site.wires[0].plug(moved.wiring)
+
+    with answering(site.netns(moved), "moved"):
+        assert await site.ask(ONE_A, addresses(moved)[0]) == ("moved", "moved", True)
+    assert moved.port.mac not in inside_fdb(site, 0, tunnel)
+    assert ONE.vni not in {int(each) for each in vnis(site, 1)}
+
+
+def inside_fdb(site: Site, host: int, device: str) -> str:
+    command = ("bridge", "-n", site.fabric.hosts[host], "fdb", "show", "dev", device)
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def vnis(site: Site, host: int) -> list[str]:
+    shown = ip("-d", "-o", "link", "show", "type", "vxlan", netns=site.fabric.hosts[host])
+    return [line.split("vxlan id ")[1].split()[0] for line in shown.splitlines()]
