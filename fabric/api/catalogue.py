@@ -17,7 +17,7 @@ from fabric.model.identity import Principal, Project, User
 from fabric.model.image import Image, Visibility
 from fabric.model.instance import Build, Location
 from fabric.model.keypair import Keypair
-from fabric.model.network import Network, NetworkKind
+from fabric.model.network import FloatingIp, Network, NetworkKind
 from fabric.model.quota import Quota
 from fabric.store.base import Store
 from fabric.store.keys import (
@@ -25,6 +25,7 @@ from fabric.store.keys import (
     CAPACITY,
     CELL,
     FLAVOR,
+    FLOATING_IP,
     IMAGE,
     KEYPAIR,
     LOCATION,
@@ -77,6 +78,7 @@ class Catalogue:
         self.capacities = Shelf(store, CAPACITY.under(), CellCapacity, clock=clock)
         self.locations = Shelf(store, LOCATION.under(), Location, clock=clock)
         self.builds = Shelf(store, BUILD.under(), Build, clock=clock)
+        self.floating_ips = Shelf(store, FLOATING_IP.under(), FloatingIp, clock=clock)
 
     async def run(self) -> None:
         """Keep the pictures, until cancelled."""

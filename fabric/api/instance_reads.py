@@ -13,6 +13,7 @@ from typing import Protocol
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.consoles import ConsoleConductors
+from fabric.api.floating_addresses import FloatingAddresses
 from fabric.api.guest_access import GuestConductors
 from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
@@ -70,6 +71,7 @@ class InstanceReads:
         self._global = catalogue.store
         self._cells = cells
         self._conductors = conductors
+        self._floating = FloatingAddresses(catalogue)
         self._pages = pages
         self._jitter = jitter
 
@@ -78,6 +80,8 @@ class InstanceReads:
     ) -> pb.GetInstanceResponse:
         location = await self._catalogue.location(request.instance, principal)
         instance, revision = await self.show(location, principal)
+        if location.port_ids:
+            await self._floating.add([instance], timeout_s=LIST_CATCH_UP_S)
         return pb.GetInstanceResponse(instance=instance, revision=revision)
 
     async def show(self, location: Location, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
@@ -129,6 +133,8 @@ class InstanceReads:
         page, token = self._pages.cut(kept, request, key=_position)
         messages = [self._row(each, away, principal) for each in page]
         await self._add_progress(messages)
+        if any(each.port_ids for each in page):
+            await self._floating.add(messages, timeout_s=LIST_CATCH_UP_S)
         return pb.ListInstancesResponse(
             instances=messages,
             next_page_token=token,

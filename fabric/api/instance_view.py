@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fabric.lifecycle.table import UNKNOWN, shown
 from fabric.model.host import Session, SessionState
 from fabric.model.instance import Build, Fault, Instance, Location, Request
-from fabric.model.network import Port
+from fabric.model.network import FloatingIp, Port
 from fabric.model.placement import Decision
 from fabric.model.states import TaskState, VmState
 from fabric.model.volume import serial_of
@@ -49,7 +51,7 @@ def from_record(
             host=record.host if shows_host else "",
             host_state=_host_state(session) if record.host else "",
             availability_zone=zone or record.request.zone,
-            addresses=[_address(port) for port in record.ports],
+            addresses=_addresses(record.ports if record.host else record.request.guest.ports),
             fault=_fault(record.fault),
             placement=_decision(record.decision),
             launch_time=timestamp(record.launch_time_ms),
@@ -71,6 +73,7 @@ def from_build(build: Build) -> pb.Instance:
             vm_state=VmState.BUILDING.name.lower(),
             task_state=task.name.lower(),
             power_state="nostate",
+            addresses=_addresses(build.request.guest.ports),
             cell=build.cell,
             generation=1,
         )
@@ -109,7 +112,7 @@ def _frame(request: Request, *, update_time_ms: int) -> pb.Instance:
             disk_gib=guest.disk_gib,
             image_id="" if guest.image is None else guest.image.id,
             image_name="" if guest.image is None else guest.image.name,
-            network_name=request.network_name,
+            network_name=request.network_name or next((it.network_name for it in guest.ports), ""),
             key_name=request.key_name,
             availability_zone=request.zone,
             metadata=dict(guest.metadata),
@@ -122,8 +125,31 @@ def _host_state(session: Session | None) -> str:
     return session.state.name if session is not None else SessionState.UNREACHABLE.name
 
 
-def _address(port: Port) -> pb.Address:
-    return pb.Address(network_name=port.network_name, address=port.address, mac=port.mac, port_id=port.id)
+FIXED, FLOATING = "FIXED", "FLOATING"
+"""What kinds of addresses there are, in people's words."""
+
+
+def _addresses(ports: Sequence[Port]) -> list[pb.Address]:
+    return [
+        pb.Address(
+            network_name=port.network_name,
+            address=each.address,
+            mac=port.mac,
+            port_id=port.id,
+            kind=FIXED,
+            network_id=port.network_id,
+        )
+        for port in ports
+        for each in port.addresses
+    ]
+
+
+def floating_address(fixed: pb.Address, floating_ip: FloatingIp) -> pb.Address:
+    """The address of a floating IP, as one of the network that it leads into (as the reference lists it)."""
+    shown = pb.Address()
+    shown.CopyFrom(fixed)
+    shown.address, shown.kind = floating_ip.address, FLOATING
+    return shown
 
 
 def _fault(fault: Fault | None) -> pb.Fault | None:

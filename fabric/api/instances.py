@@ -28,8 +28,10 @@ from fabric.api.core.intent import (
     written,
 )
 from fabric.api.guest_access import GuestAccess
+from fabric.api.instance_ports import InstancePorts
 from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
+from fabric.api.network_desk import Desk
 from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
 from fabric.api.preparing import Preparing
@@ -84,6 +86,7 @@ class InstanceHandlers:
         catalogue: Catalogue,
         cells: Cells,
         ledger: Ledger,
+        desk: Desk,
         conductors: Conductors,
         pages: Pages,
         clock: Clock,
@@ -96,6 +99,7 @@ class InstanceHandlers:
         self._global: Store = catalogue.store
         self._cells = cells
         self._ledger = ledger
+        self._ports = InstancePorts(catalogue, desk)
         self._reads = InstanceReads(
             catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
         )
@@ -132,7 +136,7 @@ class InstanceHandlers:
             if earlier is not None:
                 return await self._created(replayed(earlier, answered).resource_id, principal)
             instance_id = self._ids.new_id()
-            outcome = await self._accept(request, principal, answered, instance_id)
+            outcome = await self._accept(request, principal, answered, instance_id, attempt)
             if outcome is not None:
                 return outcome
             await self._pause(attempt)
@@ -144,10 +148,13 @@ class InstanceHandlers:
         principal: Principal,
         answered: Answered,
         instance_id: str,
+        attempt: int,
     ) -> pb.CreateInstanceResponse | None:
         now_ms = self._clock.now_ms()
         asked = await self._look_up(request, principal, now_ms=now_ms)
         root = asked.root
+        wired = await self._ports.wired(request, principal, instance_id=instance_id, attempt=attempt)
+        asked = replace(asked, network=wired.network, ports=wired.ports)
         wanted = request_for(
             asked,
             instance_id=instance_id,
@@ -177,6 +184,7 @@ class InstanceHandlers:
             now_ms=now_ms,
             op_id=self._ids.new_id(),
         )
+        entry = replace(entry, unchanged={**entry.unchanged, **wired.unchanged}, encoded=wired.put)
         if root is not None:
             entry = admitted(entry, root, op_id=self._ids.new_id())
         outcome = await self._ledger.admit(principal.project_id, entry)
@@ -201,14 +209,13 @@ class InstanceHandlers:
     async def _look_up(
         self, request: pb.CreateInstanceRequest, principal: Principal, *, now_ms: int
     ) -> Asked:
-        """Everything that the request names. A name that is not there is the request's fault, and names its field."""
+        """Everything that the request names but networks. A name that is not there is the request's fault, and names its field."""
         flavor = await _field("flavor", self._catalogue.flavor(request.flavor))
         image = None
         if sources(request).image:
             image = await _field("image", self._catalogue.image(request.image, principal))
         root = await self._boot_volumes.look_up(request, image, principal, now_ms=now_ms)
         image = image or (root.entry.image if root is not None else None) or NO_IMAGE
-        network = await _field("network", self._catalogue.network(request.network))
         keypair = None
         if request.key_name:
             keypair = await _field(
@@ -218,7 +225,6 @@ class InstanceHandlers:
             name=request.name,
             flavor=flavor,
             image=image,
-            network=network,
             kernel=await self._boots_by(image.kernel_id, principal),
             ramdisk=await self._boots_by(image.ramdisk_id, principal),
             keypair=keypair,

@@ -135,14 +135,14 @@ class Desk:
     async def network(self, word: str, principal: Principal) -> Found[Network]:
         """By id, else by name: the project's own before what everybody sees. Raises NotFound."""
         if is_id(word):
-            found = await self._network_at(word)
+            found = await self.network_at(word)
             if found is not None and sees(found.value, principal):
                 return found
         own, public = PROJECT_NETWORK_NAME.at(principal.project_id, word), NETWORK_NAME.at(word)
         names = await self.store.get(own, public)
         for key in (own, public):
             named = names.value(key)
-            found = None if named is None else await self._network_at(decode(str, named))
+            found = None if named is None else await self.network_at(decode(str, named))
             if found is not None and sees(found.value, principal):
                 return found
         raise absent("network", word)
@@ -188,10 +188,11 @@ class Desk:
         found = seen_at(await self.store.get(key), SUBNET, key)
         if found is None:
             return None
-        network = await self._network_at(found.value.network_id)
+        network = await self.network_at(found.value.network_id)
         return found if network is not None and sees(network.value, principal) else None
 
-    async def _network_at(self, network_id: str) -> Found[Network] | None:
+    async def network_at(self, network_id: str) -> Found[Network] | None:
+        """By id, whoever's it is."""
         key = NETWORK.at(network_id)
         return seen_at(await self.store.get(key), NETWORK, key)
 

@@ -45,6 +45,7 @@ async def take_port(
     groups: Sequence[str] | None,
     seed: str,
     field: str,
+    groups_field: str = "",
     besides: frozenset[str] = frozenset(),
 ) -> NetworkPort:
     """Make a port in a draft.
@@ -57,7 +58,8 @@ async def take_port(
         addresses: the addresses asked for; empty: one of each family the network has; None: none at all.
         groups: the security groups asked for; empty: the project's default one; None: none at all.
         seed: which free numbers to try first.
-        field: where the request names the addresses and the groups.
+        field: where the request names the addresses and the groups: the path that their fields' names are put behind.
+        groups_field: the groups' own path, where it is another.
         besides: MACs that it must not have.
 
     Raises:
@@ -80,7 +82,9 @@ async def take_port(
     )
     port = replace(port, security_group_ids=())
     if groups is not None:
-        found = await named_groups(desk, groups, port.project_id, field=f"{field}security_groups")
+        found = await named_groups(
+            desk, groups, port.project_id, field=groups_field or f"{field}security_groups"
+        )
         join(draft, found, port)
         port = replace(port, security_group_ids=tuple(each.value.id for each in found))
     if port.name:

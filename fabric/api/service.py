@@ -135,10 +135,12 @@ class ApiService:
         self.ready = asyncio.Event()
         """Set when the global store was reached and holds what a server of ours needs to find there."""
         self.tokens = Tokens(global_store, clock=clock, ids=ids)
+        desk = Desk(global_store, limits=options.network_limits, clock=clock, ids=ids, jitter=jitter)
         self.instances = InstanceHandlers(
             catalogue=self._catalogue,
             cells=self._cells,
             ledger=Ledger(global_store, ids=ids, jitter=jitter, failpoints=failpoints),
+            desk=desk,
             conductors=conductors,
             pages=Pages(),
             clock=clock,
@@ -150,7 +152,6 @@ class ApiService:
         self._images = ImageHandlers(
             global_store, blobs, limits=options.image_limits, clock=clock, ids=ids, jitter=jitter
         )
-        desk = Desk(global_store, limits=options.network_limits, clock=clock, ids=ids, jitter=jitter)
         self.consoles = Consoles(
             catalogue=self._catalogue,
             cells=self._cells,

@@ -347,11 +347,16 @@ class Renamed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortLeft:
-    """Work for the reconciler: the server's host has let go of a port of a tenant network, so it is nobody's, or ends."""
+    """Work for the reconciler: a port of a tenant network that the server does not have, or no more, is nobody's, or ends.
+
+    Written when the server's host has let go of it. And before one is bound to a server that is there, for later (`not_before_ms`): whoever
+    plugs it into the server takes this away in that very write, so what breaks off in between is tidied up.
+    """
 
     instance_id: str
     project_id: str
     port_id: str
+    not_before_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,4 +64,6 @@ class Admission:
     unchanged: Mapping[str, int]
     put: Mapping[str, object]
     """Records, as values."""
+    encoded: Mapping[str, bytes] = field(default_factory=dict)
+    """Records, as they are stored: what others have drawn up."""
     leases: Mapping[str, int] = field(default_factory=dict)

@@ -25,7 +25,10 @@ from fabric.store.settle import commit_settled
 V = TypeVar("V")
 
 TOGETHER = 24
-"""At most so many in one transaction: each takes four operations of etcd's 128."""
+"""At most so many in one transaction."""
+
+OPERATIONS = 100
+"""At most so many compares, and so many writes, in a transaction of several: etcd takes 128 of either. Most creates have four."""
 
 TOGETHER_BYTES = 1_000_000
 
@@ -45,6 +48,10 @@ class _Waiting:
     @property
     def size_bytes(self) -> int:
         return sum(len(key) + len(value) for key, value in self.put.items())
+
+    @property
+    def operations(self) -> int:
+        return max(len(self.admission.unchanged), len(self.put))
 
 
 class Ledger:
@@ -78,7 +85,7 @@ class Ledger:
             Ambiguous: it may have been written. The same request_id tells.
             Unavailable: it was not.
         """
-        put = {key: encode(value) for key, value in admission.put.items()}
+        put = {key: encode(value) for key, value in admission.put.items()} | dict(admission.encoded)
         waiting = _Waiting(admission, put, asyncio.get_running_loop().create_future())
         self._waiting.setdefault(project_id, deque()).append(waiting)
         if project_id not in self._writers:
@@ -161,15 +168,18 @@ class Ledger:
 
 
 def _next_group(queue: deque[_Waiting]) -> list[_Waiting]:
-    """The next ones that fit into one transaction. Two with the same mark are one request sent twice: one after the other."""
+    """The next ones that fit into one transaction. Two that write one key are one request sent twice, or want the same thing, such as an
+    address: one after the other.
+    """
     group = [queue.popleft()]
-    size, marks = group[0].size_bytes, {group[0].admission.mark}
+    size, operations, written = group[0].size_bytes, group[0].operations, set(group[0].put)
     while queue and len(group) < TOGETHER:
         following = queue[0]
         size += following.size_bytes
-        if following.admission.mark in marks or size > TOGETHER_BYTES:
+        operations += following.operations
+        if size > TOGETHER_BYTES or operations > OPERATIONS or not written.isdisjoint(following.put):
             break
-        marks.add(following.admission.mark)
+        written |= following.put.keys()
         group.append(queue.popleft())
     return group
 

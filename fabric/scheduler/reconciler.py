@@ -18,6 +18,7 @@ from fabric.model.quota import Quota
 from fabric.scheduler.commits import commit, read, seen
 from fabric.scheduler.core.picture import Seen
 from fabric.scheduler.core.saga import Owed, forget, settle_refunds, sweepable
+from fabric.scheduler.port_ends import held_ports
 from fabric.scheduler.ports import Ports
 from fabric.store import codec, keys
 from fabric.store.base import Committed, Snapshot, Store
@@ -97,7 +98,7 @@ class Reconciler:
         return all([await self._settled({key: held}) for key, held in owed.items()])
 
     async def _refund(self, owed: Mapping[str, Held[Refund]]) -> bool:
-        """Give these charges back, then forget the refunds; False when something had changed meanwhile."""
+        """Give these charges and ports back, then forget the refunds; False when something had changed meanwhile."""
         refunds = [held.value for held in owed.values()]
         instances = [refund.instance_id for refund in refunds]
         location_keys = {instance: keys.LOCATION.at(instance) for instance in instances}
@@ -110,26 +111,39 @@ class Reconciler:
             *quota_keys.values(),
             timeout_s=self._settings.store_timeout_s,
         )
-        change = settle_refunds(
+        locations = {instance: seen(now, key, Location) for instance, key in location_keys.items()}
+        held = await held_ports(
+            self._global,
+            [each.value for each in locations.values() if each.value is not None],
+            timeout_s=self._settings.store_timeout_s,
+            now_ms=self._clock.now_ms(),
+        )
+        settled = settle_refunds(
             self._cell,
             [
                 Owed(
                     refund=refund,
-                    location=seen(now, location_keys[refund.instance_id], Location),
+                    location=locations[refund.instance_id],
                     build=seen(now, build_keys[refund.instance_id], Build),
+                    ports=held.get(refund.instance_id, {}),
                 )
                 for refund in refunds
             ],
             {project: seen(now, key, Quota) for project, key in quota_keys.items()},
             op_id=self._ids.new_id(),
         )
-        if change.delete:
-            outcome = await commit(self._global, change, timeout_s=self._settings.store_timeout_s)
+        if settled.change.delete:
+            outcome = await commit(self._global, settled.change, timeout_s=self._settings.store_timeout_s)
             if not isinstance(outcome, Committed):
                 return False
             await self._ports.failpoints.reach("scheduler.refund.given")
-            log.info("refund.made", cell=self._cell, refunds=len(owed))
-        return await self._forget({key: held.mod_revision for key, held in owed.items()})
+            log.info("refund.made", cell=self._cell, refunds=len(settled.instances))
+        done = {
+            key: each.mod_revision
+            for key, each in owed.items()
+            if each.value.instance_id in settled.instances
+        }
+        return await self._forget(done) if done else True
 
     async def _forget(self, revisions: Mapping[str, int]) -> bool:
         outcome = await commit(self._store, forget(revisions), timeout_s=self._settings.store_timeout_s)

@@ -25,6 +25,7 @@ from fabric.scheduler.commits import commit
 from fabric.scheduler.core.capacity import publishable
 from fabric.scheduler.core.picture import HostPicture, Seen
 from fabric.scheduler.moves import CellMoves
+from fabric.scheduler.port_ends import PortEnds
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.reconciler import Reconciler
 from fabric.scheduler.removal import Removal
@@ -131,6 +132,7 @@ class _Parts:
     aftermath: Aftermath
     renames: Renames
     volume_ends: VolumeEnds
+    port_ends: PortEnds
 
 
 class SchedulerService:
@@ -189,7 +191,8 @@ class SchedulerService:
         )
         aftermath = Aftermath(name, store, self._global, self._ports)
         volume_ends = VolumeEnds(name, store, self._global, self._ports)
-        return _Parts(store, feed, builds, moves, reconciler, aftermath, renames, volume_ends)
+        port_ends = PortEnds(name, store, self._global, self._ports)
+        return _Parts(store, feed, builds, moves, reconciler, aftermath, renames, volume_ends, port_ends)
 
     @property
     def hosts(self) -> HostPicture:
@@ -222,6 +225,7 @@ class SchedulerService:
             tasks.create_task(parts.aftermath.run())
             tasks.create_task(parts.renames.run())
             tasks.create_task(parts.volume_ends.run())
+            tasks.create_task(parts.port_ends.run())
             tasks.create_task(self._keep_publishing(name))
 
     async def _opened(self, store: Store) -> None:

@@ -314,7 +314,7 @@ PORT_LEFT = _cell(
     "port-left/{port}",
     instance.PortLeft,
     "api, conductor",
-    "A port of a tenant network that its server's host has let go of: the reconciler gives it back.",
+    "A port of a tenant network that its server does not have, or no more: the reconciler gives it back.",
 )
 RENAMED = _cell(
     "renamed/{instance}",

@@ -12,6 +12,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.core.accept import ref_of
 from fabric.api.instances import InstanceHandlers
+from fabric.api.network_desk import Desk
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts
 from fabric.api.volumes import VolumeHandlers
@@ -22,6 +23,7 @@ from fabric.images.core.inspect import ImageLimits
 from fabric.images.intake import Intake
 from fabric.model.image import ImageOffer
 from fabric.model.instance import ImageRef
+from fabric.model.quota import NetworkLimits
 from fabric.quota.ledger import Ledger
 from fabric.rpc.stream import StreamClosed
 from tests.console_doubles import NoGuests, NoTunnels
@@ -76,12 +78,16 @@ class ApiServer:
         catalogue_store = world.store_for(name, "global")
         self.catalogue = Catalogue(catalogue_store, clock=world.clock)
         self.cells = Cells({cell: world.store_for(name, cell) for cell in world.cells}, clock=world.clock)
+        self.desk = Desk(
+            catalogue_store, limits=NetworkLimits(), clock=world.clock, ids=world.ids, jitter=world.jitter
+        )
         self.handlers = InstanceHandlers(
             catalogue=self.catalogue,
             cells=self.cells,
             ledger=Ledger(
                 catalogue_store, ids=world.ids, jitter=world.jitter, failpoints=world.failpoints_of(name)
             ),
+            desk=self.desk,
             conductors=SimConductors(world, name),
             pages=Pages(),
             clock=world.clock,

@@ -13,7 +13,7 @@ from fabric.model.host import CellCapacity, Resources
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request, VolumeImage
 from fabric.model.keypair import Keypair
-from fabric.model.network import Network
+from fabric.model.network import Network, Port
 from fabric.model.volume import GuestVolume, VolumeEntry
 from fabric.quota.core import Admission, charge_of
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
@@ -36,7 +36,9 @@ class Asked:
     name: str
     flavor: Flavor
     image: Image
-    network: Network
+    network: Network | None = None
+    """The hosts' own network, where the server is to have an address of it."""
+    ports: tuple[Port, ...] = ()
     kernel: Image | None = None
     ramdisk: Image | None = None
     keypair: Keypair | None = None
@@ -71,19 +73,21 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         availability_zone=asked.zone,
         config_drive=asked.config_drive,
         create_time_ms=now_ms,
+        ports=asked.ports,
     )
     if asked.root is not None:
         guest = _booting_from(asked.root.entry, guest)
+    network = asked.network
     return Request(
         guest=guest,
         zone=asked.zone,
         architecture=asked.image.properties.get("hw_architecture", ""),
         required_traits=tuple(sorted(name for name, how in traits.items() if how == "required")),
         forbidden_traits=tuple(sorted(name for name, how in traits.items() if how == "forbidden")),
-        network_id=asked.network.id,
-        network_name=asked.network.name,
-        network_mtu=asked.network.mtu,
-        dns_servers=asked.network.dns_servers,
+        network_id="" if network is None else network.id,
+        network_name="" if network is None else network.name,
+        network_mtu=0 if network is None else network.mtu,
+        dns_servers=() if network is None else network.dns_servers,
         flavor_id=asked.flavor.id,
         flavor_name=asked.flavor.name,
         key_name=asked.keypair.name if asked.keypair is not None else "",
@@ -183,6 +187,7 @@ def admission(request: Request, *, cell: str, answered: Answered, now_ms: int, o
         charge=cost,
         create_time_ms=now_ms,
         op_id=op_id,
+        port_ids=tuple(port.id for port in guest.tenant_ports),
     )
     build = Build(
         instance_id=guest.id,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fabric.lifecycle.core import begin
 from fabric.lifecycle.events import accepted, cancelled, closed, left_behind, slot
@@ -23,6 +23,7 @@ from fabric.model.instance import Assignment, Build, Instance, Location, Over, R
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import Action, Want
+from fabric.network.core.releases import Release
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import HostPicture, Seen
 from fabric.scheduler.settings import SchedulerSettings
@@ -249,43 +250,85 @@ def _end(build: Build, traces: Traces, *, now_ms: int) -> Change:
 # ---------------------------------------------------------------------- the end
 
 
+OPERATIONS = 110
+"""At most so many compares, and so many writes, in a transaction that settles refunds: etcd takes 128 of either."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owed:
-    """A refund, and what the global store knows of its server: all read at one revision."""
+    """A refund, and what the global store knows of its server. `ports` are those that the server still holds, as they are given back."""
 
     refund: Refund
     location: Seen[Location]
     build: Seen[Build]
+    ports: Mapping[str, Release] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What to commit in the global store, and of which servers nothing is owed any more then."""
+
+    change: Change
+    instances: frozenset[str]
 
 
 def settle_refunds(
     cell: str, owed: Iterable[Owed], quotas: Mapping[str, Seen[Quota]], *, op_id: str
-) -> Change:
-    """In the global store: give charges back, and forget the servers they were for. Empty when nothing is owed any more.
+) -> Settled:
+    """In the global store: give charges and ports back, and forget the servers they were for; as many as fit into one transaction.
 
-    A server without a location has been paid back already; one that lives in another cell is charged for living there.
+    A server without a location has been paid back already; one that lives in another cell is charged for living there. One that holds
+    more than fits lets go of some of its ports first.
     """
-    unchanged: dict[str, int] = {}
-    deleted: list[str] = []
+    release = Release()
+    settled: set[str] = set()
     back: dict[str, Charge] = {}
     for each in owed:
         location = each.location.value
         if location is None or location.cell != cell:
+            settled.add(each.refund.instance_id)
             continue
-        location_key = keys.LOCATION.at(location.instance_id)
-        build_key = keys.BUILD.at(cell, location.instance_id)
-        unchanged |= {location_key: each.location.revision, build_key: each.build.revision}
-        deleted.append(location_key)
-        if each.build.value is not None:
-            deleted.append(build_key)
-        back[location.project_id] = back.get(location.project_id, Charge()) + location.charge
-    put: dict[str, object] = {}
+        whole = sum(each.ports.values(), release + _forgotten(cell, each))
+        if whole.size + len(back.keys() | {location.project_id}) <= OPERATIONS:
+            release = whole
+            settled.add(location.instance_id)
+            back[location.project_id] = back.get(location.project_id, Charge()) + location.charge
+        elif not back:
+            change = _some_ports(each, location, op_id=op_id)
+            return Settled(change, frozenset(settled))
+    put = dict(release.put)
+    unchanged = dict(release.unchanged)
     for project, charge in back.items():
         quota = quotas[project]
         unchanged[keys.QUOTA.at(project)] = quota.revision
         if quota.value is not None:
             put[keys.QUOTA.at(project)] = replace(quota.value, used=quota.value.used - charge, op_id=op_id)
-    return Change(unchanged=unchanged, put=put, delete=tuple(deleted))
+    return Settled(Change(unchanged=unchanged, put=put, delete=release.delete), frozenset(settled))
+
+
+def _forgotten(cell: str, owed: Owed) -> Release:
+    """The server's index row goes, and its build if it is still there."""
+    instance = owed.refund.instance_id
+    location_key, build_key = keys.LOCATION.at(instance), keys.BUILD.at(cell, instance)
+    return Release(
+        unchanged={location_key: owed.location.revision, build_key: owed.build.revision},
+        delete=(location_key,) if owed.build.value is None else (location_key, build_key),
+    )
+
+
+def _some_ports(owed: Owed, location: Location, *, op_id: str) -> Change:
+    """As many ports as fit are given back; the index row keeps the others, and the charge."""
+    key = keys.LOCATION.at(location.instance_id)
+    release = Release(unchanged={key: owed.location.revision}, put={key: location})
+    gone: set[str] = set()
+    for port_id, each in owed.ports.items():
+        if (release + each).size > OPERATIONS:
+            break
+        release += each
+        gone.add(port_id)
+    rest = tuple(each for each in location.port_ids if each not in gone)
+    put = {**release.put, key: replace(location, port_ids=rest, op_id=op_id)}
+    return Change(unchanged=release.unchanged, put=put, delete=release.delete)
 
 
 def forget(settled: Mapping[str, int]) -> Change:

@@ -14,6 +14,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.instance_events import InstanceEventHandlers
 from fabric.api.instances import InstanceHandlers
+from fabric.api.network_desk import Desk
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts
 from fabric.api.watching import Watching
@@ -34,7 +35,7 @@ from fabric.model.identity import Principal, Role
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneShot
 from fabric.model.network import Network
-from fabric.model.quota import Charge, Quota
+from fabric.model.quota import Charge, NetworkLimits, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.ledger import Ledger
@@ -128,6 +129,7 @@ class World:
             catalogue=catalogue,
             cells=cells,
             ledger=Ledger(self.store, ids=ids, jitter=lambda: 0.5),
+            desk=Desk(self.store, limits=NetworkLimits(), clock=clock, ids=ids, jitter=lambda: 0.5),
             conductors=self.consoles,
             pages=Pages(),
             clock=clock,

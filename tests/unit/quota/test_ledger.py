@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -141,3 +142,34 @@ async def test_a_caller_that_hangs_up_does_not_take_the_others_along() -> None:
 async def test_a_project_that_is_gone_is_not_found() -> None:
     with pytest.raises(NotFound):
         await _ledger(MemoryStore("global")).admit("p", _admission("x"))
+
+
+async def test_two_who_want_the_same_thing_do_not_share_a_transaction() -> None:
+    """Both found it free: whoever is written first has it, and the other is refused by what it compares."""
+    store = await _store(5)
+    ledger = _ledger(store)
+    admissions = [
+        replace(
+            each, unchanged={**each.unchanged, "address/s/1": 0}, encoded={"address/s/1": each.mark.encode()}
+        )
+        for each in (_admission("one"), _admission("two"))
+    ]
+
+    outcomes = await asyncio.gather(*(ledger.admit("p", each) for each in admissions))
+
+    assert [type(outcome) for outcome in outcomes] == [Committed, Refused]
+    assert (await store.get("address/s/1")).value("address/s/1") == b"request/one"
+    assert decode(Quota, (await store.get(QUOTA.at("p"))).value(QUOTA.at("p")) or b"").used == ONE
+
+
+async def test_creates_that_hold_much_are_not_more_than_a_store_takes() -> None:
+    store = await _store(100)
+    before, ledger = store.revision, _ledger(store)
+    admissions = [
+        replace(each, unchanged={**each.unchanged, **{f"{each.mark}/{at}": 0 for at in range(40)}})
+        for each in (_admission(str(number)) for number in range(6))
+    ]
+
+    await asyncio.gather(*(ledger.admit("p", each) for each in admissions))
+
+    assert store.revision - before == 3

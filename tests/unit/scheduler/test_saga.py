@@ -303,7 +303,8 @@ def test_refunds_give_back_exactly_what_the_removed_locations_were_charged(
     full = Charge(instances=100, vcpus=1000, ram_mib=1000)
     quotas = {name: Seen(Quota(project_id=name, limit=full, used=full), 2, 2) for name in ("p-1", "p-2")}
 
-    change = settle_refunds("east", owed, quotas, op_id="op-9")
+    settled = settle_refunds("east", owed, quotas, op_id="op-9")
+    change = settled.change
 
     for name in quotas:
         back = [vcpus for project, vcpus, where in rows if project == name and where == "e"]
@@ -333,7 +334,10 @@ def test_thirty_refunds_fit_one_transaction() -> None:
         f"p-{number}": Seen(Quota(project_id=f"p-{number}", limit=Charge()), 1, 1) for number in range(30)
     }
 
-    change = settle_refunds("east", owed, quotas, op_id="op")
+    settled = settle_refunds("east", owed, quotas, op_id="op")
+    change = settled.change
+
+    assert len(settled.instances) == 30
 
     assert len(change.unchanged) <= 128
     assert len(change.put) + len(change.delete) <= 128

@@ -346,6 +346,8 @@ class Address(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     MAC_FIELD_NUMBER: _builtins.int
     PORT_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NETWORK_ID_FIELD_NUMBER: _builtins.int
     network_name: _builtins.str
     """The network's name."""
     address: _builtins.str
@@ -354,6 +356,10 @@ class Address(_message.Message):
     """The interface's MAC."""
     port_id: _builtins.str
     """The port's id."""
+    kind: _builtins.str
+    """FIXED, or FLOATING for one that leads to a fixed one from outside."""
+    network_id: _builtins.str
+    """The network's id."""
     def __init__(
         self,
         *,
@@ -361,10 +367,12 @@ class Address(_message.Message):
         address: _builtins.str = ...,
         mac: _builtins.str = ...,
         port_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        network_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac", "network_name", b"network_name", "port_id", b"port_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "kind", b"kind", "mac", b"mac", "network_id", b"network_id", "network_name", b"network_name", "port_id", b"port_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +716,8 @@ class CreateInstanceRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     NO_CONFIG_DRIVE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUPS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Made by the client: the same id with the same body gives the same server; with another body, an error."""
     name: _builtins.str
@@ -738,6 +748,14 @@ class CreateInstanceRequest(_message.Message):
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free metadata."""
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestedNetwork]:
+        """What it is attached to, in this order, beside the hosts' own network, which comes first where it is named. Empty: `network`."""
+
+    @_builtins.property
+    def security_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The security groups of ports that are made for it; empty: the project's default group."""
+
     def __init__(
         self,
         *,
@@ -755,14 +773,74 @@ class CreateInstanceRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         no_config_drive: _builtins.bool = ...,
         validate_only: _builtins.bool = ...,
+        networks: _abc.Iterable[Global___RequestedNetwork] | None = ...,
+        security_groups: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "boot_volume_gib", b"boot_volume_gib", "delete_volume_on_termination", b"delete_volume_on_termination", "flavor", b"flavor", "image", b"image", "key_name", b"key_name", "metadata", b"metadata", "name", b"name", "network", b"network", "no_config_drive", b"no_config_drive", "request_id", b"request_id", "user_data", b"user_data", "validate_only", b"validate_only", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "boot_volume_gib", b"boot_volume_gib", "delete_volume_on_termination", b"delete_volume_on_termination", "flavor", b"flavor", "image", b"image", "key_name", b"key_name", "metadata", b"metadata", "name", b"name", "network", b"network", "networks", b"networks", "no_config_drive", b"no_config_drive", "request_id", b"request_id", "security_groups", b"security_groups", "user_data", b"user_data", "validate_only", b"validate_only", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateInstanceRequest: _TypeAlias = CreateInstanceRequest  # noqa: Y015
+
+@_typing.final
+class RequestedNetwork(_message.Message):
+    """One interface that a server is to have: either on a network, by a port that is made for it, or at a port that is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    FIXED_IPS_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """The network's id or name."""
+    port: _builtins.str
+    """The port's id or name; it must be nobody's."""
+    @_builtins.property
+    def fixed_ips(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestedAddress]:
+        """The addresses it is to have on the network; empty: one of each family the network has."""
+
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        port: _builtins.str = ...,
+        fixed_ips: _abc.Iterable[Global___RequestedAddress] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_ips", b"fixed_ips", "network", b"network", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestedNetwork: _TypeAlias = RequestedNetwork  # noqa: Y015
+
+@_typing.final
+class RequestedAddress(_message.Message):
+    """An address that an interface is to have."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBNET_FIELD_NUMBER: _builtins.int
+    IP_ADDRESS_FIELD_NUMBER: _builtins.int
+    subnet: _builtins.str
+    """The subnet's id or name; empty: the one that has the address."""
+    ip_address: _builtins.str
+    """The address; empty: any that is free."""
+    def __init__(
+        self,
+        *,
+        subnet: _builtins.str = ...,
+        ip_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_address", b"ip_address", "subnet", b"subnet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestedAddress: _TypeAlias = RequestedAddress  # noqa: Y015
 
 @_typing.final
 class CreateInstanceResponse(_message.Message):
@@ -2869,22 +2947,32 @@ class AttachInterfaceRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INSTANCE_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    FIXED_IPS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Made by the client."""
     instance: _builtins.str
     """Its id or its name."""
     network: _builtins.str
-    """The network's id or its name; it may be left empty where there is only one."""
+    """The network's id or its name; it may be left empty where there is only one of the hosts' own."""
+    port: _builtins.str
+    """Instead of a network: a port that is there, by its id or its name; it must be nobody's."""
+    @_builtins.property
+    def fixed_ips(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestedAddress]:
+        """The addresses it is to have on a tenant network; empty: one of each family the network has."""
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         instance: _builtins.str = ...,
         network: _builtins.str = ...,
+        port: _builtins.str = ...,
+        fixed_ips: _abc.Iterable[Global___RequestedAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "network", b"network", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed_ips", b"fixed_ips", "instance", b"instance", "network", b"network", "port", b"port", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1276,7 +1276,7 @@ Global___Renamed: _TypeAlias = Renamed  # noqa: Y015
 
 @_typing.final
 class PortLeft(_message.Message):
-    """Work for the reconciler: the server has let go of a port of a tenant network."""
+    """Work for the reconciler: a port of a tenant network that the server does not have, or no more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1284,11 +1284,13 @@ class PortLeft(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PORT_ID_FIELD_NUMBER: _builtins.int
+    NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
     project_id: _builtins.str
     port_id: _builtins.str
+    not_before_ms: _builtins.int
     def __init__(
         self,
         *,
@@ -1296,10 +1298,11 @@ class PortLeft(_message.Message):
         instance_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         port_id: _builtins.str = ...,
+        not_before_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "port_id", b"port_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "not_before_ms", b"not_before_ms", "port_id", b"port_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
