@@ -20,7 +20,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^#@/ { printf "\n%s\n", substr($$0, 4) } /^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 #@ To run it
-.PHONY: setup demo down image containers
+.PHONY: setup demo down image cloud-image containers
 setup: ## everything this tree needs, to run it and to test it
 	@tools/setup test
 
@@ -40,6 +40,9 @@ containers: ready ## two hosts in containers with all they need, until Ctrl-C
 image: ## build the small guest image
 	@tools/setup demo
 	@tools/guest_image/build
+
+cloud-image: ready ## build a Debian with cloud-init, to make servers of
+	@$(AS_ROOT) python3 -m tools.cloud_image
 
 #@ To change it
 .PHONY: ready fmt proto docs lock changelog

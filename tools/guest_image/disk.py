@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tools.guest_image.commands import run
@@ -41,10 +42,17 @@ _ROOT_FEATURES = (
 _LARGEST_ROOT_BLOCKS = 2 * 1024**4 // 4096
 
 
-def ext4(source: Path, image: Path, *, owners: Mapping[str, tuple[int, int]]) -> None:
+def ext4(
+    source: Path,
+    image: Path,
+    *,
+    owners: Mapping[str, tuple[int, int]],
+    mtimes: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Write the folder `source` as an ext4 file system into the new file `image`.
 
-    Needs neither root nor a mount. Every file belongs to root except those that `owners` names.
+    Needs neither root nor a mount. Every file belongs to root except those that `owners` names, and was last changed at the image's
+    epoch except those that `mtimes` names, in seconds since 1970.
 
     Raises:
         BuildError: the file system tools failed.
@@ -67,7 +75,7 @@ def ext4(source: Path, image: Path, *, owners: Mapping[str, tuple[int, int]]) ->
         env=env,
     )
     script = image.with_suffix(".debugfs")
-    script.write_text("".join(_inode_commands(source, owners)))
+    script.write_text("".join(_inode_commands(source, owners, mtimes)))
     try:
         # debugfs ends with 0 whatever happened; after its banner, every line on the error output is a complaint.
         run(["debugfs", "-w", "-f", script, image], env=env, complaint=r"^(?!debugfs \d).*\S.*$")
@@ -75,7 +83,9 @@ def ext4(source: Path, image: Path, *, owners: Mapping[str, tuple[int, int]]) ->
         script.unlink()
 
 
-def _inode_commands(source: Path, owners: Mapping[str, tuple[int, int]]) -> list[str]:
+def _inode_commands(
+    source: Path, owners: Mapping[str, tuple[int, int]], mtimes: Mapping[str, int]
+) -> list[str]:
     """What mke2fs takes over from the builder's disk and must not: owners and times."""
     commands = []
     for path in (source, *sorted(source.rglob("*"))):
@@ -83,6 +93,7 @@ def _inode_commands(source: Path, owners: Mapping[str, tuple[int, int]]) -> list
         uid, gid = owners.get(name, (0, 0))
         fields = {"uid": uid, "gid": gid} | dict.fromkeys(("atime", "ctime", "mtime", "crtime"), _EPOCH_S)
         fields |= dict.fromkeys(("atime_extra", "ctime_extra", "mtime_extra", "crtime_extra"), 0)
+        fields["mtime"] = mtimes.get(name, _EPOCH_S)
         at = "/" if path == source else f"/{name}"
         commands += [
             f"set_inode_field {at} {field} {_debugfs_value(field, v)}\n" for field, v in fields.items()
