@@ -31,6 +31,7 @@ from hostd.network.base import NetworkError, Wiring
 from hostd.network.driver import LinuxWires, NetworkSettings
 from tests.conformance.guests import a_guest, a_port
 from tests.conformance.namespaces import a_namespace, inside, ip
+from tests.integration.hostd.dhcp_clients import discover
 
 MISSING = [name for name in ("ip", "bridge", "nft", "dnsmasq", "nsenter") if shutil.which(name) is None]
 pytestmark = [
@@ -408,41 +409,6 @@ async def test_a_guest_that_has_no_address_yet_gets_its_own_by_dhcp(site: Site) 
     gateway = socket.inet_aton(GATEWAY)
     assert offer.options[121] == b"\x20" + socket.inet_aton("169.254.169.254") + gateway + b"\0" + gateway
     assert offer.options[12] == b"guest-1"
-
-
-@dataclass(frozen=True)
-class Offer:
-    address: str
-    options: dict[int, bytes]
-
-
-def discover(client: str) -> Offer:
-    """DHCPDISCOVER by broadcast (RFC 2131), and the offer that comes back."""
-    head = (
-        struct.pack(">BBBBIHH16s", 1, 1, 6, 0, 0x1234ABCD, 0, 0x8000, b"\0" * 16) + mac(client) + b"\0" * 202
-    )
-    wanted = bytes((53, 1, 1, 55, 6, 1, 3, 6, 12, 26, 121, 255))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client_socket:
-        client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
-        client_socket.bind((NO_ADDRESS, 68))
-        client_socket.settimeout(1)
-        reply = b""
-        for _ in range(15):
-            # As clients do: a server may be starting.
-            client_socket.sendto(head + b"\x63\x82\x53\x63" + wanted, ("255.255.255.255", 67))
-            with contextlib.suppress(TimeoutError):
-                reply = client_socket.recv(2048)
-                break
-    options: dict[int, bytes] = {}
-    rest = reply[240:]
-    while rest and rest[0] != 255:
-        if rest[0] == 0:
-            rest = rest[1:]
-            continue
-        options[rest[0]] = rest[2 : 2 + rest[1]]
-        rest = rest[2 + rest[1] :]
-    return Offer(socket.inet_ntoa(reply[16:20]), options)
 
 
 # ------------------------------------------------------------------- faults
