@@ -12,6 +12,7 @@ from fabric.cli import params
 from fabric.cli.exits import Failed
 from fabric.cli.instance_views import COLUMNS, LONG_COLUMNS, counters, line, row, view, why
 from fabric.cli.many import each
+from fabric.cli.nics import attaching, requested
 from fabric.cli.output import Shape, listing, print_list, print_one, showing
 from fabric.cli.params import PAIR, examples, waiting
 from fabric.cli.session import Session, pass_session
@@ -54,6 +55,8 @@ def server() -> None:
     epilog=examples(
         "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --network nebula_net"
         " --key-name nebula_key nebula_web_01",
+        "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --port web_port"
+        " --nic net-id=nebula_net,v4-fixed-ip=10.0.0.9 --security-group nebula_web_sg nebula_web_02",
         "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --user-data setup.sh --wait web",
         "fabric server create --flavor m1.nebula_micro --volume nebula_root --wait web",
         "fabric server create --flavor m1.nebula_micro --image nebula_standard_os --boot-from-volume 10 web",
@@ -85,12 +88,7 @@ def server() -> None:
     is_flag=True,
     help="Delete the volume that it boots from with the server.  [default: keep it]",
 )
-@click.option(
-    "--network",
-    default="",
-    help="What it is attached to; not needed where there is only one.",
-    shell_complete=params.networks,
-)
+@attaching
 @click.option(
     "--key-name", default="", metavar="KEYPAIR", help="Who may log in.", shell_complete=params.keypairs
 )
@@ -105,13 +103,6 @@ def server() -> None:
 @click.option(
     "--config-drive/--no-config-drive", default=True, help="Whether it gets its data on a drive too.  [yes]"
 )
-@click.option(
-    "--security-group",
-    "groups",
-    multiple=True,
-    metavar="GROUP",
-    help="Not supported by this fabric: refused.",
-)
 @click.option("--dry-run", is_flag=True, help="Check the request, the quota included, and make nothing.")
 @click.argument("name")
 @waiting(600)
@@ -125,7 +116,9 @@ def create(
     volume: str,
     boot_volume_gib: int | None,
     delete_volume_on_termination: bool,
-    network: str,
+    networks: tuple[str, ...],
+    ports: tuple[str, ...],
+    nics: tuple[dict[str, str], ...],
     key_name: str,
     availability_zone: str,
     user_data: Path | None,
@@ -139,10 +132,6 @@ def create(
     shape: Shape,
 ) -> None:
     """Ask for a server. It is in BUILD when the command returns; with --wait it is ACTIVE."""
-    if groups:
-        raise click.UsageError(
-            "servers are on their hosts' own networks, which no security group filters: leave --security-group out"
-        )
     if bool(image) is bool(volume):
         raise click.UsageError("say what it boots from: --image or --volume, and not both")
     if volume and boot_volume_gib is not None:
@@ -156,7 +145,8 @@ def create(
         volume=volume,
         boot_volume_gib=boot_volume_gib or 0,
         delete_volume_on_termination=delete_volume_on_termination,
-        network=network,
+        networks=requested(networks, ports, nics),
+        security_groups=groups,
         key_name=key_name,
         availability_zone=availability_zone,
         user_data=b"" if user_data is None else user_data.read_bytes(),

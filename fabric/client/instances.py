@@ -16,11 +16,26 @@ from fabric.client.waiting import (
 )
 from fabric.errors import NotFound, Reason, Unavailable
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
-from fabric.pb.compute.v1.instance_service_pb2 import Instance, InstanceDiagnostics, UnreachableCell
+from fabric.pb.compute.v1.instance_service_pb2 import (
+    Instance,
+    InstanceDiagnostics,
+    RequestedAddress,
+    RequestedNetwork,
+    UnreachableCell,
+)
 from fabric.pb.compute.v1.instance_service_pb2_grpc import InstanceServiceStub
 from fabric.rpc.method import methods
 
-__all__ = ["Instance", "InstanceDiagnostics", "InstanceList", "Instances", "OnChange", "UnreachableCell"]
+__all__ = [
+    "Instance",
+    "InstanceDiagnostics",
+    "InstanceList",
+    "Instances",
+    "OnChange",
+    "RequestedAddress",
+    "RequestedNetwork",
+    "UnreachableCell",
+]
 
 _METHODS = {
     method.action: method
@@ -74,6 +89,8 @@ class Instances:
         boot_volume_gib: int = 0,
         delete_volume_on_termination: bool = False,
         network: str = "",
+        networks: Sequence[RequestedNetwork] = (),
+        security_groups: Sequence[str] = (),
         key_name: str = "",
         availability_zone: str = "",
         user_data: bytes = b"",
@@ -84,6 +101,8 @@ class Instances:
         """Ask for a server; it is durable, and in BUILD, when this returns. With `validate_only` nothing is made.
 
         It boots from an `image`, from a `volume`, or, with `boot_volume_gib`, from a new volume of so many GiB that is made of the image.
+        It is attached to `network`, or to `networks`, or else to the hosts' own network; `security_groups` are for the ports that are made
+        for it.
         """
         request = pb.CreateInstanceRequest(
             request_id=self._calls.request_id(),
@@ -94,6 +113,8 @@ class Instances:
             boot_volume_gib=boot_volume_gib,
             delete_volume_on_termination=delete_volume_on_termination,
             network=network,
+            networks=networks,
+            security_groups=security_groups,
             key_name=key_name,
             availability_zone=availability_zone,
             user_data=user_data,

@@ -37,7 +37,8 @@ def test_what_was_asked_for_is_what_is_sent(stocked: Shell, tmp_path: Path) -> N
     )
     (sent,) = stocked.api.requests("create_instance")
 
-    assert (sent.network, sent.key_name, sent.availability_zone) == ("nebula_net", "k", "az1")
+    assert (sent.key_name, sent.availability_zone) == ("k", "az1")
+    assert [(each.network, each.port) for each in sent.networks] == [("nebula_net", "")]
     assert (sent.user_data, dict(sent.metadata)) == (b"#!/bin/sh\n", {"a": "b"})
     assert (sent.no_config_drive, sent.validate_only) == (True, True)
 
@@ -73,11 +74,31 @@ def test_a_server_that_takes_too_long_is_told_and_left_to_go_on(stocked: Shell) 
     assert "web" in stocked.api.instances
 
 
-def test_security_groups_are_refused_rather_than_forgotten(stocked: Shell) -> None:
-    result = stocked.run(*CREATE, "--security-group", "nebula_web_sg", "web")
+def test_interfaces_are_asked_for_in_openstacks_words(stocked: Shell) -> None:
+    stocked.ok(
+        *(*CREATE, "--nic", "net-id=blue,v4-fixed-ip=10.0.0.9,v6-fixed-ip=fd00::9", "--nic", "port-id=p2"),
+        *("--port", "p1", "--network", "red", "--network", "green"),
+        *("--security-group", "one", "--security-group", "two", "web"),
+    )
+    (sent,) = stocked.api.requests("create_instance")
+
+    assert [
+        (each.network, each.port, [it.ip_address for it in each.fixed_ips]) for each in sent.networks
+    ] == [
+        ("red", "", []),
+        ("green", "", []),
+        ("", "p1", []),
+        ("blue", "", ["10.0.0.9", "fd00::9"]),
+        ("", "p2", []),
+    ]
+    assert list(sent.security_groups) == ["one", "two"]
+
+
+def test_an_interface_of_unknown_words_is_refused(stocked: Shell) -> None:
+    result = stocked.run(*CREATE, "--nic", "net=red", "web")
 
     assert result.exit_code == 2
-    assert "leave --security-group out" in result.stderr
+    assert "net-id=NET-ID" in result.stderr
     assert stocked.api.instances == {}
 
 
