@@ -49,10 +49,10 @@ def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 9
     for argv in CASES.values():
         run(argv)  # bytecode and page cache
-    print(f"{'':38}{'wall ms':>9}{'cpu ms':>9}   (medians of {runs})")  # noqa: T201
+    print(f"{'':38}{'wall ms':>9}{'cpu ms':>9}   (medians of {runs})")  # noqa: T201 - a bench tells what it found
     for name, argv in CASES.items():
         walls, cpus = zip(*(run(argv) for _ in range(runs)), strict=True)
-        print(f"{name:38}{statistics.median(walls) * 1000:9.0f}{statistics.median(cpus) * 1000:9.0f}")  # noqa: T201
+        print(f"{name:38}{statistics.median(walls) * 1000:9.0f}{statistics.median(cpus) * 1000:9.0f}")  # noqa: T201 - a bench tells what it found
 
 
 if __name__ == "__main__":

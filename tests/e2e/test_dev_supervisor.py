@@ -89,7 +89,7 @@ def test_down_finds_everything_after_the_supervisor_was_killed() -> None:
         said = fabric.run("dev", "down")
 
         assert said.returncode == 0, said.stderr
-        assert not os.path.exists(f"/run/netns/{netns}")  # noqa: PTH110
+        assert not os.path.exists(f"/run/netns/{netns}")  # noqa: PTH110 - as above
         assert leftovers(fabric.state) == []
 
 

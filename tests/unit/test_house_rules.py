@@ -257,6 +257,19 @@ def test_no_file_is_longer_than_600_lines() -> None:
     assert all(LONG_FILES.values())
 
 
+def test_every_check_that_is_switched_off_says_why_on_its_line() -> None:
+    """Whoever reads it next must see whether it is still needed, and nobody copies a reason that is not there."""
+    off = re.compile(r"#\s*(?:noqa|type:\s*ignore|pragma:)")
+    explained = re.compile(r"# (?:noqa: [A-Z0-9, ]+ - |type: ignore\[[a-z, -]+\]  # |fmt: )\S")
+
+    assert [
+        f"{_name(path)}:{number}"
+        for path in HAND_WRITTEN
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if off.search(line) and not explained.search(line) and "re.compile" not in line
+    ] == []
+
+
 def test_no_module_is_named_after_nothing() -> None:
     """utils, helpers and managers have no subject, so everything belongs there in the end."""
     nothing = {"common", "helper", "helpers", "manager", "managers", "misc", "tools", "util", "utils"}

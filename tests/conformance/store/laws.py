@@ -287,7 +287,9 @@ async def a_watch_brings_every_change_after_its_revision_once_in_order(store: Co
     watch = store.watch("w/", after=after)
     await put(store, **{"w/b": "2", "x": "not ours"})
     await put(store, y="not ours either")
-    last = (await store.commit(Txn(put={"w/a": b"3"}, delete=["w/b"]))).revision  # type: ignore[union-attr]
+    changed = await store.commit(Txn(put={"w/a": b"3"}, delete=["w/b"]))
+    assert isinstance(changed, Committed)
+    last = changed.revision
 
     events = await take(watch, last)
 
@@ -390,7 +392,9 @@ async def a_watch_may_begin_exactly_at_the_compacted_revision(store: CompactingS
 async def a_watch_from_before_the_compacted_revision_is_told(store: CompactingStore) -> None:
     after = await put(store, **{"c/1": "1"})
     # The deletion is exactly at the compacted revision: etcd up to 3.5.17 forgets it, and serves the watch all the same.
-    gone = (await store.commit(Txn(delete=["c/1"]))).revision  # type: ignore[union-attr]
+    removed = await store.commit(Txn(delete=["c/1"]))
+    assert isinstance(removed, Committed)
+    gone = removed.revision
     await put(store, **{"c/2": "1"})
     await store.compact_history(gone)
 

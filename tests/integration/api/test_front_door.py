@@ -7,6 +7,7 @@ import json
 import random
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from google.protobuf.message import Message
@@ -54,8 +55,8 @@ def rid() -> str:
     return uuid.uuid4().hex
 
 
-def upload(name: str, data: bytes, fmt: int = images.IMAGE_FORMAT_RAW, **fields: object) -> list[bytes]:
-    image = images.Image(name=name, **fields)  # type: ignore[arg-type]
+def upload(name: str, data: bytes, fmt: int = images.IMAGE_FORMAT_RAW, **fields: Any) -> list[bytes]:
+    image = images.Image(name=name, **fields)
     image.format = images.ImageFormat.ValueType(fmt)
     image.sha256 = image.sha256 or hashlib.sha256(data).hexdigest()
     header = images.CreateImageRequest(header=images.ImageHeader(request_id=rid(), image=image))
@@ -79,9 +80,9 @@ async def make_image(door: FrontDoor, who: str = "own member", name: str = "linu
     return images.CreateImageResponse.FromString(answer).image
 
 
-async def make_server(door: FrontDoor, who: str = "own member", **fields: object) -> instances.Instance:
+async def make_server(door: FrontDoor, who: str = "own member", **fields: Any) -> instances.Instance:
     request = instances.CreateInstanceRequest(
-        **{"request_id": rid(), "name": "web", "flavor": "m1.nebula_micro", "image": "linux", **fields}  # type: ignore[arg-type]
+        **{"request_id": rid(), "name": "web", "flavor": "m1.nebula_micro", "image": "linux", **fields}
     )
     answer = await door.ask(INSTANCES, "CreateInstance", request, who)
     return instances.CreateInstanceResponse.FromString(answer).instance
@@ -179,6 +180,11 @@ async def test_nesting_without_end_is_malformed(door: FrontDoor) -> None:
 
 # ------------------------------------------------------------------------------------------ bad input, by field
 
+
+def _flavor(wrong: dict[str, Any]) -> flavors.Flavor:
+    return flavors.Flavor(**{"name": "f", "vcpus": 1, "ram_mib": 512, **wrong})
+
+
 BAD: list[tuple[str, str, Message, str]] = [
     (FLAVORS, "CreateFlavor", flavors.CreateFlavorRequest(), "request_id"),
     (FLAVORS, "CreateFlavor", flavors.CreateFlavorRequest(request_id="a b"), "request_id"),
@@ -191,7 +197,7 @@ BAD: list[tuple[str, str, Message, str]] = [
             "CreateFlavor",
             flavors.CreateFlavorRequest(
                 request_id="r",
-                flavor=flavors.Flavor(**{"name": "f", "vcpus": 1, "ram_mib": 512, **wrong}),  # type: ignore[arg-type]
+                flavor=_flavor(wrong),
             ),
             f"flavor.{field}",
         )
@@ -260,7 +266,7 @@ BAD: list[tuple[str, str, Message, str]] = [
     (
         INSTANCES,
         "RebootInstance",
-        instances.RebootInstanceRequest(request_id="r", instance="i", kind=9),  # type: ignore[arg-type]
+        instances.RebootInstanceRequest(request_id="r", instance="i", kind=9),  # type: ignore[arg-type]  # no such kind
         "kind",
     ),
     (KEYPAIRS, "CreateKeypair", _key := keypairs.CreateKeypairRequest(request_id="r"), "keypair"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -17,10 +18,8 @@ EVENTS = "fabric.compute.v1.InstanceEventService"
 SOON_S = 10.0
 
 
-def _call(
-    door: FrontDoor, who: str = "own member", **fields: object
-) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
-    request = pb.WatchInstancesRequest(**fields)  # type: ignore[arg-type]
+def _call(door: FrontDoor, who: str = "own member", **fields: Any) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+    request = pb.WatchInstancesRequest(**fields)
     metadata = (("authorization", f"Bearer {door.tokens.get(who, '')}"),)
     watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = door.wire.unary_stream(
         f"/{EVENTS}/WatchInstances"

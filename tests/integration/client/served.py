@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -91,7 +91,10 @@ def _handler(api: FakeApi, method: MethodDescriptor) -> grpc.RpcMethodHandler[An
         except FabricError as error:
             refuse(context, error)
 
-    serialize: Callable[[Any], bytes] = lambda message: message.SerializeToString()  # noqa: E731
+    def serialize(message: Any) -> bytes:
+        data: bytes = message.SerializeToString()
+        return data
+
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(stream, parse, serialize)
     if method.client_streaming:

@@ -70,7 +70,7 @@ def copies(site: Site) -> list[str]:  # noqa: F811 - the fixture's own name is w
 
 @pytest.mark.slow
 async def test_a_snapshot_of_a_running_guest_boots_as_another_with_what_was_written(
-    site: Site,  # noqa: F811
+    site: Site,  # noqa: F811 - the fixture
 ) -> None:
     first = a_server(site, "first", 21)
     async with a_daemon(site, JournalMemory(), soft_reboot_s=60) as daemon:
@@ -99,7 +99,7 @@ async def test_a_snapshot_of_a_running_guest_boots_as_another_with_what_was_writ
 @pytest.mark.slow
 @pytest.mark.parametrize("want", [Want.STOP, Want.SUSPEND, Want.PAUSE])
 async def test_a_snapshot_of_a_guest_that_is_held_or_off_has_what_it_had_synced(
-    site: Site,  # noqa: F811
+    site: Site,  # noqa: F811 - the fixture
     want: Want,
 ) -> None:
     guest = a_server(site, "held", 23)

@@ -223,7 +223,7 @@ async def test_a_plan_that_says_the_same_runs_no_program(site: Site, monkeypatch
 
     async def counted(*command: str, **options: object) -> asyncio.subprocess.Process:
         ran.append(command)
-        return await real(*command, **options)  # type: ignore[arg-type] # passed on as they came
+        return await real(*command, **options)  # type: ignore[arg-type]  # passed on as they came
 
     # What runs programs is one function of the standard library's; there is no seam of ours below it.
     monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)

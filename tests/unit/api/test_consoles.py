@@ -136,7 +136,7 @@ def test_a_ticket_whose_use_is_not_certain_opens_nothing() -> None:
 
         with pytest.raises(Unavailable, match="make a new one"):
             await chain.apis[0].redeem(issued.secret, SERIAL, principal=chain.me)
-        chain.store.commit = commit  # type: ignore[method-assign]
+        chain.store.commit = commit  # type: ignore[method-assign]  # and it does again
         with pytest.raises(PermissionDenied):
             await chain.apis[0].redeem(issued.secret, SERIAL, principal=chain.me)
 

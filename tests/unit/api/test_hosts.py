@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ class Silent(MemoryStore):
 
 
 def _host(name: str = "h1", cell: str = "c1", cidr: str = "10.100.1.0/24", **spec: object) -> pb.Host:
-    fields = {
+    fields: dict[str, Any] = {
         "availability_zone": "nova",
         "vcpus": 4,
         "ram_mib": 4096,
@@ -47,7 +48,7 @@ def _host(name: str = "h1", cell: str = "c1", cidr: str = "10.100.1.0/24", **spe
         "guest_cidr": cidr,
         **spec,
     }
-    return pb.Host(name=name, cell=cell, spec=pb.HostSpec(**fields))  # type: ignore[arg-type]
+    return pb.Host(name=name, cell=cell, spec=pb.HostSpec(**fields))
 
 
 class World:

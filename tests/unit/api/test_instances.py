@@ -175,9 +175,9 @@ class World:
         self._requests += 1
         return f"r{self._requests}"
 
-    async def create(self, name: str = "web", **fields: object) -> pb.Instance:
+    async def create(self, name: str = "web", **fields: Any) -> pb.Instance:
         asked = {"request_id": self.rid(), "name": name, "flavor": "m1", "image": "linux", **fields}
-        request = pb.CreateInstanceRequest(**asked)  # type: ignore[arg-type]
+        request = pb.CreateInstanceRequest(**asked)
         return (await self.handlers.create_instance(request, WHO)).instance
 
     async def placed(self, name: str = "web") -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 import pytest
@@ -13,11 +14,11 @@ ROWS = (("2", "web", 10), ("1", "db", 9), ("3", None, None))
 
 
 def printed(
-    shape: Shape, columns: tuple[str, ...] = COLUMNS, rows: tuple[tuple[object, ...], ...] = ROWS
+    shape: Shape, columns: tuple[str, ...] = COLUMNS, rows: tuple[tuple[Any, ...], ...] = ROWS
 ) -> str:
     @click.command()
     def command() -> None:
-        print_list(shape, columns, rows)  # type: ignore[arg-type]
+        print_list(shape, columns, rows)
 
     result = CliRunner().invoke(command, standalone_mode=False)
     if result.exception is not None:

@@ -452,7 +452,7 @@ class Broken(grpc.RpcError, grpc.Call):
     def details(self) -> str:
         return self._status.message
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]  # as gRPC has it, not as its stubs
         return ((DETAILS_KEY, self._status.SerializeToString()),)
 
     def initial_metadata(self) -> tuple[()]:

@@ -59,7 +59,7 @@ class Silent(Broken):
     def details(self) -> str:
         return self._text
 
-    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:  # type: ignore[override]  # as gRPC has it, not as its stubs
         return ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ def _change(name: str) -> pb.WatchInstancesResponse:
     return pb.WatchInstancesResponse(change=change)
 
 
-def _told(api: FakeApi, count: int, **facts: object) -> list[str]:
-    watch = client_of(api, VirtualTime()).instance_events.watch(**facts)  # type: ignore[arg-type]
+def _told(api: FakeApi, count: int, **facts: Any) -> list[str]:
+    watch = client_of(api, VirtualTime()).instance_events.watch(**facts)
     return [each.change.instance.name or each.mark.resume_token for each in islice(watch, count)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ from tests.unit.conductor.worlds import ScriptedHost, World, instance_id, run, u
 MINE, THEIRS, NOBODYS = instance_id(1), instance_id(2), instance_id(3)
 
 
-def _status(instance: str, **facts: object) -> Status:
+def _status(instance: str, **facts: Any) -> Status:
     made = Status(
         epoch=0,
         instance_id=instance,
@@ -41,7 +42,7 @@ def _status(instance: str, **facts: object) -> Status:
         power=PowerState.NOSTATE,
         fault_code="GUEST_CRASHED",
     )
-    return replace(made, **facts)  # type: ignore[arg-type]
+    return replace(made, **facts)
 
 
 ACTIVE = {"state": HostState.ACTIVE, "power": PowerState.RUNNING, "fault_code": ""}

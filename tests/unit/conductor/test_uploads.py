@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from fabric.conductor.core import uploads
+from fabric.conductor.service import ConductorService
 from fabric.errors import FabricError, InvalidRequest, NotFound, PermissionDenied, TooMuch, Unavailable
 from fabric.lifecycle.core import begin, failed
 from fabric.model.image import ImageFormat, ImageOffer
@@ -21,7 +23,7 @@ DATA = b"a disk" * 100
 GIB = 1 << 30
 
 
-def offer(**facts: object) -> ImageOffer:
+def offer(**facts: Any) -> ImageOffer:
     made = ImageOffer(
         image_id=IMAGE,
         instance_id=instance_id(1),
@@ -30,7 +32,7 @@ def offer(**facts: object) -> ImageOffer:
         size_bytes=len(DATA),
         virtual_size_bytes=GIB,
     )
-    return replace(made, **facts)  # type: ignore[arg-type]
+    return replace(made, **facts)
 
 
 async def chunks(data: bytes = DATA, *, size: int = 64) -> AsyncIterator[bytes]:
@@ -68,24 +70,23 @@ async def asked(cell: World, *, number: int = 1, host: str = "h1") -> Instance:
     return now
 
 
-async def a_cell(cell: World) -> Sink:
+async def a_cell(cell: World) -> tuple[Sink, ConductorService]:
     service = await cell.conductor()
     sink = Sink()
     service._uploads._images = sink
-    cell.service = service  # type: ignore[attr-defined]
     await cell.approve("h1")
     await cell.approve("h2", cert_serial="another")
-    return sink
+    return sink, service
 
 
 def test_an_image_that_is_wanted_is_taken_once_and_noted_on_the_record() -> None:
     async def world() -> None:
         async with World() as cell:
-            sink = await a_cell(cell)
+            sink, service = await a_cell(cell)
             await asked(cell)
 
             for _ in range(2):
-                await cell.service.upload_image("h1", SERIAL, offer(), chunks())  # type: ignore[attr-defined]
+                await service.upload_image("h1", SERIAL, offer(), chunks())
 
             assert sink.taken == [DATA]
             uploaded = (await cell.instance(1)).uploaded
@@ -115,12 +116,12 @@ def test_nothing_else_is_taken(
 ) -> None:
     async def world() -> None:
         async with World() as cell:
-            sink = await a_cell(cell)
+            sink, service = await a_cell(cell)
             await asked(cell)
             before = await cell.everything()
 
             with pytest.raises(refusal):
-                await cell.service.upload_image(host, serial, forged, chunks())  # type: ignore[attr-defined]
+                await service.upload_image(host, serial, forged, chunks())
 
             assert sink.taken == []
             assert await cell.everything() == before
@@ -131,13 +132,13 @@ def test_nothing_else_is_taken(
 def test_an_action_that_is_over_takes_no_image() -> None:
     async def world() -> None:
         async with World() as cell:
-            sink = await a_cell(cell)
+            sink, service = await a_cell(cell)
             now = await asked(cell)
             overdue = failed(now, Fault(code="TASK_TIMEOUT", message="late"), now_ms=0, op_id="over")
             await cell.intend(overdue)
 
             with pytest.raises(NotFound):
-                await cell.service.upload_image("h1", SERIAL, offer(), chunks())  # type: ignore[attr-defined]
+                await service.upload_image("h1", SERIAL, offer(), chunks())
             assert sink.taken == []
 
     run(world)
@@ -146,12 +147,12 @@ def test_an_action_that_is_over_takes_no_image() -> None:
 def test_a_host_sends_no_faster_than_it_may() -> None:
     async def world() -> None:
         async with World() as cell:
-            await a_cell(cell)
+            _, service = await a_cell(cell)
             await asked(cell)
-            cell.service._uploads._bytes_per_s = 100.0  # type: ignore[attr-defined]
+            service._uploads._bytes_per_s = 100.0
             began_s = asyncio.get_running_loop().time()
 
-            await cell.service.upload_image("h1", SERIAL, offer(), chunks())  # type: ignore[attr-defined]
+            await service.upload_image("h1", SERIAL, offer(), chunks())
 
             assert asyncio.get_running_loop().time() - began_s >= len(DATA) / 100.0
 
@@ -161,12 +162,12 @@ def test_a_host_sends_no_faster_than_it_may() -> None:
 def test_with_the_api_away_nothing_is_noted() -> None:
     async def world() -> None:
         async with World() as cell:
-            sink = await a_cell(cell)
+            sink, service = await a_cell(cell)
             sink.away = True
             await asked(cell)
 
             with pytest.raises(Unavailable):
-                await cell.service.upload_image("h1", SERIAL, offer(), chunks())  # type: ignore[attr-defined]
+                await service.upload_image("h1", SERIAL, offer(), chunks())
 
             assert (await cell.instance(1)).uploaded is None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -160,7 +161,7 @@ async def through(bench: Bench, flow: Flow) -> None:
 
     for each in flow.orders:
         await bench.conductor.give(each)
-        await until(lambda wanted=each: made_true(wanted))  # type: ignore[misc]
+        await until(partial(made_true, each))
     if flow.released:
         await bench.conductor.release(release())
         await until(lambda: not bench.conductor.releases)

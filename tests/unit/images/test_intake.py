@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def waiting(number: int = 1, **properties: str) -> Image:
     )
 
 
-def offer(image: Image, data: bytes = DATA, **facts: object) -> ImageOffer:
+def offer(image: Image, data: bytes = DATA, **facts: Any) -> ImageOffer:
     made = ImageOffer(
         image_id=image.id,
         instance_id=SERVER.id,
@@ -60,7 +61,7 @@ def offer(image: Image, data: bytes = DATA, **facts: object) -> ImageOffer:
         size_bytes=len(data),
         virtual_size_bytes=GIB,
     )
-    return replace(made, **facts)  # type: ignore[arg-type]
+    return replace(made, **facts)
 
 
 async def pieces(data: bytes = DATA) -> AsyncIterator[bytes]:
@@ -120,13 +121,13 @@ async def test_the_first_bytes_that_come_are_the_image() -> None:
     ],
 )
 async def test_nothing_but_what_was_offered_and_is_an_image_is_taken(
-    facts: dict[str, object], data: bytes, refusal: type[FabricError]
+    facts: dict[str, Any], data: bytes, refusal: type[FabricError]
 ) -> None:
     shop, image = Shop(), waiting()
     await shop.put(image)
 
     with pytest.raises(refusal):
-        await shop.intake.take(replace(offer(image), **facts), pieces(data))  # type: ignore[arg-type]
+        await shop.intake.take(replace(offer(image), **facts), pieces(data))
 
     assert (await shop.all())[image.id] == image
     assert (await shop.blobs.list(), shop.blobs.uploads) == ((), 0)
@@ -198,10 +199,10 @@ def test_what_says_where_it_can_run_is_inherited_and_what_is_ours_cannot_be_said
     assert image.project_id == SERVER.request.guest.project_id
 
 
-def under_way(image: Image, **facts: object) -> Instance:
+def under_way(image: Image, **facts: Any) -> Instance:
     active = replace(SERVER, vm_state=VmState.ACTIVE, task=TaskState.NONE, host="h1", placement_epoch=1)
     begun = begin(active, Action.CREATE_IMAGE, now_ms=1, op_id="o", image_id=image.id)
-    return replace(begun, **facts)  # type: ignore[arg-type]
+    return replace(begun, **facts)
 
 
 @pytest.mark.parametrize(

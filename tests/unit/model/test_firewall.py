@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -21,13 +22,13 @@ from fabric.model.firewall import (
 IN4 = {"direction": Direction.INGRESS, "ether_type": EtherType.IPV4}
 
 
-def _rule(**said: object) -> FilterRule:
-    return FilterRule(**{**IN4, **said})  # type: ignore[arg-type]
+def _rule(**said: Any) -> FilterRule:
+    return FilterRule(**{**IN4, **said})
 
 
-def _port(name: str, **said: object) -> PortFilter:
+def _port(name: str, **said: Any) -> PortFilter:
     fixed = {"port_id": name, "instance_id": "i", "network_id": "n", "tap": name, "mac": "02:00:00:00:00:01"}
-    return PortFilter(**{**fixed, **said})  # type: ignore[arg-type]
+    return PortFilter(**{**fixed, **said})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from fabric.network.core.filters import (
 )
 
 
-def port(name: str, *groups: str, address: str = "10.0.0.5", **fields: object) -> NetworkPort:
+def port(name: str, *groups: str, address: str = "10.0.0.5", **fields: Any) -> NetworkPort:
     made = NetworkPort(
         id=name,
         name=name,
@@ -32,12 +33,12 @@ def port(name: str, *groups: str, address: str = "10.0.0.5", **fields: object) -
         fixed_addresses=(FixedAddress(subnet_id="s", address=address),),
         security_group_ids=groups,
     )
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)
 
 
-def rule(name: str, **fields: object) -> SecurityRule:
+def rule(name: str, **fields: Any) -> SecurityRule:
     made = SecurityRule(id=name, direction=Direction.INGRESS, ether_type=EtherType.IPV4)
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)
 
 
 def group(name: str, *rules: SecurityRule) -> SecurityGroup:

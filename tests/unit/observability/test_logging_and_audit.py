@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -67,9 +68,9 @@ class Clock:
         return self.ms / 1000
 
 
-def _record(book: Book, outcome: str = "OK", **fields: object) -> None:
+def _record(book: Book, outcome: str = "OK", **fields: Any) -> None:
     told = {"method": "/s/M", "principal": "user:a", "project": "p", "peer": "x", "request_id": "r", **fields}
-    book.record(outcome=outcome, **told)  # type: ignore[arg-type]
+    book.record(outcome=outcome, **told)
 
 
 def _written(count: int) -> list[bytes]:

@@ -23,7 +23,7 @@ UNKNOWN_POWER = 77
 def test_elements_are_counted_before_any_of_them_is_looked_at(field: str) -> None:
     inventory = pb.Inventory(epoch=1)
     # If one of these were looked at, it would be for its number that the message is refused.
-    inventory.held.extend([pb.Held(power=UNKNOWN_POWER)])  # type: ignore[arg-type]
+    inventory.held.extend([pb.Held(power=UNKNOWN_POWER)])  # type: ignore[arg-type]  # no such power
     if field == "held":
         inventory.held.extend([pb.Held()] * ELEMENTS_LIMIT)
     else:

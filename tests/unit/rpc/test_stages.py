@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,8 +34,8 @@ class Clock:
         return self.s
 
 
-def _call(**fields: object) -> Call:
-    return Call(**{"method": GET, "pipe": _NoPipe(), "metadata": {}, "peer": "ipv4:192.0.2.1:7", **fields})  # type: ignore[arg-type]
+def _call(**fields: Any) -> Call:
+    return Call(**{"method": GET, "pipe": _NoPipe(), "metadata": {}, "peer": "ipv4:192.0.2.1:7", **fields})
 
 
 def _raising(error: BaseException) -> Endpoint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ BIG = Resources(vcpus=64, ram_mib=65536, disk_gib=1000)
 SMALL = Resources(vcpus=1, ram_mib=512, disk_gib=1)
 
 
-def host(name: str, *, cell: str = "east", capacity: Resources = BIG, **facts: object) -> Host:
+def host(name: str, *, cell: str = "east", capacity: Resources = BIG, **facts: Any) -> Host:
     made = Host(
         name=name,
         cell=cell,
@@ -32,7 +33,7 @@ def host(name: str, *, cell: str = "east", capacity: Resources = BIG, **facts: o
         guest_cidr="10.1.0.0/24",
         slots=200,
     )
-    return replace(made, **facts)  # type: ignore[arg-type]
+    return replace(made, **facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from random import Random
+from typing import Any
 
 import pytest
 import structlog
 
 from fabric.errors import Unavailable
-from fabric.store.base import Batch, Snapshot, Txn
+from fabric.store.base import Batch, Committed, Snapshot, Txn
 from fabric.store.memory import MemoryStore
 from fabric.store.picture import Change, Pace, Picture
 from tests.unit.store.virtual import LoopClock, run
@@ -36,7 +37,7 @@ class FaultyStore(MemoryStore):
         return snapshot
 
     async def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
-        async with contextlib.aclosing(super().watch(prefix, after=after)) as batches:  # type: ignore[type-var]
+        async with contextlib.aclosing(super().watch(prefix, after=after)) as batches:  # type: ignore[type-var]  # a generator, which the port does not promise
             async for batch in batches:
                 kept = tuple(event for event in batch.events if self.random.random() >= self.loses)
                 yield Batch(batch.revision, kept)
@@ -57,12 +58,13 @@ async def stored(store: MemoryStore) -> dict[str, int]:
 
 async def put(store: MemoryStore, **values: int) -> int:
     outcome = await store.commit(Txn(put={f"p/{key}": b"%d" % value for key, value in values.items()}))
-    return outcome.revision  # type: ignore[union-attr]
+    assert isinstance(outcome, Committed)
+    return outcome.revision
 
 
 @contextlib.asynccontextmanager
-async def running(store: MemoryStore, **options: object) -> AsyncIterator[Picture[int]]:
-    picture = Picture(store, "p/", lambda _, value: int(value), clock=LoopClock(), **options)  # type: ignore[arg-type]
+async def running(store: MemoryStore, **options: Any) -> AsyncIterator[Picture[int]]:
+    picture = Picture(store, "p/", lambda _, value: int(value), clock=LoopClock(), **options)
     task = asyncio.create_task(picture.run())
     try:
         yield picture

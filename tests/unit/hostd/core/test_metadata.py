@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fabric.model.instance import Guest
 from hostd.core.metadata import VERSIONS, answer, documents, meta_data, network_data
 from hostd.core.metadata_request import Request, Response, parse, respond
 from tests.conformance.guests import a_guest, a_port
@@ -53,7 +54,7 @@ def test_network_data_describes_static_links_by_mac() -> None:
     (network,) = said["networks"]
     assert (network["type"], network["link"]) == ("ipv4", "link0")
     assert (network["ip_address"], network["netmask"]) == ("10.77.0.2", "255.255.255.0")
-    assert network["routes"] == [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.77.0.1"}]  # noqa: S104
+    assert network["routes"] == [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.77.0.1"}]  # noqa: S104 - a route, nothing listens
     assert said["services"] == [{"type": "dns", "address": "192.0.2.53"}]
 
 
@@ -168,10 +169,10 @@ def test_documents_are_json() -> None:
 # ------------------------------------------------------------------ requests
 
 
-def ask(request: Request | None, *, guest: object = GUEST, now_s: float = 1000.0) -> Response:
+def ask(request: Request | None, *, guest: Guest | None = GUEST, now_s: float = 1000.0) -> Response:
     return respond(
         request,
-        guest,  # type: ignore[arg-type]
+        guest,
         now_s=now_s,
         secret=b"secret",
         random_seed=b"",
@@ -183,7 +184,7 @@ def get(path: str, **headers: str) -> Request:
     return Request(method="GET", path=path, headers=named)
 
 
-def token(ttl: str, *, guest: object = GUEST) -> Response:
+def token(ttl: str, *, guest: Guest | None = GUEST) -> Response:
     headers = {"x-aws-ec2-metadata-token-ttl-seconds": ttl}
     return ask(Request(method="PUT", path="/latest/api/token", headers=headers), guest=guest)
 
