@@ -63,12 +63,15 @@ def meta_data(guest: Guest, version: str = "latest", *, random_seed: bytes = b""
 
 
 def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
-    """network_data.json: every link by its MAC, every address static, so that a guest is reachable without DHCP too."""
-    links = []
-    networks = []
+    """network_data.json: every link by its MAC, every address static, so that a guest is reachable without DHCP too.
+
+    Of each family there is one default route: by the first address that has a gateway, as the address of record comes first.
+    """
+    links: list[dict[str, Any]] = []
+    networks: list[dict[str, Any]] = []
     servers: dict[str, None] = {}
+    led_out: set[int] = set()
     for number, port in enumerate(ports):
-        services = [{"type": "dns", "address": address} for address in port.dns_servers]
         servers.update(dict.fromkeys(port.dns_servers))
         links.append(
             {
@@ -79,26 +82,42 @@ def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
                 "ethernet_mac_address": port.mac,
             }
         )
-        networks.append(
-            {
-                "id": f"network{number}",
-                "network_id": port.network_id,
-                "link": f"link{number}",
-                "type": "ipv4",
-                "ip_address": port.address,
-                "netmask": str(ipaddress.IPv4Network(f"0.0.0.0/{port.prefix_length}").netmask),
-                # One default route: that of the first port, which the address of record is on.
-                "routes": [{"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": port.gateway}]  # noqa: S104 - the default route, not a bind
-                if number == 0
-                else [],
-                "services": services,
-            }
-        )
+        for each in port.addresses:
+            interface = ipaddress.ip_interface(f"{each.address}/{each.prefix_length}")
+            ways = [(ipaddress.ip_network(route.destination), route.next_hop) for route in each.routes]
+            if each.gateway and not any(destination.prefixlen == 0 for destination, _ in ways):
+                ways.insert(0, (_EVERYTHING[interface.version], each.gateway))
+            routes = [
+                {"network": str(to.network_address), "netmask": str(to.netmask), "gateway": gateway}
+                for to, gateway in ways
+                if to.prefixlen or interface.version not in led_out
+            ]
+            if any(not to.prefixlen for to, _ in ways):
+                led_out.add(interface.version)
+            networks.append(
+                {
+                    "id": f"network{len(networks)}",
+                    "network_id": port.network_id,
+                    "link": f"link{number}",
+                    "type": f"ipv{interface.version}",
+                    "ip_address": str(interface.ip),
+                    "netmask": str(interface.netmask),
+                    "routes": routes,
+                    "services": [
+                        {"type": "dns", "address": server}
+                        for server in port.dns_servers
+                        if ipaddress.ip_address(server).version == interface.version
+                    ],
+                }
+            )
     return {
         "links": links,
         "networks": networks,
-        "services": [{"type": "dns", "address": address} for address in servers],
+        "services": [{"type": "dns", "address": server} for server in servers],
     }
+
+
+_EVERYTHING: Final = {4: ipaddress.ip_network("0.0.0.0/0"), 6: ipaddress.ip_network("::/0")}
 
 
 def documents(guest: Guest, *, random_seed: bytes = b"") -> dict[str, bytes]:
@@ -186,8 +205,15 @@ def _ec2_tree(guest: Guest) -> dict[str, Any]:
         "ami-id": f"ami-{_boots_from(guest).replace('-', '')[:17]}",
     }
     if guest.ports:
-        tree["local-ipv4"] = guest.ports[0].address
         tree["mac"] = guest.ports[0].mac
+    fours = [
+        each.address
+        for port in guest.ports
+        for each in port.addresses
+        if ipaddress.ip_address(each.address).version == 4
+    ]
+    if fours:
+        tree["local-ipv4"] = fours[0]
     if guest.public_keys:
         tree["public-keys"] = {
             str(number): {"openssh-key": key}

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.model.instance import Guest
+from fabric.model.network import HostRoute, PortAddress
 from hostd.core.metadata import VERSIONS, answer, documents, meta_data, network_data
 from hostd.core.metadata_request import Request, Response, parse, respond
-from tests.conformance.guests import a_guest, a_port
+from tests.conformance.guests import a_guest, a_port, a_tenant_port
 
 GUEST = a_guest(
     "web",
@@ -63,6 +64,77 @@ def test_only_the_first_port_has_a_default_route_and_servers_are_told_once() -> 
 
     assert [len(network["routes"]) for network in said["networks"]] == [1, 0]
     assert len(said["services"]) == 1
+
+
+def test_a_port_of_a_projects_network_is_described_with_all_its_addresses() -> None:
+    """Only the first address was told, as an IPv4 one: a guest with both families had no IPv6, and one whose first address is IPv6 could
+    not be started at all, because there is no IPv4 netmask of 64 bits.
+    """
+    route = HostRoute(destination="10.9.0.0/16", next_hop="10.0.0.9")
+    six = PortAddress(address="fd00::11", prefix_length=64, gateway="fd00::1")
+    port = a_tenant_port(1, routes=(route,), dns_servers=("192.0.2.53", "2001:db8::53"), further=(six,))
+
+    said = network_data((port,))
+
+    four, sixth = said["networks"]
+    assert (four["id"], four["type"], four["ip_address"], four["netmask"]) == (
+        *("network0", "ipv4"),
+        *("10.0.0.11", "255.255.255.0"),
+    )
+    assert four["routes"] == [
+        {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"},  # noqa: S104
+        {"network": "10.9.0.0", "netmask": "255.255.0.0", "gateway": "10.0.0.9"},
+    ]
+    assert (sixth["id"], sixth["type"], sixth["ip_address"], sixth["netmask"]) == (
+        *("network1", "ipv6"),
+        *("fd00::11", "ffff:ffff:ffff:ffff::"),
+    )
+    assert sixth["routes"] == [{"network": "::", "netmask": "::", "gateway": "fd00::1"}]
+    assert [each["address"] for each in four["services"]] == ["192.0.2.53"]
+    assert [each["address"] for each in sixth["services"]] == ["2001:db8::53"]
+    assert [each["address"] for each in said["services"]] == ["192.0.2.53", "2001:db8::53"]
+    assert {each["link"] for each in said["networks"]} == {said["links"][0]["id"]}
+
+
+def test_there_is_one_way_out_of_each_family_and_none_where_there_is_no_gateway() -> None:
+    six = PortAddress(address="fd00::11", prefix_length=64, gateway="fd00::1")
+    isolated, first, second = (
+        a_tenant_port(1, gateway="", further=()),
+        a_port(2),
+        a_tenant_port(3, further=(six,)),
+    )
+
+    said = network_data((isolated, first, second))
+
+    assert [
+        (network["ip_address"], [route["gateway"] for route in network["routes"]])
+        for network in said["networks"]
+    ] == [("10.0.0.11", []), ("10.77.0.3", ["10.77.0.1"]), ("10.0.0.13", []), ("fd00::11", ["fd00::1"])]
+
+
+def test_a_default_route_that_somebody_chose_takes_the_gateways_place() -> None:
+    chosen = HostRoute(destination="0.0.0.0/0", next_hop="10.0.0.9")
+
+    said = network_data((a_tenant_port(1, routes=(chosen,), further=()),))
+
+    assert [route["gateway"] for route in said["networks"][0]["routes"]] == ["10.0.0.9"]
+
+
+@pytest.mark.parametrize(
+    ("further", "networks", "ipv4"),
+    [((), 0, None), ((PortAddress(address="fd00::11", prefix_length=64),), 1, None)],
+)
+def test_a_guest_without_an_ipv4_address_is_told_of_none(
+    further: tuple[PortAddress, ...], networks: int, ipv4: bytes | None
+) -> None:
+    guest = replace(
+        GUEST, ports=(a_tenant_port(1, address="", prefix_length=0, gateway="", further=further),)
+    )
+
+    assert len(network_data(guest.ports)["links"]) == 1
+    assert len(network_data(guest.ports)["networks"]) == networks
+    assert answer(guest, "/latest/meta-data/local-ipv4") == ipv4
+    assert answer(guest, "/latest/meta-data/mac") is not None
 
 
 def test_the_drive_has_every_version_and_user_data_byte_for_byte() -> None:
