@@ -82,7 +82,7 @@ def test_a_port_of_a_projects_network_is_described_with_all_its_addresses() -> N
         *("10.0.0.11", "255.255.255.0"),
     )
     assert four["routes"] == [
-        {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"},  # noqa: S104
+        {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.0.1"},  # noqa: S104 - the default route, not a bind
         {"network": "10.9.0.0", "netmask": "255.255.0.0", "gateway": "10.0.0.9"},
     ]
     assert (sixth["id"], sixth["type"], sixth["ip_address"], sixth["netmask"]) == (
