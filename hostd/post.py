@@ -7,8 +7,8 @@ import contextlib
 
 from fabric.clock import Clock
 from fabric.deadlines import within
-from fabric.model.session import Progress, Released, Report, Status
-from hostd.core.outbox import Outbox
+from fabric.model.session import PlanFollowed, Progress, Released, Report, Status
+from hostd.core.outbox import Outbox, Told
 
 
 class Post:
@@ -38,7 +38,11 @@ class Post:
         self.outbox.report(report)
         self._bell.set()
 
-    async def collect(self) -> list[Status | Released | Report | Progress]:
+    def followed(self, followed: PlanFollowed) -> None:
+        self.outbox.followed(followed)
+        self._bell.set()
+
+    async def collect(self) -> list[Told]:
         """Wait until something is to be told, and take it."""
         while True:
             self._bell.clear()

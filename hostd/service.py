@@ -29,6 +29,7 @@ from hostd.driver.base import Driver
 from hostd.hypervisor import HypervisorWatch
 from hostd.images.base import Disks
 from hostd.network.base import Wires
+from hostd.plans import PlanFollower
 from hostd.post import Post
 from hostd.resources.audit import Audit
 from hostd.rpc.base import Dialer
@@ -82,6 +83,7 @@ class HostDaemon:
         self._failpoints = failpoints
         self._gate = Gate(Fence(epoch=0))
         self._post = Post(clock)
+        self._plans = PlanFollower(wires, jitter=jitter, told=self._post.followed)
         self._endpoint = ""
         self._in_session = asyncio.Event()
         self._queues = Queues(self._site())
@@ -127,6 +129,7 @@ class HostDaemon:
                 self._queues.begin(state.rows, tasks, is_trusted=state.trusted)
                 tasks.create_task(self._watch.run(), name="hypervisor")
                 tasks.create_task(self._audit.run(), name="audit")
+                tasks.create_task(self._plans.run(), name="plans")
                 tasks.create_task(self._hold_sessions(), name="sessions")
         finally:
             await self._wires.close()
@@ -203,6 +206,7 @@ class HostDaemon:
             gate=self._gate,
             post=self._post,
             queues=self._queues,
+            plans=self._plans,
             inventory=self._audit.inventory,
             answer=self._answers.answer,
             snapshot_taken=self._audit.orders_known,

@@ -29,12 +29,11 @@ from fabric.model.session import (
     Inventory,
     Order,
     PasswordWanted,
-    Progress,
+    PlanFollowed,
+    PlanPart,
     Question,
     Release,
     ReleaseAck,
-    Released,
-    Report,
     Snapshot,
     Status,
     StatusAck,
@@ -46,6 +45,8 @@ from fabric.rpc.stream import Stream, StreamClosed
 from hostd.commands.journal import Journal
 from hostd.commands.queue import Queues
 from hostd.core.fencing import Fence
+from hostd.core.outbox import Told
+from hostd.plans import PlanFollower, PlanParts
 from hostd.post import Post
 from hostd.settings import HostSettings
 
@@ -83,6 +84,7 @@ class Desk:
     gate: Gate
     post: Post
     queues: Queues
+    plans: PlanFollower
     inventory: Callable[[], Awaitable[Inventory | None]]
     answer: Callable[[Question], Awaitable[Answer | None]]
     snapshot_taken: Callable[[], None]
@@ -103,6 +105,7 @@ class Session:
         self._answering = asyncio.Semaphore(_ANSWERS_AT_ONCE)
         self._answers_waiting = 0
         self._tunnels = 0
+        self._plan = PlanParts()
         self.granted: Granted | None = None
 
     async def run(self, on_granted: Callable[[], None]) -> SessionOver:
@@ -134,6 +137,7 @@ class Session:
                 boot_id=desk.boot_id,
                 agent_version=desk.settings.agent_version,
                 highest_epoch=desk.gate.fence.epoch,
+                follows_plans=True,
             )
         )
         try:
@@ -236,6 +240,8 @@ class Session:
                 if self._tunnels < _TUNNELS_AT_ONCE:
                     self._tunnels += 1
                     tasks.create_task(self._carry(message), name="session/tunnel")
+            case PlanPart():
+                self._hear_plan(message)
             case Goodbye():
                 raise _goodbye(message)
             case Granted():
@@ -259,6 +265,15 @@ class Session:
         self._take([*releases, *orders, *early])
         self._desk.queues.snapshot_taken()
         self._desk.snapshot_taken()
+
+    def _hear_plan(self, part: PlanPart) -> None:
+        """Collect the parts of a plan, and have it followed when it is whole."""
+        try:
+            plan = self._plan.add(part)
+        except InvalidRequest as broken:
+            raise SessionOver(f"the conductor sent what cannot be read: {broken.message}") from broken
+        if plan is not None:
+            self._desk.plans.want(plan)
 
     def _take(self, messages: list[Order | Release]) -> None:
         """Hand over what was ordered, releases first. One epoch for all: this session's."""
@@ -297,8 +312,9 @@ class Session:
             self._tunnels -= 1
 
 
-def _stamped(message: Status | Released | Report | Progress, epoch: int) -> FromHost:
-    return replace(message, epoch=epoch)
+def _stamped(message: Told, epoch: int) -> FromHost:
+    # What became of a plan is the business of the session that told it.
+    return message if isinstance(message, PlanFollowed) else replace(message, epoch=epoch)
 
 
 def _goodbye(message: Goodbye) -> SessionOver:

@@ -13,13 +13,16 @@ import structlog
 
 from fabric.clock import Clock
 from fabric.conductor.blobs import BlobSource, ImageSink
+from fabric.conductor.core.bindings import placed
+from fabric.conductor.networks import Networks
 from fabric.conductor.passwords import PasswordTasks
+from fabric.conductor.plans import PlanState
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.reporter import Reporter
 from fabric.conductor.sessions import HostSession, Surroundings
 from fabric.conductor.settings import ConductorSettings
-from fabric.conductor.sweeper import Sweeper
+from fabric.conductor.sweeper import Sweeper, Watched
 from fabric.conductor.telling import Change
 from fabric.conductor.upkeep import Upkeep
 from fabric.conductor.uploads import Uploads
@@ -63,7 +66,9 @@ class ConductorService:
         jitter: Callable[[], float],
         blobs: BlobSource,
         images: ImageSink,
+        global_store: Store | None = None,
     ) -> None:
+        """`global_store` is where tenant networks are; without it this conductor's hosts have none."""
         self._settings = settings
         self._store = store
         self._blobs = blobs
@@ -79,19 +84,6 @@ class ConductorService:
         # In the order they came: a set's order would differ from run to run, and a simulation could not be replayed.
         self._here: dict[str, dict[HostSession, None]] = {}
         self._granted: dict[str, HostSession] = {}
-        self._around = Surroundings(
-            settings=settings,
-            store=store,
-            clock=clock,
-            ids=ids,
-            jitter=jitter,
-            writer=Writer(store, clock=clock, ids=ids, jitter=jitter, timers_s=settings.timers_s),
-            prover=Prover(store, clock=clock, jitter=jitter),
-            upkeep=Upkeep(store, clock=clock, ids=ids),
-            reporter=Reporter(store, clock=clock),
-            reputation=Reputation(clock),
-            quarantines=Quarantines(store, clock=clock, ids=ids, jitter=jitter),
-        )
 
         def picture(
             prefix: str, read: Callable[[bytes], Any], on_change: Any = None, pace: Pace = _QUIET
@@ -112,7 +104,7 @@ class ConductorService:
             SESSION.under(), lambda data: decode(Session, data), self._on_sessions, _ASKING
         )
         self._alive: Picture[str] = picture(ALIVE.under(), lambda data: decode(str, data))
-        self._instances: Picture[Instance | None] = picture(INSTANCE.under(), _in_flight)
+        self._instances: Picture[Watched] = picture(INSTANCE.under(), _watched, self._on_instances)
         # Kept as bytes: most are other conductors' hosts', and nobody here will ever read them.
         self._assignments: Picture[bytes] = picture(
             ASSIGNMENT.under(), bytes, lambda moved: self._on_orders(Assignment, moved)
@@ -121,6 +113,35 @@ class ConductorService:
             TOMBSTONE.under(), bytes, lambda moved: self._on_orders(Tombstone, moved)
         )
         self._passwords = PasswordTasks(store, clock=clock, ids=ids, patience_s=settings.password_s)
+        self._networks = (
+            None
+            if global_store is None
+            else Networks(
+                settings.cell,
+                store,
+                global_store,
+                hosts=self._hosts,
+                sessions=self._sessions,
+                clock=clock,
+                jitter=jitter,
+                on_touched=self._on_plans,
+            )
+        )
+        self._around = Surroundings(
+            settings=settings,
+            store=store,
+            clock=clock,
+            ids=ids,
+            jitter=jitter,
+            writer=Writer(store, clock=clock, ids=ids, jitter=jitter, timers_s=settings.timers_s),
+            prover=Prover(store, clock=clock, jitter=jitter),
+            upkeep=Upkeep(store, clock=clock, ids=ids),
+            reporter=Reporter(store, clock=clock),
+            reputation=Reputation(clock),
+            quarantines=Quarantines(store, clock=clock, ids=ids, jitter=jitter),
+            plans=None if self._networks is None else self._networks.plans,
+        )
+
         self._sweeper = Sweeper(
             settings,
             store,
@@ -152,6 +173,8 @@ class ConductorService:
                 self._sweeper,
             ):
                 group.create_task(life.run(), name=type(life).__name__)
+            if self._networks is not None:
+                group.create_task(self._networks.run(), name="Networks")
 
     def stop(self) -> None:
         """Take no more hosts, and send those that are here to another conductor."""
@@ -246,6 +269,10 @@ class ConductorService:
             raise Unavailable(f"host {host} has no session here", reason=Reason.HOST_UNAVAILABLE, host=host)
         return session
 
+    def read_plan_state(self, host: str) -> PlanState | None:
+        """How far a host has got with its network plans; None where it is told none. Raises Unavailable where it has no session here."""
+        return self._session(host).plan_state()
+
     def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
         """How far instances' steps are, for people; those without a word are left out."""
         said = {
@@ -320,13 +347,28 @@ class ConductorService:
                 for session in sessions:
                     session.changed(change)
 
+    def _on_instances(self, moved: Sequence[Moved[Watched]]) -> None:
+        if self._networks is not None:
+            for each in moved:
+                after = None if each.after is None else each.after.value.placed
+                self._networks.bindings.instance_moved(_named_in(each.key), after)
+
+    def _on_plans(self, hosts: Iterable[str]) -> None:
+        for host in hosts:
+            for session in self._here.get(host, ()):
+                session.plan_changed()
+
     def _on_inventories(self, moved: Sequence[Moved[Host]]) -> None:
         for each in moved:
             for session in self._here.get(_host_in(each.key), ()):
                 session.inventory_changed(None if each.after is None else each.after.value)
+            if self._networks is not None:
+                self._networks.host_moved(_host_in(each.key))
 
     def _on_sessions(self, moved: Sequence[Moved[Session]]) -> None:
         for each in moved:
+            if self._networks is not None:
+                self._networks.session_moved(_host_in(each.key))
             if each.after is not None:
                 for session in self._here.get(_host_in(each.key), ()):
                     session.session_changed(each.after.value, each.after.mod_revision)
@@ -337,9 +379,14 @@ def _host_in(key: str) -> str:
     return key.split("/")[1]
 
 
-def _in_flight(data: bytes) -> Instance | None:
-    """An instance that somebody may have to look at: with a task, on its way out or between two hosts, or in a state that ends by itself.
-    Of the others nothing is kept.
+def _named_in(key: str) -> str:
+    """The last part of a key: an instance's id."""
+    return key.rsplit("/", 1)[1]
+
+
+def _watched(data: bytes) -> Watched:
+    """What is kept of an instance: all of one that somebody may have to look at, because it has a task, is on its way out or between two
+    hosts, or in a state that ends by itself; of the others, where their ports on tenant networks are.
     """
     instance = decode(Instance, data)
     is_looked_at = (
@@ -348,7 +395,7 @@ def _in_flight(data: bytes) -> Instance | None:
         or instance.move is not None
         or instance.vm_state in TIMED_STATES
     )
-    return instance if is_looked_at else None
+    return Watched(instance if is_looked_at else None, placed(instance))
 
 
 async def _turn_away(stream: Stream, why: str) -> None:

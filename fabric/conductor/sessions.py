@@ -19,6 +19,7 @@ from fabric.conductor import records
 from fabric.conductor.core import fence, guard, permit
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.core.flow import Outcome, Verdict
+from fabric.conductor.plans import Plans, PlanState, PlanTelling
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.questions import Questions
@@ -43,6 +44,7 @@ from fabric.model.session import (
     Hello,
     Inventory,
     PasswordSet,
+    PlanFollowed,
     Progress,
     ReleaseAck,
     Released,
@@ -75,6 +77,7 @@ class Surroundings:
     reporter: Reporter
     reputation: Reputation
     quarantines: Quarantines
+    plans: Plans | None = None
 
 
 class HostSession:
@@ -93,6 +96,8 @@ class HostSession:
         )
         self.questions = Questions(host, ask=self._telling.say, patience_s=around.settings.console_s)
         self.tunnels = Tunnels(self.questions, self._strike)
+        # None until the host has said that it follows plans.
+        self._plans: PlanTelling | None = None
         self._over = asyncio.Event()
         self._farewell = Goodbye(reason="")
         self._proof_boot_s = float("-inf")
@@ -126,6 +131,16 @@ class HostSession:
             self.end("this host is not approved with this certificate", retry_after_ms=30_000)
         else:
             self._settle.set()
+            self.plan_changed()
+
+    def plan_changed(self) -> None:
+        """What the host must have of tenant networks may be something else."""
+        if self._plans is not None:
+            self._plans.changed()
+
+    def plan_state(self) -> PlanState | None:
+        """How far the host has got with its plans; None where it is told none."""
+        return None if self._plans is None else self._plans.state()
 
     def session_changed(self, session: Session | None, revision: int) -> None:
         """The fence has moved; perhaps not by us."""
@@ -200,6 +215,7 @@ class HostSession:
             functools.partial(self._stay_alive, lease),
             self._come_up,
             self._tell_again,
+            *(() if self._plans is None else (self._plans.run,)),
         )
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(self._until_over(life)) for life in lives]
@@ -299,6 +315,10 @@ class HostSession:
                 zone=inventory.zone,
             )
         )
+        if around.plans is not None and hello.follows_plans:
+            # Before the orders: what they want to be plugged is filtered by it.
+            self._plans = PlanTelling(around.plans, self.host, self._telling.say)
+            self._plans.begin(self.epoch)
         self._telling.everything(outcome.read, outcome.revision)
         return lease
 
@@ -334,6 +354,7 @@ class HostSession:
             self.proved(sent_boot_s)
             self._telling.everything(found, found.revision)
             self._settle.set()
+            self.plan_changed()
 
     # ------------------------------------------------------------------ listening
 
@@ -397,6 +418,9 @@ class HostSession:
             case Inventory():
                 self._inventory = message
                 self._settle.set()
+            case PlanFollowed():
+                if self._plans is None or not self._plans.heard(message):
+                    self._strike("plan_followed names a plan that was never told")
 
     def _acknowledge(self) -> None:
         """Answer the latest beat, if the store has lately said that the session is ours (R5)."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
 from fabric.clock import Clock
 from fabric.conductor import records
 from fabric.conductor.core import fence, repair
+from fabric.conductor.core.bindings import Placed
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError, Unavailable
@@ -38,6 +39,13 @@ AT_ONCE: Final = 64
 """Repairs of one kind in one round."""
 
 
+class Watched(NamedTuple):
+    """What a conductor keeps of a server: its record while somebody may have to look at it, and where its ports are."""
+
+    in_flight: Instance | None
+    placed: Placed | None
+
+
 class Sweeper:
     """See the module. The pictures are kept by somebody else."""
 
@@ -51,7 +59,7 @@ class Sweeper:
         jitter: Callable[[], float],
         sessions: Picture[Session],
         alive: Picture[str],
-        instances: Picture[Instance | None],
+        instances: Picture[Watched],
     ) -> None:
         self._settings = settings
         self._store = store
@@ -131,7 +139,8 @@ class Sweeper:
         ]
 
     def _in_flight(self) -> Iterator[Instance]:
-        return (held.value for held in self._instances.entries.values() if held.value is not None)
+        found = (held.value.in_flight for held in self._instances.entries.values())
+        return (each for each in found if each is not None)
 
     def _session(self, host: str) -> Session | None:
         held = self._sessions.entries.get(SESSION.at(host))

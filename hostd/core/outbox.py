@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fabric.model.session import Progress, ReleaseAck, Released, Report, Status, StatusAck
+from fabric.model.session import PlanFollowed, Progress, ReleaseAck, Released, Report, Status, StatusAck
 
 FIRST_RESEND_S = 2.0
 LONGEST_RESEND_S = 15.0
@@ -18,6 +18,9 @@ PROGRESS_EVERY_S = 1.0
 
 
 M = TypeVar("M", Status, Released)
+
+Told = Status | Released | Report | Progress | PlanFollowed
+"""What is told without having been asked."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class Outbox:
         self._progress: dict[str, _Shown] = {}
         self._report: Report | None = None
         self._latest_report: Report | None = None
+        self._followed: PlanFollowed | None = None
 
     def say(self, status: Status) -> None:
         """Tell a state, until it is acknowledged; the instance's progress is over."""
@@ -85,8 +89,13 @@ class Outbox:
         if report != self._latest_report:
             self._report = self._latest_report = report
 
+    def followed(self, followed: PlanFollowed) -> None:
+        """Tell what became of the latest plan. It names the session that told the plan, and is of no use to another."""
+        self._followed = followed
+
     def begin_session(self) -> None:
         """Another conductor: everything that is not acknowledged is told anew, and the latest report."""
+        self._followed = None
         for told in self._statuses.values():
             told.due_s, told.sent, told.owed = 0.0, 0, 0
         for gone in self._released.values():
@@ -114,9 +123,9 @@ class Outbox:
         del self._released[ack.instance_id]
         return True
 
-    def due(self, now_s: float) -> list[Status | Released | Report | Progress]:
+    def due(self, now_s: float) -> list[Told]:
         """What is to be sent now; it counts as sent. Releases first: they are what a joining host is waited for (R8)."""
-        out: list[Status | Released | Report | Progress] = []
+        out: list[Told] = []
         repeated: tuple[_Waiting[Status] | _Waiting[Released], ...] = (
             *self._released.values(),
             *self._statuses.values(),
@@ -129,6 +138,9 @@ class Outbox:
         if self._report is not None:
             out.append(self._report)
             self._report = None
+        if self._followed is not None:
+            out.append(self._followed)
+            self._followed = None
         for shown in self._progress.values():
             if not shown.is_sent and shown.due_s <= now_s:
                 out.append(shown.message)
@@ -140,7 +152,7 @@ class Outbox:
         instants = [waiting.due_s for waiting in self._statuses.values()]
         instants += [waiting.due_s for waiting in self._released.values()]
         instants += [shown.due_s for shown in self._progress.values() if not shown.is_sent]
-        if self._report is not None:
+        if self._report is not None or self._followed is not None:
             instants.append(0.0)
         return min(instants, default=None)
 

@@ -112,6 +112,10 @@ class NetworkPicture:
         routers = self._routers_in[network_id] | self._routers_out[network_id]
         return self._hosts_in((network_id,)).union(*(self.hosts_of_router(each) for each in routers))
 
+    def hosts_with(self, network_id: str) -> frozenset[HostRef]:
+        """Hosts that have a port of a network."""
+        return self._hosts_in((network_id,))
+
     def hosts_of_router(self, router_id: str) -> frozenset[HostRef]:
         """Hosts that have a router, or may: they have a port of a network that it joins, or it leads out there."""
         there = _host_of(self.get(RouterGateway, router_id))
