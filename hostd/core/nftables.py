@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Rules in their order. `hook` is empty for a chain that others jump to, else such as `forward priority 10`."""
+    """Rules in their order. `hook` is empty for a chain that others jump to, else such as `forward priority 10`; `kind` is what
+    nftables calls its type: filter or nat.
+    """
 
     rules: tuple[str, ...] = ()
     hook: str = ""
+    kind: str = "filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ def change(loaded: Table, wanted: Table) -> str:
         for name, it in loaded.sets.items()
         if name in wanted.sets
     ) or any(
-        chain.hook != wanted.chains[name].hook
+        (chain.hook, chain.kind) != (wanted.chains[name].hook, wanted.chains[name].kind)
         for name, chain in loaded.chains.items()
         if name in wanted.chains
     ):
@@ -82,7 +85,7 @@ def _change(loaded: Table, wanted: Table) -> Iterator[str]:
             yield f"add {it.kind} {at} {name} {{ {it.shape} }}"
     for name, chain in wanted.chains.items():
         if name not in loaded.chains:
-            hook = f" {{ type filter hook {chain.hook}; policy accept; }}" if chain.hook else ""
+            hook = f" {{ type {chain.kind} hook {chain.hook}; policy accept; }}" if chain.hook else ""
             yield f"add chain {at} {name}{hook}"
     changed = [name for name, chain in wanted.chains.items() if chain != loaded.chains.get(name, Chain())]
     for name in (*(it for it in changed if it in loaded.chains), *gone_chains):

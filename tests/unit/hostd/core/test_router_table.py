@@ -1,0 +1,131 @@
+"""Under which address something leaves, and what is forgotten when that is no longer so. What it does to packets is tested on a kernel."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from fabric.model.network_plan import (
+    OutsideSubnet,
+    PlannedFloatingIp,
+    PlannedRouter,
+    RouterLeg,
+    RouterOutside,
+)
+from hostd.core.connections import Connection, Tuple
+from hostd.core.nftables import change
+from hostd.core.router_table import Translations, router_table, stale
+
+TCP = 6
+OWN, FLOATING, FIXED, WORLD = "203.0.113.10", "203.0.113.50", "10.1.0.5", "198.51.100.7"
+
+
+def a_router(
+    *floating: tuple[str, str], is_gateway: bool = True, snat: bool = True, six: bool = False
+) -> PlannedRouter:
+    legs = [
+        RouterLeg(
+            network_id="a", subnet_id="b", address="10.1.0.1", prefix_length=24, mac="02:00:00:00:00:01"
+        )
+    ]
+    if six:
+        legs.append(
+            RouterLeg(
+                network_id="a", subnet_id="c", address="fd00::1", prefix_length=64, mac="02:00:00:00:00:02"
+            )
+        )
+    return PlannedRouter(
+        id="beef",
+        vni=7,
+        legs=tuple(legs),
+        outside=RouterOutside(
+            physical_network="external",
+            mtu=1500,
+            mac="02:00:00:00:00:09",
+            subnets=(OutsideSubnet(cidr="203.0.113.0/24"),),
+            addresses=(OWN,),
+            is_gateway=is_gateway,
+            snat=snat,
+            floating_ips=tuple(
+                PlannedFloatingIp(address=public, fixed_address=fixed, fixed_network_id="a")
+                for public, fixed in floating
+            ),
+        ),
+    )
+
+
+def rules(router: PlannedRouter, chain: str) -> str:
+    return "\n".join(router_table(router).chains[chain].rules)
+
+
+def test_a_floating_ip_more_is_an_element_more_and_no_rule() -> None:
+    script = change(
+        router_table(a_router((FLOATING, FIXED))),
+        router_table(a_router((FLOATING, FIXED), ("203.0.113.51", "10.1.0.6"))),
+    )
+
+    assert script
+    assert all(line.startswith("add element") for line in script.splitlines())
+    assert FLOATING not in script
+
+
+def test_only_the_gateway_sends_under_the_routers_address() -> None:
+    assert f"ip saddr @inside snat to {OWN}" in rules(a_router(), "translated-out")
+    assert OWN not in rules(a_router(is_gateway=False), "translated-out")
+    assert f"ip saddr @inside snat to {OWN}" not in rules(a_router(snat=False), "translated-out")
+
+
+def test_without_snat_fixed_addresses_pass_but_for_those_that_have_another() -> None:
+    assert "@inside drop" in rules(a_router(), "guarded")
+    assert "@floated drop" in rules(a_router(snat=False), "guarded")
+    assert "drop" not in rules(a_router(snat=False), "passed").replace("169.254.0.0/16 drop", "")
+
+
+def test_ipv6_is_translated_nowhere() -> None:
+    assert router_table(a_router(six=True)) == router_table(a_router())
+
+
+def test_an_address_that_is_none_never_reaches_nftables() -> None:
+    with pytest.raises(ValueError, match=r"Expected 4 octets|Only decimal digits"):
+        router_table(a_router((f"{FLOATING}; drop", FIXED)))
+
+
+def a_connection(source: str, destination: str, *, behind: str = "", shown: str = "") -> Connection:
+    """From source to destination; `behind` is who it was led to, `shown` under which address the source appeared there."""
+
+    def at(word: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+        return ipaddress.ip_address(word)
+
+    return Connection(
+        zone=0,
+        protocol=TCP,
+        original=Tuple(at(source), at(destination), 40_000, 22),
+        reply=Tuple(at(behind or destination), at(shown or source), 22, 40_000),
+    )
+
+
+INWARD = a_connection(WORLD, FLOATING, behind=FIXED)
+OUTWARD = a_connection(FIXED, WORLD, shown=FLOATING)
+UNDER_OWN = a_connection("10.1.0.9", WORLD, shown=OWN)
+HAIRPIN = a_connection("10.1.0.9", FLOATING, behind=FIXED, shown=OWN)
+PLAIN = a_connection(FIXED, "10.1.0.1")
+SIX = a_connection("fd00::5", "fd00::6", behind="fd00::7")
+ALL = [INWARD, OUTWARD, UNDER_OWN, HAIRPIN, PLAIN, SIX]
+
+
+@pytest.mark.parametrize(
+    ("router", "goes"),
+    [
+        (a_router((FLOATING, FIXED)), []),
+        (a_router(), [INWARD, OUTWARD, HAIRPIN]),
+        (a_router((FLOATING, "10.1.0.77")), [INWARD, OUTWARD, HAIRPIN]),
+        (a_router(("203.0.113.51", FIXED)), [INWARD, OUTWARD, HAIRPIN]),
+        # The router's address went to another host.
+        (a_router((FLOATING, FIXED), is_gateway=False), [UNDER_OWN, HAIRPIN]),
+    ],
+)
+def test_what_is_translated_as_nothing_is_any_longer_is_forgotten(
+    router: PlannedRouter, goes: list[Connection]
+) -> None:
+    assert list(stale(ALL, Translations.of(router))) == goes
