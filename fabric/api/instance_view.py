@@ -57,6 +57,7 @@ def from_record(
             launch_time=timestamp(record.launch_time_ms),
             generation=record.generation,
             observed_generation=record.observed_generation,
+            purge_time=timestamp(record.purge_time_ms),
             volumes=_volumes(record),
         )
     )

@@ -92,9 +92,9 @@ class InstanceHandlers:
         clock: Clock,
         ids: Ids,
         jitter: Callable[[], float],
-        soft_delete: bool = False,
+        reclaim_s: float = 0.0,
     ) -> None:
-        self._soft_delete = soft_delete
+        self._reclaim_s = reclaim_s
         self._catalogue = catalogue
         self._global: Store = catalogue.store
         self._cells = cells
@@ -265,7 +265,7 @@ class InstanceHandlers:
         answered = self._answered("delete", request, request.request_id, principal)
         _, revision = await self._act(
             request.instance,
-            Intent(action=Action.DELETE, answered=answered, keeps=self._soft_delete and not request.force),
+            Intent(action=Action.DELETE, answered=answered, keep_s=0.0 if request.force else self._reclaim_s),
             principal,
         )
         return pb.DeleteInstanceResponse(revision=revision)

@@ -99,7 +99,7 @@ class ApiOptions:
     """What every project may have of networks and what belongs to them."""
     administrator: Administrator | None = None
     """Made when there is no user of that name."""
-    soft_delete: bool = False
+    reclaim_s: float = 0.0
     """Whether deleted servers are kept for a while, to be restored."""
     consoles: ConsoleOptions = field(default_factory=ConsoleOptions)
     sweep_s: float = 600.0
@@ -146,7 +146,7 @@ class ApiService:
             clock=clock,
             ids=ids,
             jitter=jitter,
-            soft_delete=options.soft_delete,
+            reclaim_s=options.reclaim_s,
         )
         self._intake = Intake(global_store, blobs, limits=options.image_limits, clock=clock, jitter=jitter)
         self._images = ImageHandlers(

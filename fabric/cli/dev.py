@@ -93,6 +93,15 @@ def dev() -> None:
     metavar="BYTES",
     help="The MTU of guests' interfaces on the default network.",
 )
+@click.option(
+    "--reclaim",
+    "reclaim_s",
+    type=float,
+    default=0.0,
+    metavar="SECONDS",
+    show_default=True,
+    help="How long deleted servers are kept, off, to be restored; 0: they are deleted at once.",
+)
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal; Ctrl-C stops the processes.")
 def up(
     *,
@@ -104,6 +113,7 @@ def up(
     accelerator: Any,
     dns_servers: tuple[str, ...],
     mtu: int,
+    reclaim_s: float,
     foreground: bool,
 ) -> None:
     """Start a fabric, and wait until everything is ready."""
@@ -124,6 +134,7 @@ def up(
         accelerator=accelerator,
         dns_servers=dns_servers,
         mtu=mtu,
+        reclaim_s=reclaim_s,
     )
     topology, lock = starting.prepare(options, say)
     if foreground:

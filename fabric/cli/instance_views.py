@@ -132,6 +132,7 @@ def view(instance: Instance) -> dict[str, Value]:
         "created": when(instance.create_time),
         "updated": when(instance.update_time),
         "launched_at": when(status.launch_time),
+        "purged_at": when(status.purge_time),
     }
 
 

@@ -28,8 +28,6 @@ class ConductorSettings:
     """How long a shelved server keeps its host; -1 for until somebody frees it."""
     resize_confirm_s: float = 0.0
     """After how long a resize is confirmed by itself; 0 for never."""
-    reclaim_s: float = 0.0
-    """How long a deleted server can be restored; 0 for not at all: it is deleted at once."""
     sweep_s: float = 2.0
     """How often hosts that are gone and deadlines that have passed are looked for."""
     sweep_records_s: float = 600.0
@@ -46,4 +44,4 @@ class ConductorSettings:
     @property
     def timers_s(self) -> Mapping[str, float]:
         """What the lifecycle's timers are set to, by the name of the setting."""
-        return {timer.setting: getattr(self, timer.setting) for timer in TIMERS}
+        return {timer.setting: getattr(self, timer.setting) for timer in TIMERS if timer.setting}

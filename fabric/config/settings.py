@@ -19,6 +19,9 @@ Address = Annotated[
 CellName = Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")]
 Seconds = Annotated[float, Meta(gt=0)]
 
+LONGEST_RECLAIM_S = 10 * 365 * 24 * 3600
+"""Ten years: who keeps deleted servers for longer keeps them for ever, and does not want them deleted."""
+
 
 class TlsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A certificate with its key, and whom to believe. PEM files."""
@@ -204,12 +207,15 @@ class ApiSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_only=True
     network_quota: Annotated[
         NetworkQuotaSettings, Meta(description="Every project's limits of networks and what belongs to them.")
     ] = msgspec.field(default_factory=NetworkQuotaSettings)
-    soft_delete: Annotated[
-        bool,
+    reclaim_s: Annotated[
+        float,
         Meta(
-            description="Whether deleted servers are kept, off, to be restored; for as long as the conductors' `reclaim_s` says."
+            ge=0,
+            le=LONGEST_RECLAIM_S,
+            description="How long a deleted server is kept, off, to be restored; 0: it is deleted at once."
+            " What is kept already keeps its time.",
         ),
-    ] = False
+    ] = 0.0
     images: Annotated[ImageSettings, Meta(description="What images may be.")] = msgspec.field(
         default_factory=ImageSettings
     )
@@ -274,10 +280,6 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
     ] = 0.0
     resize_confirm_s: Annotated[
         float, Meta(ge=0, description="After how long a resize is confirmed by itself; 0: never.")
-    ] = 0.0
-    reclaim_s: Annotated[
-        float,
-        Meta(ge=0, description="How long a deleted server can be restored; 0: it is deleted at once."),
     ] = 0.0
     sweep_s: Annotated[
         float,

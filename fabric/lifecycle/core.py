@@ -67,14 +67,16 @@ def begin(
     user_id: str = "",
     guest_timeout_s: int = 0,
     image_id: str = "",
+    keep_s: float = 0.0,
     is_admin: bool = False,
 ) -> Instance:
     """The record with the action under way: its intent, its task, and, where its host has something to do, a new generation.
 
     `guest_timeout_s` is what the guest itself may take (a shutdown), added to the row's deadline; `image_id` the image that a snapshot
-    hands in. Deleting what is being deleted changes nothing and is fine, softly too; where deleting has failed it is begun anew, and
-    nothing else may be asked for: a deletion that was accepted is never taken back. The same goes for the other ways to leave a host. A
-    server without a host can be asked only what needs none. A locked one refuses everybody but administrators.
+    hands in, `keep_s` how long a soft-deleted server is kept from now. Deleting what is being deleted changes nothing and is fine, softly
+    too; where deleting has failed it is begun anew, and nothing else may be asked for: a deletion that was accepted is never taken back.
+    The same goes for the other ways to leave a host. A server without a host can be asked only what needs none. A locked one refuses
+    everybody but administrators.
     Raises WrongState, naming the action, the state and what would be allowed.
     """
     rule = BY_ACTION[action]
@@ -142,6 +144,7 @@ def begin(
         task_by=user_id,
         task_start_ms=now_ms,
         task_deadline_ms=now_ms + (rule.deadline_s + guest_timeout_s) * 1000 if is_under_way else 0,
+        purge_time_ms=now_ms + int(keep_s * 1000) if action is Action.SOFT_DELETE else now.purge_time_ms,
         update_time_ms=now_ms,
         op_id=op_id,
     )

@@ -57,7 +57,9 @@ def _diagram() -> Iterator[str]:
     for timer in TIMERS:
         final = BY_ACTION[timer.action].final
         if final is not None:
-            labels.setdefault((timer.state, final), []).append(f"after {timer.setting}")
+            labels.setdefault((timer.state, final), []).append(
+                f"after {timer.setting}" if timer.setting else f"at {timer.at}"
+            )
     for (state, final), words in sorted(labels.items()):
         yield f"    {_word(state)} --> {_word(final)}: {', '.join(dict.fromkeys(words))}"
     yield f"    {_word(VmState.RESIZED)} --> {_word(VmState.ACTIVE)}: confirm-resize, revert-resize"
@@ -102,12 +104,14 @@ def _task_words() -> Iterator[str]:
 def _timers() -> Iterator[str]:
     yield "## What begins by itself"
     yield ""
-    yield "When a server has been in a state for as long as the conductors' setting says, with nothing under way:"
+    yield "When a server has been in a state for as long as the conductors' setting says, or until the time in its record, with"
+    yield "nothing under way:"
     yield ""
-    yield "| in | begins | after | not at all with |"
+    yield "| in | begins | when | not at all with |"
     yield "| --- | --- | --- | --- |"
     for timer in TIMERS:
-        yield f"| {_word(timer.state)} | `{timer.action}` | `{timer.setting}` | {timer.never:g} |"
+        when = f"after `{timer.setting}`" if timer.setting else f"at `{timer.at}`"
+        yield f"| {_word(timer.state)} | `{timer.action}` | {when} | {timer.never:g} |"
     yield ""
 
 

@@ -435,22 +435,25 @@ if len(BY_ACTION) != len(RULES) or any(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timer:
-    """One row: what is begun by itself when a server has been in `state` for as long as the setting says, with nothing in flight.
+    """One row: what is begun by itself in `state`, with nothing in flight: after as long there as the conductors' `setting` says, or at the
+    time that the record has in its field `at`.
 
-    `never` is what the setting is set to for not at all: where 0 s is of use, it is -1.
+    `never` is what the setting is set to for not at all: where 0 s is of use, it is -1. In a record it is 0.
     """
 
     state: VmState
     action: Action
-    setting: str
+    setting: str = ""
     never: float = 0.0
+    at: str = ""
 
 
 TIMERS: tuple[Timer, ...] = (
-    # The reference's shelved_offload_time, resize_confirm_window and reclaim_instance_interval, with its defaults.
+    # The reference's shelved_offload_time and resize_confirm_window, with its defaults.
     Timer(state=VmState.SHELVED, action=Action.SHELVE_OFFLOAD, setting="shelve_offload_s", never=-1.0),
     Timer(state=VmState.RESIZED, action=Action.CONFIRM_RESIZE, setting="resize_confirm_s"),
-    Timer(state=VmState.SOFT_DELETED, action=Action.DELETE, setting="reclaim_s"),
+    # Its reclaim_instance_interval is a setting of two programs that must agree. Here people are told a time, and that time is kept.
+    Timer(state=VmState.SOFT_DELETED, action=Action.DELETE, at="purge_time_ms"),
 )
 
 TIMED_STATES = frozenset(timer.state for timer in TIMERS)

@@ -216,11 +216,12 @@ class Instance:
     written down of the latest action. `tags` are for people, sorted. `attempt` counts placements tried. `uploaded` is the
     image that the latest snapshot has become, once its bytes are in. `op_id` names the write that made this value (R12).
 
-    `vm_state_time_ms` is since when the server has been in its state. `highest_epoch` is the highest placement epoch ever claimed: a server
-    that went back to where it came from has a lower one. `move` is there while the server has a claim on a second host. `disk` is what the
-    root disk of this placement is a copy of, where that is not the guest's image, and `carrier_id` the image that is kept only because it
-    carries the server's disk: from one host to another, or while the server is shelved. `plugs` are the devices that its host has still to
-    plug in or out.
+    `vm_state_time_ms` is since when the server has been in its state. `purge_time_ms` is when a deleted one that is kept ends for good: as
+    it was said when it was deleted, whatever is set since. `highest_epoch` is the highest placement epoch ever claimed: a server that went
+    back to where it came from has a lower one. `move` is there while the server has a claim on a second host. `disk` is what the root disk
+    of this placement is a copy of, where that is not the guest's image, and `carrier_id` the image that is kept only because it carries the
+    server's disk: from one host to another, or while the server is shelved. `plugs` are the devices that its host has still to plug in or
+    out.
     """
 
     id: str
@@ -262,6 +263,7 @@ class Instance:
     locked_by_admin: bool = False
     tags: tuple[str, ...] = ()
     plugs: tuple[Plug, ...] = ()
+    purge_time_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

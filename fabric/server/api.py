@@ -90,7 +90,7 @@ def options_of(settings: ApiSettings) -> ApiOptions:
             longest_s=settings.console.longest_s,
             url=_console_url(settings),
         ),
-        soft_delete=settings.soft_delete,
+        reclaim_s=settings.reclaim_s,
         sweep_s=images.sweep_s,
     )
 

@@ -49,7 +49,6 @@ async def serve(settings: ConductorSettings) -> None:
             resync_s=settings.snapshot_s,
             shelve_offload_s=settings.shelve_offload_s,
             resize_confirm_s=settings.resize_confirm_s,
-            reclaim_s=settings.reclaim_s,
             sweep_s=settings.sweep_s,
         ),
         store,

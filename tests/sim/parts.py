@@ -93,7 +93,7 @@ class ApiServer:
             clock=world.clock,
             ids=world.ids,
             jitter=world.jitter,
-            soft_delete=world.topology.reclaim_s > 0,
+            reclaim_s=world.topology.reclaim_s,
         )
 
         self.volumes = VolumeHandlers(

@@ -232,7 +232,6 @@ class World:
                 resync_s=RESYNC_S,
                 shelve_offload_s=self.topology.shelve_offload_s,
                 resize_confirm_s=self.topology.resize_confirm_s,
-                reclaim_s=self.topology.reclaim_s,
             ),
             self.store_for(name, cell),
             clock=self.clock,

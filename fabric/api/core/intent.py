@@ -52,8 +52,8 @@ class Intent:
 
     `change` is applied to the record that is there when it is written; `image_id` is the image that a snapshot hands in. `also` are
     keys that are put in the same transaction, where they are absent, and so are those that `work` makes of the record. `etag` is what the
-    record must still have, empty for anything. `beside` is what else the action changes in the same transaction. A delete that `keeps` is a
-    soft one wherever there is something to keep.
+    record must still have, empty for anything. `beside` is what else the action changes in the same transaction. A delete with `keep_s` is
+    a soft one wherever there is something to keep, which is kept for so long.
     """
 
     action: Action
@@ -66,7 +66,7 @@ class Intent:
     also: Mapping[str, object] = field(default_factory=dict)
     work: Work | None = None
     etag: str = ""
-    keeps: bool = False
+    keep_s: float = 0.0
     beside: Beside | None = None
 
 
@@ -157,6 +157,7 @@ def written(
         user_id=intent.user_id,
         guest_timeout_s=intent.stop_timeout_s if BY_ACTION[action].want is Want.STOP else 0,
         image_id=intent.image_id,
+        keep_s=intent.keep_s,
         is_admin=intent.is_admin,
     )
     if intent.change is not None and after is not instance:
@@ -208,7 +209,9 @@ def _softened(intent: Intent, instance: Instance) -> Action:
     has_something = bool(instance.host) and (
         instance.vm_state in soft.allowed or instance.vm_state is VmState.SOFT_DELETED
     )
-    is_soft = intent.action is Action.DELETE and intent.keeps and has_something and ending(instance) is None
+    is_soft = (
+        intent.action is Action.DELETE and intent.keep_s > 0 and has_something and ending(instance) is None
+    )
     return Action.SOFT_DELETE if is_soft else intent.action
 
 

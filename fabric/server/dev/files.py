@@ -166,6 +166,7 @@ def _api(topology: Topology) -> ApiSettings:
         bootstrap=BootstrapSettings(password_path=paths.admin_password),
         network=NetworkSettings(mtu=topology.mtu, dns_servers=topology.dns_servers),
         reflection=True,
+        reclaim_s=topology.reclaim_s,
         console=ConsoleSettings(
             listen=f"127.0.0.1:{topology.console_port}" if topology.console_port else "",
             novnc_path=NOVNC if NOVNC.is_dir() else None,

@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Struct
 
+from fabric.config.settings import LONGEST_RECLAIM_S
 from fabric.errors import InvalidRequest
 from fabric.model.host import Resources
 
@@ -55,6 +56,7 @@ class Options(Struct, frozen=True, kw_only=True):
     accelerator: Accelerator = "auto"
     dns_servers: tuple[str, ...] = ()
     mtu: int = 1500
+    reclaim_s: float = 0.0
 
 
 class Member(Struct, frozen=True, kw_only=True):
@@ -146,6 +148,8 @@ class Topology(Struct, frozen=True, kw_only=True):
     """What guests on the default network resolve names with."""
     mtu: int = 1500
     """The default network's."""
+    reclaim_s: float = 0.0
+    """How long deleted servers are kept."""
 
     @property
     def paths(self) -> Paths:
@@ -219,6 +223,8 @@ def check(options: Options) -> None:
         raise InvalidRequest(f"there can be 1 to {MOST_CELLS} cells", field="cells")
     if options.hosts < 0 or options.cells * options.hosts > most:
         raise InvalidRequest(f"there can be {most} {options.hypervisor} hosts in all", field="hosts")
+    if not 0 <= options.reclaim_s <= LONGEST_RECLAIM_S:
+        raise InvalidRequest(f"deleted servers are kept for 0 to {LONGEST_RECLAIM_S} s", field="reclaim")
     if options.etcd_members not in {1, 3}:
         raise InvalidRequest("a store has 1 or 3 members", field="etcd_members")
     if not LEAST_MTU <= options.mtu <= MOST_MTU:
@@ -260,6 +266,7 @@ def draw_up(
         internal_port=next(free),
         scheduler_port=next(free),
         console_port=next(free),
+        reclaim_s=options.reclaim_s,
         global_store=_store("global", options.etcd_members, free),
         cells=tuple(
             CellTopology(

@@ -297,7 +297,7 @@ async def test_a_server_said_to_be_active_is_wanted_to_run(world: World) -> None
 class Keeping(World):
     """A fabric that keeps deleted servers for a while."""
 
-    soft_delete = True
+    reclaim_s = 3600.0
 
 
 def in_a_keeping_world(claim: Any) -> Any:
@@ -317,6 +317,7 @@ async def test_a_deleted_server_is_kept_off_and_can_be_restored(world: World) ->
 
     assert (deleting.task, deleting.want) == (TaskState.SOFT_DELETING, Want.STOP)
     assert (kept.vm_state, kept.task) == (VmState.SOFT_DELETED, TaskState.NONE)
+    assert kept.purge_time_ms == deleting.task_start_ms + 3_600_000
     assert (await _record(world, server)).task is TaskState.RESTORING
     assert await world.used() == 1
 
@@ -327,7 +328,20 @@ async def test_a_delete_by_force_does_not_wait(world: World) -> None:
 
     await _act(world, "delete_instance", server, force=True)
 
-    assert (await _record(world, server)).want is Want.ABSENT
+    after = await _record(world, server)
+    assert (after.want, after.purge_time_ms) == (Want.ABSENT, 0)
+
+
+@in_a_keeping_world
+async def test_until_when_a_deleted_server_can_be_restored_is_shown(world: World) -> None:
+    server = await world.placed()
+    before = await world.get(server)
+
+    await world.delete(server)
+
+    assert not before.status.HasField("purge_time")
+    kept = await _record(world, server)
+    assert (await world.get(server)).status.purge_time.ToMilliseconds() == kept.purge_time_ms
 
 
 @in_a_keeping_world

@@ -116,7 +116,7 @@ class Consoles(NoGuests):
 class World:
     """One API server over a global store and two cells, with something on the menu."""
 
-    soft_delete = False
+    reclaim_s = 0.0
 
     def __init__(self) -> None:
         self.store = Faulty("global")
@@ -135,7 +135,7 @@ class World:
             clock=clock,
             ids=ids,
             jitter=lambda: 0.5,
-            soft_delete=self.soft_delete,
+            reclaim_s=self.reclaim_s,
         )
         self.catalogue, self.views = catalogue, cells
         self.events = InstanceEventHandlers(

@@ -36,7 +36,7 @@ def test_every_task_and_every_timer_has_its_line() -> None:
         (line,) = _lines(f"| {task.name.lower()} |")
         assert "``" not in line
     for timer in TIMERS:
-        (line,) = [each for each in _lines("| ") if f"`{timer.setting}`" in each]
+        (line,) = [each for each in _lines("| ") if f"`{timer.setting or timer.at}`" in each]
         assert shown(timer.state, TaskState.NONE) in line
 
 

@@ -260,6 +260,7 @@ class InstanceStatus(_message.Message):
     LAUNCH_TIME_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """The word for people: BUILD, ACTIVE, SHUTOFF, PAUSED, SUSPENDED, REBOOT, …, UNKNOWN (docs/generated/lifecycle.md)."""
@@ -304,6 +305,10 @@ class InstanceStatus(_message.Message):
         """When it was first seen running."""
 
     @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when a SOFT_DELETED one can be restored; then it ends for good."""
+
+    @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachedVolume]:
         """The volumes that it has, or has not let go of yet."""
 
@@ -326,11 +331,12 @@ class InstanceStatus(_message.Message):
         launch_time: _timestamp_pb2.Timestamp | None = ...,
         generation: _builtins.int = ...,
         observed_generation: _builtins.int = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
         volumes: _abc.Iterable[Global___AttachedVolume] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "launch_time", b"launch_time", "placement", b"placement", "power_seen_time", b"power_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault", "launch_time", b"launch_time", "placement", b"placement", "power_seen_time", b"power_seen_time", "purge_time", b"purge_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "availability_zone", b"availability_zone", "cell", b"cell", "fault", b"fault", "generation", b"generation", "host", b"host", "host_state", b"host_state", "launch_time", b"launch_time", "observed_generation", b"observed_generation", "placement", b"placement", "power_seen_time", b"power_seen_time", "power_state", b"power_state", "progress", b"progress", "state", b"state", "task_state", b"task_state", "vm_state", b"vm_state", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "availability_zone", b"availability_zone", "cell", b"cell", "fault", b"fault", "generation", b"generation", "host", b"host", "host_state", b"host_state", "launch_time", b"launch_time", "observed_generation", b"observed_generation", "placement", b"placement", "power_seen_time", b"power_seen_time", "power_state", b"power_state", "progress", b"progress", "purge_time", b"purge_time", "state", b"state", "task_state", b"task_state", "vm_state", b"vm_state", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

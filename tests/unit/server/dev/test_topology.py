@@ -38,7 +38,7 @@ PROGRAMS = Programs(
 
 
 def a_topology(state: Path = Path("/f"), *, cells: int = 2, hosts: int = 2, members: int = 3) -> Topology:
-    options = Options(state=state, cells=cells, hosts=hosts, etcd_members=members)
+    options = Options(state=state, cells=cells, hosts=hosts, etcd_members=members, reclaim_s=60.0)
     return draw_up(
         options,
         ports=range(40_000, 40_000 + ports_needed(options)),
@@ -147,6 +147,9 @@ def test_a_machine_whose_networks_are_all_taken_is_told_so() -> None:
         (Options(etcd_members=2), "etcd_members"),
         (Options(dns_servers=("192.0.2.53", "dns.example")), "dns_server"),
         (Options(mtu=575), "mtu"),
+        (Options(reclaim_s=-1.0), "reclaim"),
+        (Options(reclaim_s=float("nan")), "reclaim"),
+        (Options(reclaim_s=float("inf")), "reclaim"),
         (Options(state=Path("relative")), "state"),
         (Options(state=Path("/" + "s" * LONGEST_STATE)), "state"),
     ],
@@ -186,6 +189,7 @@ def test_every_process_is_told_what_it_understands(tmp_path: Path) -> None:
     told = [process for process in processes(topology, PROGRAMS) if process.kind in {Kind.SERVER, Kind.HOSTD}]
 
     assert len(told) == 8
+    assert "reclaim_s = 60.0\n" in topology.paths.settings_of("api").read_text()
     for process in told:
         kind = kind_of(process)
         path = topology.paths.settings_of(process.name)
