@@ -386,6 +386,10 @@ def _given_up(now: Instance, seen: Instance, said: Said, *, now_ms: int, op_id: 
     if known and now.task is TaskState.NONE and now.observed_generation == said.generation:
         return Refused.KNOWN
     after = failed(seen, fault, now_ms=now_ms, op_id=op_id)
+    if after.vm_state in FREE_TO_DRIFT:
+        # There is no guest any more that such a state would follow. (Seeds 26 and 103 of the simulation: a server whose disk was lost
+        # while an image was made of it was ACTIVE, and wanted stopped.)
+        after = replace(after, vm_state=VmState.ERROR)
     # Its host has given up on it. Left wanted, it would start by itself whenever that host next begins a session, long after people
     # were told that it failed. (Seed 29 of the simulation: recorded as stopped, wanted running, and neither.)
     holds_memory = now.want in {Want.RUN, Want.PAUSE, Want.SUSPEND}
@@ -398,7 +402,7 @@ def _unable(
     """The action failed and the guest is as the host says: what is wanted is then what is, and the fault says what was not done."""
     fault = _fault(said, now_ms=now_ms)
     known = now.fault is not None and replace(fault, time_ms=now.fault.time_ms) == now.fault
-    if known and now.task is TaskState.NONE:
+    if known and now.task is TaskState.NONE and now.observed_generation == said.generation:
         return Refused.KNOWN
     is_free = now.vm_state in FREE_TO_DRIFT or now.task in _BOOTING
     after = replace(

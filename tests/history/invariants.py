@@ -50,8 +50,8 @@ _NEXT: Mapping[VmState, str] = {
     VmState.SHELVED: "ACTIVE SHELVED_OFFLOADED ERROR",
     VmState.SHELVED_OFFLOADED: "ACTIVE ERROR",
     VmState.SOFT_DELETED: "ACTIVE ERROR",
-    # What was given up may come about late: a suspend, too.
-    VmState.ERROR: "ACTIVE STOPPED SUSPENDED RESCUED SOFT_DELETED",
+    # What was given up may come about late: a suspend, too. One that failed where it was resized to is RESIZED while it is reverted.
+    VmState.ERROR: "ACTIVE STOPPED SUSPENDED RESCUED RESIZED SOFT_DELETED",
 }
 
 _LEGAL_VM: frozenset[tuple[VmState | None, VmState | None]] = frozenset(

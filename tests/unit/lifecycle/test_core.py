@@ -10,7 +10,7 @@ import pytest
 
 from fabric.errors import WrongState
 from fabric.lifecycle.core import Freed, Gone, Refused, allowed_actions, begin, expired, failed, settle
-from fabric.lifecycle.table import BY_ACTION, BY_TASK, HOST_WORDS, RULES, Rule, shown
+from fabric.lifecycle.table import BY_ACTION, BY_TASK, FREE_TO_DRIFT, HOST_WORDS, RULES, Rule, shown
 from fabric.model.instance import ActionMark, Fault, Instance, OneShot
 from fabric.model.session import HostState
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
@@ -330,6 +330,35 @@ def test_what_failed_ends_where_its_row_says_with_its_fault(task: TaskState) -> 
     assert after.fault == Fault(
         code="DISK_FULL", message="the host's disk is full", host="h1", time_ms=LATER_MS
     )
+
+
+@pytest.mark.parametrize(
+    "task", [TaskState.NONE, TaskState.IMAGE_SNAPSHOT_PENDING, TaskState.UPDATING_PASSWORD]
+)
+@pytest.mark.parametrize("vm_state", sorted(FREE_TO_DRIFT))
+def test_a_server_that_its_host_has_given_up_does_not_look_as_if_it_ran(
+    vm_state: VmState, task: TaskState
+) -> None:
+    given_up = _settled(instance(vm_state, task), HostState.ERROR)
+
+    after = _settled(
+        given_up, HostState.STOPPED, fault_code="DISK_FULL", fault_message="the host's disk is full"
+    )
+
+    assert (given_up.vm_state, given_up.task, given_up.want) == (VmState.ERROR, TaskState.NONE, Want.STOP)
+    assert (after.vm_state, after.observed_generation) == (VmState.ERROR, given_up.generation)
+    assert after.fault is not None
+
+
+def test_a_known_fault_under_a_newer_generation_is_news() -> None:
+    fault = Fault(code="DISK_FULL", message="the host's disk is full", host="h1", time_ms=NOW_MS)
+    now = instance(VmState.STOPPED, want=Want.STOP, fault=fault, observed_generation=2)
+    words = {"fault_code": fault.code, "fault_message": fault.message}
+
+    after = _settled(now, HostState.STOPPED, **words)
+
+    assert (after.vm_state, after.observed_generation) == (VmState.STOPPED, now.generation)
+    assert _settle(after, HostState.STOPPED, **words) is Refused.KNOWN
 
 
 def test_only_its_own_host_at_its_own_placement_is_heard() -> None:
