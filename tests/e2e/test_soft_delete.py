@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.running import Running, a_fabric, a_small_disk, until
 
-pytestmark = [pytest.mark.owns_machine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.owns_machine, pytest.mark.slow, pytest.mark.timeout(300)]
 
 RECLAIM_S = 20
 """Long enough to look at what is kept, and to bring it back; short enough to wait for."""

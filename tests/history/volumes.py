@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fabric.lifecycle.devices import added_slots, volumes_of
 from fabric.model.host import Use
@@ -85,3 +85,18 @@ def unsettled(
         if use.volumes_gib != cell.gib_on(host):
             return f"I2 {host} counts {use.volumes_gib} GiB of volumes, and has {cell.gib_on(host)}"
     return None
+
+
+def is_asked_still(before: Instance, after: Instance) -> bool:
+    """Whether what is asked of a server is what was. What its host could not plug in is taken back, with the fault that tells why."""
+    if before.request == after.request:
+        return True
+    back = {each.volume_id or each.port_id for each in before.plugs if not each.is_leaving}
+    guest = before.request.guest
+    less = replace(
+        guest,
+        volumes=tuple(each for each in guest.volumes if each.id not in back),
+        volume_images=tuple(each for each in guest.volume_images if each.volume_id not in back),
+        ports=tuple(each for each in guest.ports if each.id not in back),
+    )
+    return after.fault is not None and after.request == replace(before.request, guest=less)

@@ -36,8 +36,8 @@ FIELDS: dict[str, dict[str, list[Any]]] = {
     "resize": {"flavor": ["small", "large"]},
     "migrate": {"host": [""]},
     "rescue": {"image": ["", "tiny"], "password": [""]},
-    "create_image": {"name": [f"image-{number}" for number in range(1000)], "properties": [{}]},
-    "create_backup": {
+    "create-image": {"name": [f"image-{number}" for number in range(1000)], "properties": [{}]},
+    "create-backup": {
         "name": [f"backup-{number}" for number in range(1000)],
         "backup_type": ["daily"],
         "rotation": [1, 2],

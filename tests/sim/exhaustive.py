@@ -11,6 +11,7 @@ killed comes back after some seconds. Chance decides nothing here, so what is br
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
-from fabric.errors import FabricError, NotFound
+from fabric.errors import FabricError, NotFound, WrongState
 from fabric.lifecycle.core import allowed_actions
 from fabric.lifecycle.table import BY_ACTION, RULES, shown
 from fabric.model.faults import FaultCode
+from fabric.model.image import ImageState
 from fabric.model.quota import Charge
 from fabric.model.states import Action, TaskState, VmState
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
@@ -37,6 +39,9 @@ BACK_S: Final = 3.0
 
 POWER_S: Final = 15.0
 """How long a machine is without power."""
+
+KEPT_S: Final = 1e9
+"""How long deleted servers are kept where they are: longer than any story lasts."""
 
 MARGIN_S: Final = 400.0
 """How long after the action's own deadline everything must be at rest."""
@@ -107,7 +112,7 @@ class Reached:
 class OneBreak(World):
     """A small world in which one thing breaks at one place, or nothing does."""
 
-    def __init__(self, loop: SimLoop, place: Place | None, how: str) -> None:
+    def __init__(self, loop: SimLoop, place: Place | None, how: str, *, keeps: bool = False) -> None:
         super().__init__(
             loop,
             0,
@@ -118,8 +123,9 @@ class OneBreak(World):
                 conductors_per_cell=1,
                 projects=1,
                 quota=Charge(instances=20, vcpus=40, ram_mib=40960),
-                # Shelving is one action here, and offloading another.
+                # Shelving is one action here, and offloading another; so are deleting and keeping what is deleted.
                 shelve_offload_s=-1,
+                reclaim_s=KEPT_S if keeps else 0.0,
             ),
         )
         self.network.lose_answers = 0.0
@@ -207,7 +213,7 @@ def way_to(action: Action) -> tuple[Action, ...]:
             final = rule.final
             if (
                 state in rule.allowed
-                and word_of(rule.action) in METHODS
+                and is_asked_for(rule.action)
                 and final is not None
                 and final not in ways
             ):
@@ -216,8 +222,19 @@ def way_to(action: Action) -> tuple[Action, ...]:
     raise LookupError(f"nothing leads to {action}")
 
 
-UNREACHED: Final = frozenset({Action.RESTORE})
-"""What no way leads to here: servers are deleted at once in these worlds, and not softly."""
+KEEPING: Final = frozenset({Action.SOFT_DELETE, Action.RESTORE})
+"""What needs a world in which deleted servers are kept."""
+
+OTHERWISE: Final = frozenset({Action.SOFT_DELETE, Action.CHANGE_PASSWORD})
+"""What has no method of its own, or one that answers when it is done."""
+
+PASSWORD: Final = "of the story"
+IMAGE: Final = "made-of-web"
+
+
+def is_asked_for(action: Action) -> bool:
+    """Whether a client can ask for it."""
+    return word_of(action) in METHODS or action in OTHERWISE
 
 
 def word_of(action: Action) -> str:
@@ -230,11 +247,7 @@ def actions() -> Iterator[Action]:
     yield Action.CREATE
     yield Action.DELETE
     for rule in RULES:
-        if (
-            rule.task is not TaskState.NONE
-            and word_of(rule.action) in METHODS
-            and rule.action not in UNREACHED
-        ):
+        if rule.task is not TaskState.NONE and is_asked_for(rule.action):
             yield rule.action
 
 
@@ -277,6 +290,7 @@ class Story:
         state = await self._state(server)
         rule = BY_ACTION[action]
         fault = await self._fault(server)
+        self._check_what_was_made(action, server, is_done=not fault)
         if state is None:
             return "done" if action is Action.DELETE else "gone"
         # A resize that was taken back is where it was before it was asked for.
@@ -286,6 +300,18 @@ class Story:
         if not fault:
             return f"{shown(state, TaskState.NONE)} without a reason"
         return TAKEN_BACK if state is before else f"{shown(state, TaskState.NONE)}, with its reason"
+
+    def _check_what_was_made(self, action: Action, server: str, *, is_done: bool) -> None:
+        """What was said to be done must be so. Of what was not, nothing half made may be left."""
+        world = self._world
+        if action is Action.CHANGE_PASSWORD and is_done:
+            known = [machine.passwords.get((server, "root")) for machine in world.machines.values()]
+            if PASSWORD not in known:
+                raise Violation("the password is said to be set, and is not")
+        if action in {Action.CREATE_IMAGE, Action.CREATE_BACKUP}:
+            made = [each for each in world.checker.images.values() if each.name == IMAGE]
+            if is_done != (ImageState.ACTIVE in {each.state for each in made}) or len(made) > is_done:
+                raise Violation(f"done: {is_done}; its images: {[each.state.name for each in made]}")
 
     async def _create(self) -> str:
         request = pb.CreateInstanceRequest(
@@ -298,12 +324,23 @@ class Story:
     async def _ask(self, action: Action, server: str) -> None:
         self._asked += 1
         rid = f"{action}-{self._asked}"
-        if action is Action.DELETE:
-            await self._call("delete_instance", pb.DeleteInstanceRequest(request_id=rid, instance=server))
-            self._world.checker.deleted.add(server)
+        if action in {Action.DELETE, Action.SOFT_DELETE}:
+            is_last = action is Action.DELETE
+            request = pb.DeleteInstanceRequest(request_id=rid, instance=server, force=is_last)
+            await self._call("delete_instance", request)
+            if is_last:
+                self._world.checker.deleted.add(server)
+            return
+        if action is Action.CHANGE_PASSWORD:
+            asked = pb.ChangePasswordRequest(request_id=rid, instance=server, password=PASSWORD)
+            # It is answered when it is done: that it was not is the story's to tell, by its fault.
+            with contextlib.suppress(WrongState):
+                await self._call("change_password", asked)
             return
         method, fields = METHODS[word_of(action)]
         chosen = {name: values[-1] for name, values in fields.items()}
+        if action in {Action.CREATE_IMAGE, Action.CREATE_BACKUP}:
+            chosen["name"] = IMAGE
         if action in {Action.REBOOT_SOFT, Action.REBOOT_HARD}:
             chosen["kind"] = pb.REBOOT_KIND_HARD if action is Action.REBOOT_HARD else pb.REBOOT_KIND_SOFT
         await self._call(method.attribute, method.request(request_id=rid, instance=server, **chosen))
@@ -312,6 +349,8 @@ class Story:
         """As a client does: the same request again until it is answered."""
         for _ in range(60):
             asking = asyncio.ensure_future(self._world.call("api0", handler, request, self._who))
+            # One that is not waited for any more may end in an error that is nobody's.
+            asking.add_done_callback(lambda done: done.cancelled() or done.exception())
             done, _pending = await asyncio.wait({asking}, timeout=5.0)
             if done:
                 error = asking.exception()
@@ -347,15 +386,22 @@ class Story:
             world.check_alive()
             if world.violation is not None:
                 raise world.violation
-            left = world.unsettled()
+            left = world.unsettled() or self._waiting()
             if left is None and all(process.is_up for process in world.processes.values()):
                 return
             if world.loop.time() > until_s:
                 raise Violation(f"not at rest {when}: {left}")
             await asyncio.sleep(0.5)
 
+    def _waiting(self) -> str | None:
+        """An image without its bytes: it comes to have them, or is swept."""
+        for image_id, image in sorted(self._world.checker.images.items()):
+            if image.state is ImageState.QUEUED:
+                return f"image {image_id} waits for a disk"
+        return None
 
-_AGAIN: Final = frozenset({"UNAVAILABLE", "STORE_UNAVAILABLE", "DEADLINE_EXCEEDED"})
+
+_AGAIN: Final = frozenset({"UNAVAILABLE", "STORE_UNAVAILABLE", "HOST_UNAVAILABLE", "DEADLINE_EXCEEDED"})
 
 
 def run(action: Action, place: Place | None = None, how: str = "") -> Run:
@@ -366,7 +412,7 @@ def run(action: Action, place: Place | None = None, how: str = "") -> Run:
 
 def _run(action: Action, place: Place | None, how: str) -> Run:
     loop = SimLoop(Random(0))
-    world = OneBreak(loop, place, how)
+    world = OneBreak(loop, place, how, keeps=action in KEEPING)
     try:
         world.found.ended = loop.run_world(Story(world).tell(action))
     except (Violation, FabricError) as broken:
@@ -420,6 +466,13 @@ def page(results: Iterable[Found]) -> str:
         "the call on the machine failing, the process that writes killed). What was killed comes back; then all must be at",
         "rest, the books even and nothing left: no domain, disk, tap, assignment, address, claim, charge, image or work",
         "item. Then the server is deleted, and all of it is looked at again.",
+        "",
+        "What is said to be done is looked for: the password in the guest, the image with its bytes. A password that is said not",
+        "to be set may be, where its host died before it could say so.",
+        "",
+        "Actions without a task are not here, because they are done when they are written. Of what some of them leave to the",
+        "host, volumes and interfaces to be plugged in or out, the random schedules break every step",
+        "([the simulation](../concepts/simulation.md)), but not one by one.",
         "",
         f"**{len(rows)} runs, {bad} that ended as they may not.**",
         "",

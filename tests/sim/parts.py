@@ -42,6 +42,9 @@ CERT_SERIAL: Final = "00"
 TRANSFER_S: Final = 20.0
 """How long a transfer between processes may stand still."""
 
+PASSWORD_S: Final = 24.0
+"""How long an API server waits for a conductor to have a password set."""
+
 T = TypeVar("T")
 
 
@@ -130,6 +133,14 @@ class SimConductors(NoGuests):
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         return (await self._reach(endpoint)).read_progress(instance_ids)
+
+    async def set_password(self, where: Whereabouts, *, request_id: str, user: str, password: str) -> None:
+        service = await self._reach(where.conductor)
+        setting = service.set_password(
+            where.host, where.instance_id, where.placement_epoch, request_id, user, password
+        )
+        # In the conductor's process, and not in this one's: it dies with that one.
+        await _within(self._world.processes[where.conductor].call(_answer(setting)), PASSWORD_S)
 
     async def _reach(self, endpoint: str) -> ConductorService:
         await asyncio.sleep(self._world.network.latency_s())
@@ -242,11 +253,11 @@ async def _answer(work: Awaitable[T]) -> T | FabricError:
         return error
 
 
-async def _within(answer: asyncio.Future[T | FabricError]) -> T:
+async def _within(answer: asyncio.Future[T | FabricError], timeout_s: float = TRANSFER_S) -> T:
     """What another process answers, if it lives to answer. Raises what it raised, Unavailable where it says nothing."""
     try:
         # A dead process answers nothing, not even to being cancelled.
-        async with within(TRANSFER_S):
+        async with within(timeout_s):
             result = await asyncio.shield(answer)
     except TimeoutError:
         raise Unavailable("there was no answer") from None
