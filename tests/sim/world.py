@@ -156,6 +156,7 @@ class World:
         put[keys.IMAGE.at(image.id)] = image
         network = GuestNetwork(id=self.ids.new_id(), name="default")
         put[keys.NETWORK.at(network.id)] = network
+        put[keys.NETWORK_NAME.at(network.name)] = network.id
         await glob.commit(Txn(put={key: codec.encode(value) for key, value in put.items()}))
         for at, cell in enumerate(self.cells):
             for number in range(topology.hosts_per_cell):
