@@ -25,7 +25,7 @@ from fabric.config.load import load
 from fabric.config.settings import HostdSettings
 from fabric.errors import FabricError, InvalidRequest
 from fabric.observability import logging
-from fabric.observability.failpoints import failpoints_from
+from fabric.observability.failpoints import Failpoints, failpoints_from
 from fabric.rpc.tls import TlsFiles, proven
 from hostd.commands.journal_sqlite import SqliteJournal
 from hostd.driver.registry import MACHINES, Machine, MachineSettings
@@ -107,7 +107,8 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
     """Run the daemon until a signal asks to stop. Raises sqlite3.OperationalError where another daemon has the journal."""
     clock = SystemClock()
     settings.state_path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    machine = _machine(settings, host, clock)
+    failpoints = failpoints_from(os.environ)
+    machine = _machine(settings, host, clock, failpoints)
     dialer = GrpcDialer(tls)
     daemon = HostDaemon(
         HostSettings(
@@ -126,7 +127,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         dialer=dialer,
         boot_id=_BOOT_ID.read_text(encoding="ascii").strip(),
         jitter=random.random,
-        failpoints=failpoints_from(os.environ),
+        failpoints=failpoints,
     )
     running = asyncio.create_task(daemon.run(), name="hostd")
     for each in (signal.SIGTERM, signal.SIGINT):
@@ -140,7 +141,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         log.info("hostd.stopped")
 
 
-def _machine(settings: HostdSettings, host: str, clock: Clock) -> Machine:
+def _machine(settings: HostdSettings, host: str, clock: Clock, failpoints: Failpoints) -> Machine:
     return MACHINES[settings.driver](
         MachineSettings(
             host=host,
@@ -150,4 +151,5 @@ def _machine(settings: HostdSettings, host: str, clock: Clock) -> Machine:
             netns=settings.netns,
         ),
         clock,
+        failpoints,
     )

@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.clock import Clock
+from fabric.observability.failpoints import Failpoints
 from hostd.core.tap_names import BRIDGE
 from hostd.driver.base import Driver
 from hostd.images.base import Disks
@@ -50,7 +51,7 @@ class Machine:
     wires: Wires
 
 
-def _libvirt(settings: MachineSettings, clock: Clock) -> Machine:
+def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) -> Machine:
     # libvirt is imported where it is chosen: a simulated host's machine may not have it.
     from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
     from hostd.images.disks import DiskSettings, LocalDisks
@@ -84,11 +85,12 @@ def _libvirt(settings: MachineSettings, clock: Clock) -> Machine:
                 blocked=settings.blocked_cidrs,
             ),
             clock,
+            failpoints=failpoints,
         ),
     )
 
 
-def _fake(settings: MachineSettings, _clock: Clock) -> Machine:
+def _fake(settings: MachineSettings, _clock: Clock, _failpoints: Failpoints) -> Machine:
     from hostd.driver.fake import FakeDriver, FakeMachine
     from hostd.images.fake import FakeDisks
     from hostd.network.fake import FakeWires
@@ -103,7 +105,7 @@ def _fake(settings: MachineSettings, _clock: Clock) -> Machine:
     )
 
 
-MACHINES: Final[Mapping[str, Callable[[MachineSettings, Clock], Machine]]] = MappingProxyType(
+MACHINES: Final[Mapping[str, Callable[[MachineSettings, Clock, Failpoints], Machine]]] = MappingProxyType(
     {
         "libvirt": _libvirt,
         "fake": _fake,

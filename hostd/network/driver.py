@@ -81,13 +81,13 @@ class LinuxWires:
                 if plan != self._known_plan():
                     self._plan_record.write(plan)
                     self._plan = plan
-                await self._failpoints.reach("hostd.follow.recorded")
+                await self._failpoints.reach("hostd.wires.plan_kept")
                 if self._taps is None:
                     await self._converge()
                 else:
                     await self._tenants.converge(self._demand(plan, self._taps))
                     self._followed.set(plan)
-                await self._failpoints.reach("hostd.follow.followed")
+                await self._failpoints.reach("hostd.wires.followed")
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
         while True:
@@ -114,15 +114,15 @@ class LinuxWires:
                     and tap.mark.placement_epoch <= placement_epoch
                 ]
                 await self._links.remove_taps(going)
-                await self._failpoints.reach("hostd.unplug.untapped")
+                await self._failpoints.reach("hostd.wires.untapped")
                 wiring = wirings.get(instance_id)
                 if wiring is not None and wiring.placement_epoch <= placement_epoch:
                     self._records.remove(instance_id)
                     del wirings[instance_id]
-                await self._failpoints.reach("hostd.unplug.forgotten")
+                await self._failpoints.reach("hostd.wires.forgotten")
                 if going or wiring is not None:
                     await self._converge()
-                await self._failpoints.reach("hostd.unplug.converged")
+                await self._failpoints.reach("hostd.wires.unplugged")
 
     async def tell(self, wiring: Wiring) -> None:
         async with self._changing:
@@ -202,9 +202,9 @@ class LinuxWires:
         if wirings.get(wiring.guest.id) != wiring:
             self._records.write(wiring)
             wirings[wiring.guest.id] = wiring
-        await self._failpoints.reach("hostd.plug.recorded")
+        await self._failpoints.reach("hostd.wires.recorded")
         taps = await self._converge()
-        await self._failpoints.reach("hostd.plug.converged")
+        await self._failpoints.reach("hostd.wires.plugged")
         wanted = {mark.tap for mark, _ in _ports(wiring)}
         # Those of earlier placements of the instance, with ports that it has no more.
         others = [

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from fabric.observability.failpoints import Failpoints
 from hostd.core.overlay import (
     BRIDGE_PREFIX,
     SERVICE_PREFIX,
@@ -32,8 +33,9 @@ _NAME_LENGTH: Final = 15
 class OverlayLinks:
     """The links, forwarding entries and answers of one host's tenant networks. Methods raise ProgramFailed."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, failpoints: Failpoints) -> None:
         self._namespace = namespace
+        self._failpoints = failpoints
 
     async def look(self) -> Overlay:
         """Read what is there. Settings of links are not looked at: whoever compares finds that they differ, and writes them again.
@@ -64,19 +66,25 @@ class OverlayLinks:
 
     async def apply(self, change: Change) -> None:
         """Carry a change out. Raises OSError too."""
-        await self._batch("ip", change.ip_made)
+        if change.ip_made:
+            await self._batch("ip", change.ip_made)
+            await self._failpoints.reach("hostd.wires.bridged")
         if change.made:
             await self._namespace.set_kernel(bridge_settings(change.made))
-        await self._batch("ip", change.ip)
-        await self._batch("bridge", change.bridge)
+        if change.ip:
+            await self._batch("ip", change.ip)
+            await self._failpoints.reach("hostd.wires.linked")
+        if change.bridge:
+            await self._batch("bridge", change.bridge)
+            await self._failpoints.reach("hostd.wires.pinned")
 
     async def _read(self, *command: str) -> list[dict[str, Any]]:
         read: list[dict[str, Any]] = json.loads(await self._namespace.run(*command) or b"[]")
         return read
 
     async def _batch(self, program: str, lines: Iterable[str]) -> None:
-        if text := "".join(f"{line}\n" for line in lines):
-            await self._namespace.run(program, "-batch", "-", stdin=text)
+        text = "".join(f"{line}\n" for line in lines)
+        await self._namespace.run(program, "-batch", "-", stdin=text)
 
 
 def _links(read: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Link]]:

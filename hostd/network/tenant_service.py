@@ -21,7 +21,7 @@ from hostd.core.tenant_services import (
 )
 from hostd.network.dnsmasq import Dnsmasq
 from hostd.network.metadata import MetadataServer
-from hostd.network.netns import Namespace, add_namespace, remove_namespace
+from hostd.network.netns import Namespace, add_namespace, is_namespace, remove_namespace
 
 
 class TenantService:
@@ -40,35 +40,46 @@ class TenantService:
             clock,
             addresses=(METADATA_ADDRESS, METADATA_ADDRESS6),
         )
+        self._made = False
         self._have: Surroundings | None = None
         self._serving: Serving | None = None
 
-    async def make(self) -> None:
-        """Have the namespace, before its port is made."""
+    async def make(self) -> bool:
+        """Have the namespace, before its port is made; True where it is new to this process."""
+        if self._made and is_namespace(self._name):
+            return False
         if await add_namespace(self._name):
-            # What listened, listened in another one.
+            # What served, served in another one.
             await self._metadata.close()
+            if self._folder.is_dir():
+                await self._dnsmasq.stop()
+            self.distrust()
         await self._namespace.set_kernel(dict(NAMESPACE_SETTINGS))
+        self._made = True
+        return True
 
-    async def surround(self, want: Surroundings) -> None:
-        """Have the interface's addresses and neighbours. Its port must be there."""
+    async def surround(self, want: Surroundings) -> bool:
+        """Have the interface's addresses and neighbours; False where it had. Its port must be there."""
         if want == self._have:
-            return
+            return False
         have, self._have = self._have, None
         if have is None:
             have = await self._look()
         if lines := surroundings_change(have, want):
             await self._namespace.run("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
         self._have = want
+        return True
 
-    async def serve(self, serving: Serving, guests: Mapping[str, Guest]) -> None:
-        """Have DHCP and metadata served; `guests` is by address."""
+    async def serve(self, serving: Serving, guests: Mapping[str, Guest]) -> bool:
+        """Have DHCP and metadata served; `guests` is by address. False where nothing of DHCP is new."""
         self._guests = guests
         await self._metadata.ensure()
-        if serving != self._serving:
-            self._serving = None
-            await self._dnsmasq.ensure(serving)
-            self._serving = serving
+        if serving == self._serving:
+            return False
+        self._serving = None
+        await self._dnsmasq.ensure(serving)
+        self._serving = serving
+        return True
 
     def tell(self, guest: Guest) -> None:
         """Let the metadata server speak of a guest as it is now."""

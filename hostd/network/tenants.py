@@ -85,7 +85,7 @@ class TenantNetworks:
         self._failpoints = failpoints
         self._dhcp_user = dhcp_user
         self._routing = routing
-        self._links = OverlayLinks(namespace)
+        self._links = OverlayLinks(namespace, failpoints)
         self._services: dict[str, TenantService] = {}
         self._have: Overlay | None = None
         self.firewall = Firewall(namespace)
@@ -119,23 +119,20 @@ class TenantNetworks:
         first = want.without_taps(want.taps - have.taps)
         linking = change(have, first)
         await self._links.apply(linking)
-        await self._failpoints.reach("hostd.network.linked")
         await self.firewall.apply(
             plan.filters,
             want.bridges,
             others=demand.others,
             kept=frozenset(want.bridges.values()).difference(linking.made),
         )
-        await self._failpoints.reach("hostd.network.filtered")
+        await self._failpoints.reach("hostd.wires.filtered")
         if self._routing is not None:
             bridges = {network_id: bridge_name(network_id) for network_id in planned}
             await self._routing.converge(plan, bridges)
-            await self._failpoints.reach("hostd.network.routed")
+            await self._failpoints.reach("hostd.wires.routed")
         await self._links.apply(change(first, want))
         self._have = want
-        await self._failpoints.reach("hostd.network.tapped")
         await self._serve(plan, served, demand.taps)
-        await self._failpoints.reach("hostd.network.served")
         await self._remove_services({*served, *demand.used})
 
     def tell(self, guest: Guest) -> None:
@@ -181,7 +178,8 @@ class TenantNetworks:
 
     async def _make_services(self, served: Iterable[str]) -> None:
         for network_id in served:
-            await self._service(network_id).make()
+            if await self._service(network_id).make():
+                await self._failpoints.reach("hostd.wires.namespaced")
 
     async def _serve(
         self, plan: NetworkPlan, served: Mapping[str, PlannedNetwork], taps: Iterable[TenantTap]
@@ -201,8 +199,10 @@ class TenantNetworks:
                 )
             }
             service = self._service(network_id)
-            await service.surround(surroundings(network, lodgers))
-            await service.serve(serving(network, lodgers, advertise=advertises(plan, network)), guests)
+            if await service.surround(surroundings(network, lodgers)):
+                await self._failpoints.reach("hostd.wires.surrounded")
+            if await service.serve(serving(network, lodgers, advertise=advertises(plan, network)), guests):
+                await self._failpoints.reach("hostd.wires.served")
 
     async def _remove_services(self, wanted_ids: set[str]) -> None:
         """Of networks that nobody wants: those this process made, and those another one left, by their folder or their namespace."""
@@ -210,6 +210,7 @@ class TenantNetworks:
         for network_id in sorted((left | self._services.keys()) - wanted_ids):
             await self._service(network_id).remove()
             del self._services[network_id]
+            await self._failpoints.reach("hostd.wires.unserved")
             _log.info("network.services_removed", network=network_id)
         names = {self._namespace_of(network_id) for network_id in wanted_ids}
         for name in namespaces(host_prefix(self._namespace.identity)):

@@ -187,7 +187,7 @@ async def site(libvirt_machine: LibvirtMachine, outside: str, tmp_path: Path) ->
         netns=libvirt_machine.netns,
         guest_cidr="10.77.0.0/24",
     )
-    host = MACHINES["libvirt"](settings, SystemClock())
+    host = MACHINES["libvirt"](settings, SystemClock(), NO_FAILPOINTS)
     await host.driver.open()
     await host.wires.prepare()
     made = Site(libvirt_machine, outside, key, host)

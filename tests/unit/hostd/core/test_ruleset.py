@@ -44,6 +44,18 @@ def test_taps_that_no_rule_knows_are_dropped_after_those_that_are_known() -> Non
     assert 'iifname "cft*" drop' in ruleset(replace(PLANE, taps=()))
 
 
+def test_a_tap_on_a_tenant_network_passes_here_before_the_unknown_are_dropped() -> None:
+    script = ruleset(replace(PLANE, others=("cft0123456789ab",)))
+
+    assert script.index('iifname { "cft0123456789ab" } accept') < script.index('iifname "cft*" drop')
+
+
+def test_no_guest_sends_into_tunnels_by_the_hosts_address() -> None:
+    forward = ruleset(PLANE).partition("chain forward")[2]
+
+    assert forward.index("udp dport 4789 drop") < forward.index("ct state established,related accept")
+
+
 def test_every_taps_chain_ends_in_drop() -> None:
     chains = ruleset(PLANE).split("chain from-")[1:]
 

@@ -8,13 +8,15 @@ from hypothesis import strategies as st
 from hostd.core.tap_names import TapMark, parse_alias, tap_name
 
 IDS = st.uuids().map(str)
-MARKS = st.builds(
-    TapMark,
-    instance_id=IDS,
-    placement_epoch=st.integers(0, 10**17),
-    port_id=IDS,
-    mac=st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":")),
-    address=st.ip_addresses(v=4).map(str),
+COMMON = {
+    "instance_id": IDS,
+    "placement_epoch": st.integers(0, 10**17),
+    "port_id": IDS,
+    "mac": st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":")),
+}
+MARKS = st.one_of(
+    st.builds(TapMark, **COMMON, address=st.ip_addresses(v=4).map(str)),
+    st.builds(TapMark, **COMMON, network_id=IDS),
 )
 
 
