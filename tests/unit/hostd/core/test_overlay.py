@@ -224,15 +224,15 @@ def test_a_tap_that_went_by_itself_is_made_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "neighbour",
     [
-        {"mac": "fa:16:3e:00:00:01 dev eth0"},
-        {"addresses": ("10.0.0.5\nlink del dev eth0",)},
-        {"tunnel_address": "192.0.2.2 self"},
+        replace(NEIGHBOUR, mac="fa:16:3e:00:00:01 dev eth0"),
+        replace(NEIGHBOUR, addresses=("10.0.0.5\nlink del dev eth0",)),
+        replace(NEIGHBOUR, tunnel_address="192.0.2.2 self"),
     ],
 )
-def test_words_that_are_no_addresses_are_refused(changes: dict[str, str]) -> None:
-    network = replace(PLAN.networks[0], neighbours=(replace(NEIGHBOUR, **changes),))  # type: ignore[arg-type] # as they come
+def test_words_that_are_no_addresses_are_refused(neighbour: Neighbour) -> None:
+    network = replace(PLAN.networks[0], neighbours=(neighbour,))
 
     with pytest.raises(ValueError, match=r"does not match|does not appear"):
         an_overlay(replace(PLAN, networks=(network,)))
