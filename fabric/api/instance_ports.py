@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from fabric.api.catalogue import Catalogue
 from fabric.api.core.devices import PORTS_LIMIT
 from fabric.api.draft import Draft
-from fabric.api.named import Found
+from fabric.api.named import Found, named_by
 from fabric.api.network_desk import Desk, project_of, wanted
 from fabric.api.port_parts import check_allowed, take_port
-from fabric.errors import InvalidRequest, NotFound, Reason
+from fabric.errors import InvalidRequest, NotFound
 from fabric.model.identity import Principal
 from fabric.model.network import Network, NetworkKind, NetworkPort, Port, Subnet
 from fabric.network.core.guest_ports import check_guest_network, guest_port
@@ -77,7 +77,7 @@ class InstancePorts:
                 )
                 continue
             network_path = f"{path}network" if path else "network"
-            network = await self.named_network(each.network, principal, field=network_path)
+            network = await named_by(network_path, self._desk.network(each.network, principal))
             if network.value.kind is NetworkKind.HOST_LOCAL:
                 own.append(_only_once(network.value, each, own, path=path, field=network_path))
                 continue
@@ -87,6 +87,7 @@ class InstancePorts:
                     draft,
                     network,
                     principal,
+                    port_id=self._desk.ids.new_id(),
                     instance_id=instance_id,
                     addresses=await self.addresses(each.fixed_ips, principal, path=path),
                     groups=list(request.security_groups),
@@ -100,13 +101,6 @@ class InstancePorts:
         return Wired(
             network=own[0] if own else None, ports=tuple(ports), unchanged=draft.unchanged, put=draft.put
         )
-
-    async def named_network(self, word: str, principal: Principal, *, field: str) -> Found[Network]:
-        """A network of any kind. Raises InvalidRequest, naming the field."""
-        try:
-            return await self._desk.network(word, principal)
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field=field, reason=Reason.RESOURCE_NOT_FOUND) from None
 
     async def addresses(
         self, asked: Sequence[pb.RequestedAddress], principal: Principal, *, path: str
@@ -129,6 +123,7 @@ class InstancePorts:
         network: Found[Network],
         principal: Principal,
         *,
+        port_id: str,
         instance_id: str,
         addresses: Sequence[AskedAddress],
         groups: Sequence[str],
@@ -138,7 +133,6 @@ class InstancePorts:
     ) -> Port:
         """Make a port for a server, which ends with it. `others` are the server's, `path` where the request asks for it."""
         desk = self._desk
-        port_id = desk.ids.new_id()
         bare = NetworkPort(
             id=port_id,
             name="",
@@ -214,10 +208,7 @@ class InstancePorts:
 
     async def _only_network(self) -> Network:
         """The hosts' own network, where nothing is said. Raises InvalidRequest where there is none, or several."""
-        try:
-            return await self._catalogue.network("")
-        except NotFound as gone:
-            raise InvalidRequest(gone.message, field="network", reason=Reason.RESOURCE_NOT_FOUND) from None
+        return await named_by("network", self._catalogue.network(""))
 
 
 def _asked(request: pb.CreateInstanceRequest) -> list[tuple[str, pb.RequestedNetwork]]:

@@ -36,6 +36,7 @@ from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
 from fabric.api.preparing import Preparing
 from fabric.api.preparing_images import PreparingImages
+from fabric.api.preparing_interfaces import InterfacePreparing
 from fabric.api.records import found, txn_of
 from fabric.api.waiting_images import WaitingImages
 from fabric.clock import Clock
@@ -58,6 +59,7 @@ from fabric.model.image import Image
 from fabric.model.instance import Answered, Build, Instance, Location, Request
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import Action, TaskState, VmState
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.core import charge, charge_of
@@ -72,6 +74,10 @@ T = TypeVar("T")
 
 TRIES = 8
 """How often a write that lost a race is decided anew."""
+
+
+BOUND_FIRST = frozenset({Action.ATTACH_INTERFACE})
+"""Actions that another store is written for before the record: one that was done before must not write there again."""
 
 
 class InstanceHandlers:
@@ -92,6 +98,7 @@ class InstanceHandlers:
         clock: Clock,
         ids: Ids,
         jitter: Callable[[], float],
+        failpoints: Failpoints = NO_FAILPOINTS,
         reclaim_s: float = 0.0,
     ) -> None:
         self._reclaim_s = reclaim_s
@@ -116,6 +123,9 @@ class InstanceHandlers:
         self._preparing = Preparing(
             catalogue,
             PreparingImages(catalogue, cells, self.waiting_images),
+            InterfacePreparing(
+                catalogue, cells, desk, self._ports, clock=clock, ids=ids, failpoints=failpoints
+            ),
             clock=clock,
             ids=ids,
         )
@@ -274,6 +284,9 @@ class InstanceHandlers:
         """Any method that is a row of the lifecycle table: what it names is looked up, and its intent written."""
         action = Action(method.action)
         answered = self._answered(action, request, request.request_id, principal)
+        if action in BOUND_FIRST and (earlier := await self._acted_before(answered)) is not None:
+            instance, revision = await self._after(earlier.resource_id, principal)
+            return method.response(instance=instance, revision=revision)
         prepared = await self._preparing.prepare(action, request, principal)
         intent = Intent(
             action=action,

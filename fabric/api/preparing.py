@@ -16,6 +16,7 @@ from fabric.api.prepared import NOTHING, Prepared
 from fabric.api.preparing_devices import DevicePreparing
 from fabric.api.preparing_edits import EDITS
 from fabric.api.preparing_images import PreparingImages
+from fabric.api.preparing_interfaces import InterfacePreparing
 from fabric.api.preparing_moves import MovePreparing
 from fabric.api.preparing_rescue import rescue_of, rescued, rescued_by_its_own
 from fabric.clock import Clock
@@ -49,7 +50,15 @@ def _beside(found: Callable[[Any, Principal], Awaitable[Beside]]) -> Prepare:
 class Preparing:
     """The actions that need something, each with how it is got."""
 
-    def __init__(self, catalogue: Catalogue, images: PreparingImages, *, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        images: PreparingImages,
+        interfaces: InterfacePreparing,
+        *,
+        clock: Clock,
+        ids: Ids,
+    ) -> None:
         self._catalogue = catalogue
         self._clock = clock
         moves = MovePreparing(catalogue, clock=clock, ids=ids)
@@ -65,8 +74,8 @@ class Preparing:
             Action.UNSHELVE: _working(moves.unshelve),
             Action.ATTACH_VOLUME: _beside(devices.attach_volume),
             Action.DETACH_VOLUME: _beside(devices.detach_volume),
-            Action.ATTACH_INTERFACE: _beside(devices.attach_interface),
-            Action.DETACH_INTERFACE: _beside(devices.detach_interface),
+            Action.ATTACH_INTERFACE: interfaces.attach,
+            Action.DETACH_INTERFACE: interfaces.detach,
         }
 
     async def prepare(self, action: Action, request: Any, principal: Principal) -> Prepared:

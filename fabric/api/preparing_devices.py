@@ -1,4 +1,4 @@
-"""What attaching and detaching need: volumes and networks looked up, and a volume's cell settled before it is used there."""
+"""What attaching and detaching volumes needs: they are looked up, and a volume's cell is settled before it is used there."""
 
 from __future__ import annotations
 
@@ -40,13 +40,6 @@ class DevicePreparing:
     async def detach_volume(self, request: pb.DetachVolumeRequest, principal: Principal) -> Beside:
         location = await self._catalogue.location(request.instance, principal)
         return devices.detaching((await self._volume(location, request.volume)).value)
-
-    async def attach_interface(self, request: pb.AttachInterfaceRequest, _principal: Principal) -> Beside:
-        network = await named_by("network", self._catalogue.network(request.network))
-        return devices.plugging_in(network, self._ids.new_id())
-
-    async def detach_interface(self, request: pb.DetachInterfaceRequest, _principal: Principal) -> Beside:
-        return devices.pulling_out(request.port)
 
     async def _volume(self, location: Location, word: str) -> Found[VolumeEntry]:
         """A volume of the server's own project, whoever asks. Raises InvalidRequest."""

@@ -146,6 +146,7 @@ class ApiService:
             clock=clock,
             ids=ids,
             jitter=jitter,
+            failpoints=failpoints,
             reclaim_s=options.reclaim_s,
         )
         self._intake = Intake(global_store, blobs, limits=options.image_limits, clock=clock, jitter=jitter)

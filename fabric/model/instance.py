@@ -352,13 +352,15 @@ class PortLeft:
     """Work for the reconciler: a port of a tenant network that the server does not have, or no more, is nobody's, or ends.
 
     Written when the server's host has let go of it. And before one is bound to a server that is there, for later (`not_before_ms`): whoever
-    plugs it into the server takes this away in that very write, so what breaks off in between is tidied up.
+    plugs it into the server takes this away in that very write, so what breaks off in between is tidied up. `op_id` names the write that
+    made this value (R12).
     """
 
     instance_id: str
     project_id: str
     port_id: str
     not_before_ms: int = 0
+    op_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,6 +96,7 @@ class ApiServer:
             clock=world.clock,
             ids=world.ids,
             jitter=world.jitter,
+            failpoints=world.failpoints_of(name),
             reclaim_s=world.topology.reclaim_s,
         )
 

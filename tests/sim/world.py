@@ -240,6 +240,7 @@ class World:
             jitter=self.jitter,
             blobs=SimBlobs(self),
             images=SimBlobs(self),
+            global_store=self.store_for(name, "global"),
         )
 
     def _hostd(self, host: str) -> HostDaemon:

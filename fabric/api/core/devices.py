@@ -12,13 +12,20 @@ from typing import Any, Final, TypeVar, cast
 
 from fabric.api.core.accept import ref_of
 from fabric.errors import Conflict, NoCapacity, NotFound, WrongState
-from fabric.lifecycle.devices import volumes_of, with_port, with_volume, without_port, without_volume
+from fabric.lifecycle.devices import (
+    is_placements_own,
+    volumes_of,
+    with_port,
+    with_volume,
+    without_port,
+    without_volume,
+)
 from fabric.model.host import Host, Resources, Use
 from fabric.model.instance import Instance
 from fabric.model.network import Network, Port
 from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState
 from fabric.network.addresses import mac_of, port_at, slot_limit
-from fabric.store.keys import HOST, USE, VOLUME, Key
+from fabric.store.keys import HOST, PORT_LEFT, USE, VOLUME, Key
 
 _V = TypeVar("_V")
 
@@ -56,6 +63,7 @@ class Wrote:
     after: Instance
     unchanged: Mapping[str, int] = field(default_factory=dict)
     put: Mapping[str, object] = field(default_factory=dict)
+    delete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,8 +230,34 @@ def plugging_in(network: Network, port_id: str) -> Beside:
     return Beside(reads=reads, write=write)
 
 
+def joining(port: Port, promise: int) -> Beside:
+    """Another interface on a tenant network, by a port that is bound to the server. `promise` is the revision of the work that was left
+    for later should this not be written: taking it away is what says that it was.
+    """
+    key = PORT_LEFT.at(port.id)
+
+    def write(seen: Known, now: Instance, _now_ms: int, _op_id: str) -> Wrote:
+        if seen.seen(key) != promise:
+            raise Conflict(
+                "it took too long to plug the port in, and it was given back; try again", port=port.id
+            )
+        if len(now.ports) >= PORTS_LIMIT:
+            raise WrongState(
+                f"the server has {PORTS_LIMIT} interfaces, and no socket for another",
+                action="attach-interface",
+                instance=now.id,
+            )
+        if any(each.mac == port.mac for each in now.ports):
+            raise Conflict(
+                f"the server has another interface with the MAC {port.mac} by now", instance=now.id
+            )
+        return Wrote(after=with_port(now, port), unchanged={key: promise}, delete=(key,))
+
+    return Beside(reads=lambda _: ((PORT_LEFT, (port.id,)),), write=write)
+
+
 def pulling_out(word: str) -> Beside:
-    """An added interface no more: by its port's id, its MAC or its address."""
+    """An interface no more: by its port's id, its MAC or an address."""
 
     def write(_: Known, now: Instance, _now_ms: int, _op_id: str) -> Wrote:
         port = _named(now.ports, word)
@@ -231,9 +265,9 @@ def pulling_out(word: str) -> Beside:
             if any(each.port_id == word and each.is_leaving for each in now.plugs):
                 return Wrote(after=now)
             raise NotFound(f"the server has no port {word!r}", kind="port", name=word)
-        if port == now.ports[0]:
+        if is_placements_own(now, port):
             raise WrongState(
-                "the server's first interface goes with the server: only added ones can be removed",
+                "the server's address of its host's own network goes with the server",
                 action="detach-interface",
                 instance=now.id,
             )
@@ -243,4 +277,11 @@ def pulling_out(word: str) -> Beside:
 
 
 def _named(ports: tuple[Port, ...], word: str) -> Port | None:
-    return next((each for each in ports if word in {each.id, each.mac, each.address}), None)
+    return next(
+        (
+            each
+            for each in ports
+            if word in {each.id, each.mac} or any(word == its.address for its in each.addresses)
+        ),
+        None,
+    )

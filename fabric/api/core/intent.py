@@ -189,12 +189,13 @@ def written(
     if beside is not None:
         unchanged |= beside.unchanged
         put |= beside.put
-    deleted: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = () if beside is None else tuple(beside.delete)
     if action is Action.CONFIRM_RESIZE and instance.move is not None:
         place = instance.move.other
         unchanged |= {key: seen.seen(key) for key in left_behind_keys(place, instance.id)}
-        gone, deleted = let_go(place, instance.id, use=other.use, session=other.session, op_id=op_id)
+        gone, orders = let_go(place, instance.id, use=other.use, session=other.session, op_id=op_id)
         put |= gone
+        deleted += orders
     if instance.host and after is not instance:
         key = ASSIGNMENT.at(instance.host, instance.id)
         unchanged[key] = seen.seen(key)

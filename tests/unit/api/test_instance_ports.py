@@ -27,7 +27,7 @@ from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.pb.network.v1 import port_service_pb2 as prt
 from fabric.store.base import Txn
 from fabric.store.codec import encode
-from fabric.store.keys import BUILD, CELL, LOCATION, NETWORK_NAME, PORT, QUOTA
+from fabric.store.keys import BUILD, CELL, LOCATION, PORT, QUOTA
 from tests.unit.api import network_books
 from tests.unit.api.network_world import ADMIN, NetworkWorld
 from tests.unit.api.test_instances import World, in_a_world
@@ -46,7 +46,6 @@ class Wired(World):
     async def live(self, claim: Callable[[Any], Awaitable[None]]) -> None:
         async def with_networks(world: World) -> None:
             assert isinstance(world, Wired)
-            await world.store.commit(Txn(put={NETWORK_NAME.at("default"): encode("n")}))
             await world.net.network("red", OWN)
             await world.net.subnet("red", "10.0.0.0/24", "red-four", OWN, dns_servers=["10.0.0.53"])
             await world.net.subnet("red", "fd00:1::/64", "red-six", OWN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -37,6 +37,7 @@ from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneSh
 from fabric.model.network import Network
 from fabric.model.quota import Charge, NetworkLimits, Quota
 from fabric.model.states import TaskState, VmState, Want
+from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.ledger import Ledger
 from fabric.store.base import Committed, Refused, Snapshot, Txn
@@ -50,6 +51,7 @@ from fabric.store.keys import (
     INSTANCE,
     LOCATION,
     NETWORK,
+    NETWORK_NAME,
     OVER,
     QUOTA,
     REFUND,
@@ -116,6 +118,7 @@ class Consoles(NoGuests):
 class World:
     """One API server over a global store and two cells, with something on the menu."""
 
+    failpoints: Failpoints = NO_FAILPOINTS
     reclaim_s = 0.0
 
     def __init__(self) -> None:
@@ -135,6 +138,7 @@ class World:
             clock=clock,
             ids=ids,
             jitter=lambda: 0.5,
+            failpoints=self.failpoints,
             reclaim_s=self.reclaim_s,
         )
         self.catalogue, self.views = catalogue, cells
@@ -143,7 +147,7 @@ class World:
             cells=cells,
             watching=Watching(catalogue=catalogue, cells=cells, view=self.handlers.view, clock=clock),
         )
-        self._runs = (catalogue.run, cells.run)
+        self._runs: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (catalogue.run, cells.run)
         self._requests = 0
 
     async def live(self, claim: Callable[[World], Awaitable[None]]) -> None:
@@ -152,6 +156,7 @@ class World:
             (QUOTA.at("p"), Quota(project_id="p", limit=limit)),
             (FLAVOR.at("f"), Flavor(id="f", name="m1", vcpus=1, ram_mib=512, disk_gib=1)),
             (NETWORK.at("n"), Network(id="n", name="default")),
+            (NETWORK_NAME.at("default"), "n"),
             (CELL.at("c1"), Cell(name="c1")),
             (CELL.at("c2"), Cell(name="c2", enabled=False)),
             (

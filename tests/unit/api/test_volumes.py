@@ -380,7 +380,7 @@ async def test_another_interface_has_an_address_of_its_own_until_the_host_has_le
     order: Assignment = await world.read(world.cells["c1"], ASSIGNMENT, "h1", one)
     assert [port.address for port in order.guest.ports] == [first.address, added.address]
     await world.told(one)
-    with pytest.raises(WrongState, match="first interface"):
+    with pytest.raises(WrongState, match="goes with the server"):
         await world.act("detach-interface", one, port=first.port_id)
     await world.act("detach-interface", one, port=added.address)
     assert (await world.use()).slots == (0, 1)

@@ -1288,12 +1288,14 @@ class PortLeft(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     PORT_ID_FIELD_NUMBER: _builtins.int
     NOT_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    OP_ID_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
     project_id: _builtins.str
     port_id: _builtins.str
     not_before_ms: _builtins.int
+    op_id: _builtins.str
     def __init__(
         self,
         *,
@@ -1302,10 +1304,11 @@ class PortLeft(_message.Message):
         project_id: _builtins.str = ...,
         port_id: _builtins.str = ...,
         not_before_ms: _builtins.int = ...,
+        op_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "not_before_ms", b"not_before_ms", "port_id", b"port_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "not_before_ms", b"not_before_ms", "op_id", b"op_id", "port_id", b"port_id", "project_id", b"project_id", "schema_version", b"schema_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,327 @@
+"""Ports of tenant networks that are plugged into servers that are there: two stores, and nothing held by nobody wherever it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import pytest
+
+from fabric.errors import FabricError, InvalidRequest, Reason, WrongState
+from fabric.ids import RandomIds
+from fabric.lifecycle.devices import tenant_ports_of
+from fabric.model.host import Host, Resources
+from fabric.model.instance import Assignment, Instance, Location, PortLeft
+from fabric.model.network import NetworkPort
+from fabric.model.states import VmState
+from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.scheduler.port_ends import PortEnds
+from fabric.scheduler.ports import Ports
+from fabric.scheduler.settings import SchedulerSettings
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, LOCATION, PORT_LEFT
+from tests.unit.api import network_books
+from tests.unit.api.test_instance_ports import OWN, Wired, fixed
+from tests.unit.api.test_instances import WHO, in_a_world
+from tests.unit.store.virtual import LoopClock
+
+
+class Death(Exception):
+    """The process is gone."""
+
+
+class Places:
+    """What happens at which failpoint: so many seconds pass, or the process dies; once."""
+
+    def __init__(self) -> None:
+        self.delays_s: dict[str, float] = {}
+        self.deadly: set[str] = set()
+
+    async def reach(self, name: str) -> None:
+        if name in self.deadly:
+            self.deadly.remove(name)
+            raise Death
+        await asyncio.sleep(self.delays_s.pop(name, 0.0))
+
+
+class Live(Wired):
+    """With a server on a host that takes part in tenant networks, and a scheduler that gives ports back."""
+
+    server = ""
+
+    def __init__(self) -> None:
+        self.failpoints = self.places = Places()
+        super().__init__()
+
+    async def live(self, claim: Callable[[Any], Awaitable[None]]) -> None:
+        async def with_server(world: Any) -> None:
+            host = Host(
+                name="h1",
+                cell="c1",
+                zone="z",
+                capacity=Resources(vcpus=8, ram_mib=8192, disk_gib=80),
+                guest_cidr="10.9.0.0/24",
+                slots=9,
+                tunnel_address="192.0.2.1",
+            )
+            await self.cells["c1"].commit(Txn(put={HOST.at("h1"): encode(host)}))
+            self.server = await self.placed()
+            await claim(world)
+            await self.check()
+
+        ends = PortEnds(
+            "c1",
+            self.cells["c1"],
+            self.store,
+            Ports(
+                settings=SchedulerSettings(),
+                clock=LoopClock(),
+                ids=RandomIds(),
+                jitter=Random("jitter").random,
+            ),
+        )
+        self._runs = (*self._runs, ends.run)
+        await super().live(with_server)
+
+    async def attach(self, request_id: str = "", **fields: Any) -> pb.Instance:
+        request = pb.AttachInterfaceRequest(
+            request_id=request_id or self.rid(), instance=fields.pop("server", self.server), **fields
+        )
+        answer: pb.AttachInterfaceResponse = await vars(self.handlers)["attach_interface"](request, WHO)
+        return answer.instance
+
+    async def detach(self, port: str) -> pb.Instance:
+        request = pb.DetachInterfaceRequest(request_id=self.rid(), instance=self.server, port=port)
+        answer: pb.DetachInterfaceResponse = await vars(self.handlers)["detach_interface"](request, WHO)
+        return answer.instance
+
+    async def record(self) -> Instance:
+        found = await self.read(self.cells["c1"], INSTANCE, self.server)
+        assert isinstance(found, Instance)
+        return found
+
+    async def bound(self) -> dict[str, NetworkPort]:
+        return {each.id: each for each in await self.ports() if each.instance_id == self.server}
+
+    async def works(self) -> list[str]:
+        return list((await self.cells["c1"].list(PORT_LEFT.under())).entries)
+
+    async def said(self) -> None:
+        """The host has let go of what it was to let go of, as a conductor writes it."""
+        record = await self.record()
+        left = [each.port_id for each in record.plugs if each.is_leaving]
+        put: dict[str, object] = {
+            PORT_LEFT.at(each): PortLeft(instance_id=self.server, project_id="p", port_id=each)
+            for each in left
+        }
+        put[INSTANCE.at(self.server)] = replace(record, plugs=())
+        await self.cells["c1"].commit(Txn(put={key: encode(value) for key, value in put.items()}))
+
+    async def check(self) -> None:
+        """A port is bound to the server that has it, and to no other, once nothing is to be done any more."""
+        await asyncio.sleep(120)
+        assert await self.works() == []
+        bound, record = await self.bound(), await self.record()
+        location: Location = await self.read(self.store, LOCATION, self.server)
+        assert set(bound) == set(tenant_ports_of(record)) == set(location.port_ids)
+        await network_books.check(self.store)
+
+
+def a_world(claim: Callable[[Any], Awaitable[None]]) -> Callable[[], None]:
+    return in_a_world(claim, kind=Live)
+
+
+@a_world
+async def test_an_added_port_is_bound_and_its_servers_host_is_told(world: Live) -> None:
+    shown = await world.attach(network="red", fixed_ips=[fixed("10.0.0.9")])
+
+    record = await world.record()
+    (port,) = record.ports
+    order: Assignment = await world.read(world.cells["c1"], ASSIGNMENT, "h1", world.server)
+    (bound,) = (await world.bound()).values()
+    assert (port.address, port.network_name, port.mac) == ("10.0.0.9", "red", bound.mac)
+    assert (record.request.guest.ports, order.guest.ports, order.generation) == ((port,), (port,), 2)
+    assert bound.ends_with_instance
+    assert [each.address for each in shown.status.addresses] == ["10.0.0.9"]
+    assert await world.works() == []
+
+
+@a_world
+async def test_a_port_that_is_there_is_bound_and_free_again_afterwards(world: Live) -> None:
+    web = await world.net.port("red", "web", OWN)
+    await world.attach(port="web")
+    assert set(await world.bound()) == {web.id}
+
+    await world.detach("web")
+    assert set(await world.bound()) == {web.id}
+    await world.said()
+    await asyncio.sleep(5)
+
+    after = await world.net.get("Port", "web", OWN)
+    assert (after.instance_id, [it.ip_address for it in after.fixed_ips]) == (
+        "",
+        [it.ip_address for it in web.fixed_ips],
+    )
+
+
+@pytest.mark.parametrize("word", ["id", "mac", "address"])
+def test_a_port_that_was_made_for_the_server_ends_when_it_is_removed(word: str) -> None:
+    async def claim(world: Live) -> None:
+        await world.attach(network="red")
+        (port,) = (await world.record()).ports
+        await world.detach({"id": port.id, "mac": port.mac, "address": port.further[0].address}[word])
+        await world.said()
+        await asyncio.sleep(5)
+
+        assert await world.ports() == []
+
+    a_world(claim)()
+
+
+@a_world
+async def test_a_request_sent_again_adds_one_interface(world: Live) -> None:
+    await world.attach("same", network="red")
+    shown = await world.attach("same", network="red")
+
+    assert len((await world.record()).ports) == 1
+    assert len(await world.bound()) == 1
+    assert shown.id == world.server
+
+
+@pytest.mark.parametrize("store", ["global", "c1"])
+@pytest.mark.parametrize("losing", [1, 2])
+def test_lost_answers_change_nothing(store: str, losing: int) -> None:
+    async def claim(world: Live) -> None:
+        await world.net.port("blue", who=OWN)  # so that the default group is there
+        target = world.store if store == "global" else world.cells["c1"]
+        target.losing = losing
+
+        await world.attach("same", network="red")
+
+        assert len((await world.record()).ports) == 1
+
+    a_world(claim)()
+
+
+@a_world
+async def test_a_port_in_use_is_refused_and_left_alone(world: Live) -> None:
+    other = await world.placed("other")
+    await world.net.port("red", "web", OWN)
+    await world.attach(port="web", server=other)
+
+    with pytest.raises(WrongState) as raised:
+        await world.attach(port="web")
+    assert raised.value.reason is Reason.RESOURCE_IN_USE
+    with pytest.raises(FabricError):
+        await world.attach(port="web", server=other)
+    assert (await world.net.get("Port", "web", OWN)).instance_id == other
+
+
+REFUSED: list[tuple[str, dict[str, Any]]] = [
+    ("port", {"port": "web", "network": "red"}),
+    ("port", {"port": "no-such"}),
+    ("network", {"network": "no-such"}),
+    ("fixed_ips", {"network": "default", "fixed_ips": [fixed("10.9.0.12")]}),
+    ("fixed_ips[0].ip_address", {"network": "red", "fixed_ips": [fixed("192.0.2.9")]}),
+]
+
+
+@pytest.mark.parametrize(("field", "asked"), REFUSED)
+def test_what_cannot_be_names_its_field(field: str, asked: dict[str, Any]) -> None:
+    async def claim(world: Live) -> None:
+        with pytest.raises(InvalidRequest) as raised:
+            await world.attach(**asked)
+
+        assert raised.value.field == field
+        assert await world.works() == []
+
+    a_world(claim)()
+
+
+@a_world
+async def test_what_the_servers_state_forbids_is_given_back_at_once(world: Live) -> None:
+    record = await world.record()
+    shelved = replace(record, vm_state=VmState.SUSPENDED)
+    await world.cells["c1"].commit(Txn(put={INSTANCE.at(world.server): encode(shelved)}))
+
+    with pytest.raises(WrongState):
+        await world.attach(network="red")
+    await asyncio.sleep(10)
+
+    assert await world.ports() == []
+    assert await world.works() == []
+
+
+@a_world
+async def test_a_host_without_a_tunnel_address_takes_no_tenant_network(world: Live) -> None:
+    host: Host = await world.read(world.cells["c1"], HOST, "h1")
+    await world.cells["c1"].commit(Txn(put={HOST.at("h1"): encode(replace(host, tunnel_address=""))}))
+
+    with pytest.raises(WrongState, match="no part in tenant networks"):
+        await world.attach(network="red")
+
+
+@a_world
+async def test_a_server_has_at_most_five_interfaces(world: Live) -> None:
+    for _ in range(5):
+        await world.attach(network="red")
+
+    with pytest.raises(WrongState, match="no socket"):
+        await world.attach(network="red")
+    assert len(await world.bound()) == 5
+
+
+@pytest.mark.parametrize("place", ["api.port.promised", "api.port.bound"])
+@pytest.mark.parametrize("asked", [{"network": "red"}, {"port": "web"}])
+def test_wherever_the_api_server_dies_the_port_is_given_back(place: str, asked: dict[str, str]) -> None:
+    async def claim(world: Live) -> None:
+        await world.net.port("red", "web", OWN)
+
+        world.places.deadly.add(place)
+        with pytest.raises(Death):
+            await world.attach(**asked)
+        assert len(await world.works()) == 1
+        await asyncio.sleep(100)
+
+        assert await world.bound() == {}
+        assert {each.name for each in await world.ports()} == {"web"}
+
+    a_world(claim)()
+
+
+@a_world
+async def test_the_same_request_after_a_death_takes_the_port_over(world: Live) -> None:
+    await world.net.port("red", "web", OWN)
+
+    world.places.deadly.add("api.port.bound")
+    with pytest.raises(Death):
+        await world.attach("same", port="web")
+    await world.attach("same", port="web")
+    await asyncio.sleep(100)
+
+    assert len(await world.bound()) == 1
+
+
+@a_world
+async def test_who_plugs_in_too_late_is_refused_and_nothing_is_left(world: Live) -> None:
+    """The API server stands still for longer than a server may take; the port is given back meanwhile."""
+
+    world.places.delays_s["api.port.bound"] = 90
+    with pytest.raises(FabricError, match="too long"):
+        await world.attach(network="red")
+
+    assert (await world.record()).ports == ()
+    assert await world.ports() == []
+
+
+@a_world
+async def test_who_binds_too_late_is_refused_and_binds_anew(world: Live) -> None:
+    world.places.delays_s["api.port.promised"] = 90
+
+    await world.attach(network="red")
+
+    assert len(await world.bound()) == len((await world.record()).ports) == 1
