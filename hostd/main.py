@@ -149,6 +149,7 @@ def _machine(settings: HostdSettings, host: str, clock: Clock, failpoints: Failp
             libvirt_uri=settings.libvirt_uri,
             accelerator=_ACCELERATORS[settings.accelerator],
             netns=settings.netns,
+            physical=settings.network.physical,
         ),
         clock,
         failpoints,

@@ -30,9 +30,12 @@ _DIGEST_BYTES: Final = 6
 def host_prefix(host: str) -> str:
     """How the names of a host's service namespaces begin. Namespaces of a machine have names in common, and it may be several hosts.
 
-    `host` is what tells them apart: the name of the host's own namespace, or something as good where that has none.
+    `host` is what tells them apart: the path of the host's own namespace, or something as good where that has none. By the former's name,
+    whoever takes the host away finds what was the host's.
     """
-    return f"{NAMESPACE_PREFIX}{blake2b(host.encode(), digest_size=4).hexdigest()}-"
+    path, _, name = host.rpartition("/")
+    digest = blake2b(host.encode(), digest_size=4).hexdigest()
+    return f"{name}.{NAMESPACE_PREFIX}" if path else f"{NAMESPACE_PREFIX}{digest}-"
 
 
 def service_namespace(host: str, network_id: str) -> str:

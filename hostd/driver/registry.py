@@ -27,7 +27,8 @@ class MachineSettings:
 
     `state` is the folder of everything that outlives the daemon; with libvirt every folder above it must be searchable by others
     (`chmod o+x`), because guests run as users of their own. `netns` empty is the daemon's own network namespace. `accelerator` is
-    `auto`, `kvm` or `qemu`. `guest_cidr` is the host's guest subnet; left empty, ports say it.
+    `auto`, `kvm` or `qemu`. `guest_cidr` is the host's guest subnet; left empty, ports say it. `physical` leads from a physical
+    network to the host's interface in it.
     """
 
     host: str
@@ -39,6 +40,7 @@ class MachineSettings:
     guest_cidr: str = ""
     blocked_cidrs: tuple[str, ...] = field(default=())
     image_cache_max_age_s: float = 24 * 3600.0
+    physical: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,8 @@ def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) ->
     from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
     from hostd.images.disks import DiskSettings, LocalDisks
     from hostd.network.driver import LinuxWires, NetworkSettings
+    from hostd.network.netns import Namespace
+    from hostd.network.routers import Routers
     from hostd.volumes.files import FileVolumes
 
     return Machine(
@@ -85,6 +89,7 @@ def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) ->
                 blocked=settings.blocked_cidrs,
             ),
             clock,
+            routing=Routers(Namespace(settings.netns), settings.physical, failpoints=failpoints),
             failpoints=failpoints,
         ),
     )

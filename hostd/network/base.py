@@ -94,6 +94,14 @@ class Routing(Protocol):
         """
         ...
 
+    def distrust(self) -> None:
+        """Have everything looked at anew the next time."""
+        ...
+
+    async def close(self) -> None:
+        """Stop what only this process says; packets go on."""
+        ...
+
     async def dismantle(self) -> None:
         """Remove all routers, and what is theirs. Raises ProgramFailed or OSError."""
         ...

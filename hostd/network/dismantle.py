@@ -13,6 +13,8 @@ from pathlib import Path
 from fabric.clock import SystemClock
 from hostd.core.tap_names import BRIDGE
 from hostd.network.driver import LinuxWires, NetworkSettings
+from hostd.network.netns import Namespace
+from hostd.network.routers import Routers
 
 
 def main() -> None:
@@ -23,7 +25,8 @@ def main() -> None:
     parser.add_argument("--bridge", default=BRIDGE, help="the guests' bridge")
     arguments = parser.parse_args()
     settings = NetworkSettings(state=arguments.state, netns=arguments.netns, bridge=arguments.bridge)
-    asyncio.run(LinuxWires(settings, SystemClock()).dismantle())
+    routers = Routers(Namespace(arguments.netns), {})
+    asyncio.run(LinuxWires(settings, SystemClock(), routing=routers).dismantle())
 
 
 if __name__ == "__main__":

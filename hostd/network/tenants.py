@@ -143,11 +143,15 @@ class TenantNetworks:
     def distrust(self) -> None:
         """Have everything looked at anew the next time."""
         self._have = None
+        if self._routing is not None:
+            self._routing.distrust()
 
     async def close(self) -> None:
         """Stop what only this process serves."""
         for service in self._services.values():
             await service.close()
+        if self._routing is not None:
+            await self._routing.close()
 
     async def dismantle(self) -> None:
         """Remove everything of ours."""
