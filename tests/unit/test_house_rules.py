@@ -74,6 +74,7 @@ ADAPTERS = {
     "hostd/network/dnsmasq.py": "keeps a DHCP server that outlives the daemon",
     "hostd/network/metadata.py": "serves guests over HTTP",
     "hostd/network/nfnetlink.py": "asks the kernel over netlink, in a thread of netns.py's",
+    "hostd/network/speaker.py": "sends frames that no socket of asyncio sends, in a router's namespace",
     "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
     "hostd/volumes/files.py": "is the disk that volumes are kept on, likewise",
