@@ -15,6 +15,7 @@ from fabric.network.core.picture import HostRef
 from fabric.network.follower import NetworkFollower
 from fabric.store.base import Store
 from fabric.store.picture import Change, Picture
+from fabric.store.schema import opened
 
 
 class Networks:
@@ -33,6 +34,7 @@ class Networks:
         on_touched: Callable[[Iterable[str]], None],
     ) -> None:
         self._cell = cell
+        self._global = global_store
         self._on_touched = on_touched
         self._follower = NetworkFollower(global_store, clock=clock, on_change=self._moved)
         self.plans = Plans(self._follower, hosts, clock=clock)
@@ -42,7 +44,8 @@ class Networks:
         )
 
     async def run(self) -> None:
-        """Follow, and write what is this cell's to write, until cancelled."""
+        """Follow, and write what is this cell's to write, until cancelled. Raises WrongState for a store of another schema."""
+        await opened(self._global)
         async with asyncio.TaskGroup() as tasks:
             for life in (self._follower, self.bindings, self._gateways):
                 tasks.create_task(life.run(), name=type(life).__name__)

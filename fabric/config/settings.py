@@ -252,6 +252,10 @@ class ConductorSettings(_Common, frozen=True, forbid_unknown_fields=True, kw_onl
 
     cell: Annotated[CellName, Meta(description="Which cell.")]
     store: Annotated[StoreSettings, Meta(description="The cell's store.")]
+    global_store: Annotated[
+        StoreSettings | None,
+        Meta(description="Where tenant networks are. Without it the cell's hosts are told of none."),
+    ] = None
     listen: Annotated[Address, Meta(description="Where hosts and API servers connect.")] = "127.0.0.1:7620"
     advertise: Annotated[
         str,

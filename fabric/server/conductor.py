@@ -37,6 +37,8 @@ async def serve(settings: ConductorSettings) -> None:
     """Serve until a signal asks to stop. Raises Bug when the address is taken, WrongState for a store of another schema."""
     clock, ids = SystemClock(), RandomIds()
     store = store_of(settings.store, settings.cell, clock)
+    shared = settings.global_store
+    networks = None if shared is None else store_of(shared, "global", clock)
     blobs = RemoteBlobs(settings.api_endpoints, tls_of(settings.tls))
     service = ConductorService(
         ServiceSettings(
@@ -57,6 +59,7 @@ async def serve(settings: ConductorSettings) -> None:
         jitter=random.random,
         blobs=blobs,
         images=blobs,
+        global_store=networks,
     )
     server = RpcServer(
         ServerSettings(
@@ -74,6 +77,8 @@ async def serve(settings: ConductorSettings) -> None:
     finally:
         await blobs.close()
         await store.close()
+        if networks is not None:
+            await networks.close()
 
 
 @asynccontextmanager

@@ -111,6 +111,7 @@ def _settings(hosts: tuple[HostPlan, ...]) -> Iterator[tuple[str, msgspec.Struct
         ConductorSettings(
             cell=CELL,
             store=_store(CELL),
+            global_store=_store("global"),
             listen="0.0.0.0:7620",
             advertise="conductor:7620",
             tls=_OWN,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -70,10 +70,11 @@ def write_all(topology: Topology, *, now_ms: int) -> None:
     paths.topology.write_bytes(dump(topology))
 
 
-def store_clients(store: StoreTopology) -> tuple[str, ...]:
+def store_clients(store: StoreTopology, cells: Iterable[str]) -> tuple[str, ...]:
     """Who has a certificate for a store: only those who work on it."""
     if store.name == "global":
-        return ("api", "scheduler", OPERATOR)
+        # Conductors for tenant networks, which span cells.
+        return ("api", "scheduler", *(f"conductor-{each}" for each in cells), OPERATOR)
     return ("api", "scheduler", f"conductor-{store.name}", OPERATOR)
 
 
@@ -119,7 +120,7 @@ def _store_certificates(topology: Topology, store: StoreTopology, now_ms: int) -
     # Members dial each other with what they serve with.
     member = authority.issue("etcd", now_ms=now_ms, addresses=LOOPBACK, serves=True, dials=True)
     pki.save(member, authority, folder, "etcd")
-    for client in store_clients(store):
+    for client in store_clients(store, (cell.name for cell in topology.cells)):
         pki.save(authority.issue(client, now_ms=now_ms, dials=True), authority, folder, client)
 
 
@@ -178,6 +179,7 @@ def _conductor(topology: Topology, cell: CellTopology) -> ConductorSettings:
     return ConductorSettings(
         cell=cell.name,
         store=_store(topology, cell.store, f"conductor-{cell.name}"),
+        global_store=_store(topology, topology.global_store, f"conductor-{cell.name}"),
         listen=f"127.0.0.1:{cell.conductor_port}",
         tls=_tls(topology.paths.pki, f"conductor-{cell.name}"),
         api_endpoints=(f"127.0.0.1:{topology.internal_port}",),

@@ -165,8 +165,10 @@ class World:
 
     def __init__(self) -> None:
         self.store = MemoryStore("east")
+        self.networks = MemoryStore("global")
         self.clock = LoopClock()
         self.reaches: dict[str, Reach] = {}
+        self.network_reaches: dict[str, Reach] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._serving: set[asyncio.Task[None]] = set()
 
@@ -181,6 +183,7 @@ class World:
     async def conductor(self, name: str = "c1") -> ConductorService:
         """A conductor that runs."""
         reach = self.reaches[name] = Reach(self.store)
+        networks = self.network_reaches[name] = Reach(self.networks)
         random = Random(name)
         service = ConductorService(
             ConductorSettings(cell="east", endpoint=f"{name}:7000"),
@@ -190,6 +193,7 @@ class World:
             jitter=random.random,
             blobs=MemoryBlobs(),
             images=NoImages(),
+            global_store=networks,
         )
         self._tasks.append(asyncio.create_task(service.run()))
         await asyncio.sleep(0.01)
@@ -260,6 +264,10 @@ class World:
                 ASSIGNMENT.at(instance.host, instance.id): assignment_of(instance),
             }
         )
+
+    async def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        await asyncio.sleep(seconds)
 
     async def put(self, values: dict[str, object]) -> None:
         await self.store.commit(Txn(put={key: encode(value) for key, value in values.items()}))

@@ -208,7 +208,7 @@ def test_guests_are_told_of_the_mtu_and_the_name_servers_that_were_chosen(tmp_pa
     assert (settings.network.dns_servers, settings.network.mtu) == (("192.0.2.53",), 1400)
 
 
-def test_a_conductor_can_open_its_own_store_and_no_other(tmp_path: Path) -> None:
+def test_a_conductor_can_open_its_own_store_and_the_global_one_and_no_other(tmp_path: Path) -> None:
     topology = a_topology(tmp_path)
     files.write_all(topology, now_ms=1_800_000_000_000)
 
@@ -217,8 +217,8 @@ def test_a_conductor_can_open_its_own_store_and_no_other(tmp_path: Path) -> None
         for store in topology.stores
     }
 
-    assert "conductor-cell1" in holders["cell1"]
-    assert "conductor-cell1" not in holders["cell2"] | holders["global"]
+    assert "conductor-cell1" in holders["cell1"] & holders["global"]
+    assert "conductor-cell1" not in holders["cell2"]
     assert not [name for names in holders.values() for name in names if "host" in name]
 
 
