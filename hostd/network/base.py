@@ -82,7 +82,7 @@ class Routing(Protocol):
     """The routers of a host's tenant networks: what `Wires` have done by when it comes to them."""
 
     async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str]) -> None:
-        """Have the plan's routers, and no others.
+        """Have the plan's routers, and no others. One that cannot be made stands in no other's way.
 
         `bridges` has the bridge of each of its networks, by id; they are there and up. A leg is a port of its network's bridge that learns
         nothing, is flooded no unicast, and has its MAC pinned there (`bridge fdb … master static`). Its name begins with none of the

@@ -43,6 +43,7 @@ from hostd.network.firewall import Firewall
 from hostd.network.netns import Namespace, namespaces, remove_namespace
 from hostd.network.overlay import OverlayLinks
 from hostd.network.tenant_service import TenantService
+from hostd.processes import ProgramFailed
 
 _log = structlog.get_logger(__name__)
 
@@ -126,14 +127,13 @@ class TenantNetworks:
             kept=frozenset(want.bridges.values()).difference(linking.made),
         )
         await self._failpoints.reach("hostd.wires.filtered")
-        if self._routing is not None:
-            bridges = {network_id: bridge_name(network_id) for network_id in planned}
-            await self._routing.converge(plan, bridges)
-            await self._failpoints.reach("hostd.wires.routed")
+        unrouted = await self._route(plan, planned)
         await self._links.apply(change(first, want))
         self._have = want
         await self._serve(plan, served, demand.taps)
         await self._remove_services({*served, *demand.used})
+        if unrouted is not None:
+            raise unrouted
 
     def tell(self, guest: Guest) -> None:
         """Let metadata speak of a guest as it is now."""
@@ -164,6 +164,19 @@ class TenantNetworks:
         await self.firewall.dismantle()
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None
+
+    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> Exception | None:
+        """Have the routers; what is wrong with one, which is to keep no guest from its network."""
+        if self._routing is None:
+            return None
+        try:
+            await self._routing.converge(
+                plan, {network_id: bridge_name(network_id) for network_id in planned}
+            )
+        except (ProgramFailed, OSError, ValueError) as error:
+            return error
+        await self._failpoints.reach("hostd.wires.routed")
+        return None
 
     # -------------------------------------------------------------- services
 

@@ -19,6 +19,7 @@ from fabric.model.firewall import HostFilters, PortFilter, RuleGroup
 from fabric.model.network import Port, PortAddress
 from fabric.model.network_plan import Neighbour, NetworkPlan, PlannedNetwork, PlannedSubnet
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
+from hostd.core.firewall import link_local
 from hostd.core.tap_names import tap_name
 from hostd.core.tenant_services import host_prefix
 from hostd.network.base import Wiring
@@ -142,6 +143,14 @@ class Fabric:
                 netns=netns,
             )
         return netns
+
+    def settle(self, guest: TenantGuest) -> None:
+        """Wait until the guest has all its addresses: it makes its link-local one itself, some time after its link is up."""
+        until = time.monotonic() + 10
+        own = f"{link_local(guest.port.mac)}/64"
+        while own not in ip("address", "show", "dev", "eth0", "-tentative", netns=self.netns[guest.word]):
+            assert time.monotonic() < until, f"{guest.word} has no {own}"
+            time.sleep(0.02)
 
     def plan(
         self, host: int, guests: tuple[TenantGuest, ...], group: RuleGroup | None = None, **changes: Any

@@ -9,10 +9,12 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from fabric.model.firewall import TCP, FilterRule, RuleGroup
 from hostd.core.firewall import link_local
 from hostd.core.overlay import bridge_name, tunnel_name
 from hostd.network.driver import LinuxWires
@@ -80,6 +82,7 @@ async def site(fabric: Fabric) -> AsyncIterator[Site]:
         fabric.connect(guest)
     for guest in GUESTS:
         await made.wires[guest.host].plug(guest.wiring)
+        fabric.settle(guest)
     with contextlib.ExitStack() as stack:
         for guest in GUESTS:
             stack.enter_context(answering(fabric.netns[guest.word], guest.word))
@@ -217,26 +220,63 @@ async def test_a_guest_reaches_nothing_of_the_host_it_is_on(site: Site) -> None:
         assert await asyncio.to_thread(ask_tcp, site.fabric.hosts[1], "192.0.2.1", 7001) == "the host"
 
 
-async def test_a_plan_that_says_the_same_runs_no_program(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The programs that are run from now on, by their last three words."""
     ran: list[tuple[str, ...]] = []
     real = asyncio.create_subprocess_exec
 
-    async def counted(*command: str, **options: object) -> asyncio.subprocess.Process:
-        ran.append(command)
-        return await real(*command, **options)  # type: ignore[arg-type]  # passed on as they came
+    async def counted(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        ran.append(command[-3:])
+        return await real(*command, **options)
 
     # What runs programs is one function of the standard library's; there is no seam of ours below it.
     monkeypatch.setattr(asyncio, "create_subprocess_exec", counted)
-    await site.wires[0].follow(site.fabric.plan(0, GUESTS))
-    assert ran == []
+    return ran
 
-    await site.wires[0].follow(site.fabric.plan(0, (*GUESTS, TenantGuest(ONE, 1, 33))))
-    assert [command[-3:] for command in ran] == [("ip", "-batch", "-"), ("bridge", "-batch", "-")]
-    ran.clear()
+
+async def test_a_plan_that_says_the_same_runs_no_program(site: Site, programs: list[tuple[str, ...]]) -> None:
     await site.wires[0].follow(site.fabric.plan(0, GUESTS))
 
-    assert [command[-3:] for command in ran] == [("ip", "-batch", "-"), ("bridge", "-batch", "-")]
+    assert programs == []
+
+
+async def test_a_neighbour_more_or_less_is_a_batch_of_entries(
+    site: Site, programs: list[tuple[str, ...]]
+) -> None:
+    for guests in ((*GUESTS, TenantGuest(ONE, 1, 33)), GUESTS):
+        programs.clear()
+        await site.wires[0].follow(site.fabric.plan(0, guests))
+        assert programs == [("ip", "-batch", "-"), ("bridge", "-batch", "-")]
+
     assert "10.0.0.33" not in ip("neighbour", "show", netns=site.fabric.hosts[0])
+
+
+async def test_a_rule_that_changes_is_one_transaction_and_holds_at_once(
+    site: Site, programs: list[tuple[str, ...]]
+) -> None:
+    """Everything but UDP, then everything again. The filter loads whole what it loads first, so that is done before."""
+    everything = site.fabric.plan(0, GUESTS)
+    group = everything.filters.groups[0]
+    narrower = RuleGroup(
+        id=group.id,
+        rules=frozenset(
+            FilterRule(direction=rule.direction, ether_type=rule.ether_type, protocol=TCP)
+            for rule in group.rules
+        ),
+    )
+    address = addresses(ONE_A)[0]
+
+    programs.clear()
+    await site.wires[0].follow(site.fabric.plan(0, GUESTS, narrower))
+    assert programs == [("nft", "-f", "-")]
+    tcp, udp, _ = await site.ask(ONE_ALONE, address)
+    assert (tcp, udp) == (ONE_A.word, "")
+
+    programs.clear()
+    await site.wires[0].follow(everything)
+    assert programs == [("nft", "-f", "-")]
+    assert await site.ask(ONE_ALONE, address) == (ONE_A.word, ONE_A.word, True)
 
 
 async def test_a_guest_that_moves_is_found_on_its_new_host(site: Site) -> None:
