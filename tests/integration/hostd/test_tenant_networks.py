@@ -32,6 +32,21 @@ from tests.integration.hostd.tenant_hosts import (
     pings,
     tunnelled,
 )
+from tests.integration.network.frames import (
+    BROADCAST,
+    ICMPV6,
+    IPV4,
+    IPV6,
+    UDP,
+    address_bytes,
+    arp,
+    ethernet,
+    icmp,
+    mac_bytes,
+    packet,
+    tagged,
+    udp,
+)
 
 MISSING = [name for name in ("ip", "bridge", "nft", "dnsmasq", "nsenter") if shutil.which(name) is None]
 pytestmark = [
@@ -121,75 +136,110 @@ async def test_what_only_the_other_tenant_has_is_nowhere(site: Site) -> None:
             assert await site.ask(asker, address) == ("", "", False)
 
 
-async def test_nothing_a_guest_shouts_is_heard_by_the_other_tenant_or_on_the_underlay(site: Site) -> None:
-    """Raw frames to everybody, to nobody, to the other tenant's MACs: beside them one that must arrive, and does."""
-    mark = b"heard-by-whom"
-    mac = bytes.fromhex(ONE_A.port.mac.replace(":", ""))
-    neighbour = bytes.fromhex(ONE_B.port.mac.replace(":", ""))
-    stranger = bytes.fromhex(TWO_B.port.mac.replace(":", ""))
-    arp = bytes.fromhex("0001080006040001") + mac + socket.inet_aton("10.0.0.11") + bytes(6)
-    neighbour6, all6 = inside_solicitation(ONE_A, ONE_B), inside_solicitation(ONE_A, TWO_ALONE)
-    shouts = (
-        b"\xff" * 6 + mac + b"\x08\x06" + arp + socket.inet_aton("10.0.0.99") + mark,
-        b"\xff" * 6 + mac + b"\x08\x06" + arp + socket.inet_aton("10.0.0.22") + mark,
-        all6,
-        b"\xff" * 6 + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.255", mark),
-        b"\x01\x00\x5e\x00\x00\x01" + mac + b"\x08\x00" + datagram("10.0.0.11", "224.0.0.1", mark),
-        stranger + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.12", mark),
-        b"\x02\x99\x99\x99\x99\x99" + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.99", mark),
-        neighbour6,
-    )
-    honest = neighbour + mac + b"\x08\x00" + datagram("10.0.0.11", "10.0.0.12", mark + b"!")
-    ears = {guest.word: Sniffer(site.netns(guest), "eth0") for guest in GUESTS if guest is not ONE_A}
+A4, A6, A_LL = "10.0.0.11", "fd00::b", link_local(ONE_A.port.mac)
+B4, B6, B_LL = "10.0.0.12", "fd00::c", link_local(ONE_B.port.mac)
+MAC, MAC_B, ALONE = ONE_A.port.mac, ONE_B.port.mac, ONE_ALONE.port.mac
+NOBODY, ALL6 = "02:99:99:99:99:99", "33:33:00:00:00:01"
+WORDS = b"heard-by-whom"
+
+
+def four(source: str, to: str, mac_to: str, *, mac: str = MAC, ports: tuple[int, int] = (9, 12345)) -> bytes:
+    payload = udp(source, to, *ports, WORDS)
+    return ethernet(mac, mac_to, IPV4, packet(source, to, UDP, payload, number=1))
+
+
+def six(source: str, to: str, mac_to: str, kind: int, rest: bytes, *, mac: str = MAC) -> bytes:
+    payload = icmp(source, to, kind, 0, rest)
+    return ethernet(mac, mac_to, IPV6, packet(source, to, ICMPV6, payload, number=1, hops=255))
+
+
+def about(kind: int, target: str, mac: str) -> bytes:
+    """What neighbour discovery says (135: asks) about an address and a MAC, after the checksum."""
+    return bytes(4) + address_bytes(target) + bytes((kind - 134, 1)) + mac_bytes(mac)
+
+
+async def given(site: Site, frames: dict[str, bytes]) -> tuple[dict[str, set[str]], set[str]]:
+    """Which of the frames that the first guest sends each other guest is given, and which are seen on the underlay.
+
+    Behind them goes one to each guest that it must be given: when that is there, nothing is to be waited for.
+    """
+    ears = {guest: Sniffer(site.netns(guest), "eth0") for guest in GUESTS if guest is not ONE_A}
     under = Sniffer(site.fabric.hosts[1], "under0")
+    last = (four(A4, B4, MAC_B, ports=(9, 54321)), four(A4, "10.0.0.21", ALONE, ports=(9, 54321)))
 
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
             raw.bind(("eth0", 0))
-            for frame in (*shouts, honest):
+            for frame in (*frames.values(), *last):
                 raw.send(frame)
 
     await asyncio.to_thread(inside, site.netns(ONE_A), send)
-
-    # Not what a guest itself says to it.
-    heard = {
-        word: ear.taken(lambda frame: mark in frame and mac == frame[6:12]) for word, ear in ears.items()
-    }
-    inner = [found for found in map(tunnelled, under.taken()) if found is not None]
+    heard = {guest: ear.taken() for guest, ear in ears.items()}
+    inner = [found[1] for found in map(tunnelled, under.taken()) if found is not None]
     for ear in (*ears.values(), under):
         ear.close()
-    # Broadcast reaches the tenant's guests beside it, and nobody elsewhere; what is for one guest reaches that.
-    assert heard.pop(ONE_ALONE.word)
-    assert heard.pop(ONE_B.word) == [honest]
+    assert last[0] in heard[ONE_B]
+    assert last[1] in heard[ONE_ALONE]
+    assert last[0] in inner
+    assert [frame for frame in inner if frame[0] & 1] == []
+    return (
+        {
+            guest.word: {what for what, frame in frames.items() if frame in got}
+            for guest, got in heard.items()
+        },
+        {what for what, frame in frames.items() if frame in inner},
+    )
+
+
+async def test_what_a_guest_shouts_is_heard_beside_it_and_nowhere_else(site: Site) -> None:
+    """Neither by the other tenant, nor by anybody on another host: no frame to everybody is in any tunnel."""
+    shouts = {
+        "ARP about nobody": arp(MAC, MAC, A4, "10.0.0.99"),
+        "ARP about the other tenant's": arp(MAC, MAC, A4, "10.0.0.22"),
+        "a broadcast": four(A4, "10.0.0.255", BROADCAST),
+        "a multicast": four(A4, "224.0.0.1", "01:00:5e:00:00:01"),
+        "ND about nobody": six(A6, "ff02::1:ff00:99", "33:33:ff:00:00:99", 135, about(135, "fd00::99", MAC)),
+    }
+    heard, tunnel = await given(site, shouts)
+    assert heard.pop(ONE_ALONE.word) == shouts.keys()
     assert not any(heard.values())
-    assert (ONE.vni, honest) in inner
-    assert [frame for _, frame in inner if frame[0] & 1] == []
+    assert tunnel == set()
+
+    aimed = {
+        "the other tenant's MAC": four(A4, B4, TWO_B.port.mac),
+        "nobody's MAC": four(A4, B4, NOBODY),
+        # Answered here: the one who is asked about never hears of it.
+        "ARP about a neighbour": arp(MAC, MAC, A4, B4),
+        "ND about a neighbour": six(A6, "ff02::1:ff00:c", "33:33:ff:00:00:0c", 135, about(135, B6, MAC)),
+    }
+    heard, tunnel = await given(site, aimed)
+    assert heard.pop(ONE_ALONE.word) <= {"ARP about a neighbour", "ND about a neighbour"}
+    assert not any(heard.values())
+    assert tunnel == set()
 
 
-def inside_solicitation(asker: TenantGuest, asked: TenantGuest) -> bytes:
-    """A neighbour solicitation (RFC 4861) for the second's IPv6 address, by multicast."""
-    source = socket.inet_pton(socket.AF_INET6, addresses(asker)[1])
-    target = socket.inet_pton(socket.AF_INET6, addresses(asked)[1])
-    group = bytes.fromhex("ff0200000000000000000001ff") + target[13:]
-    mac = bytes.fromhex(asker.port.mac.replace(":", ""))
-    body = b"\x87\0\0\0" + bytes(4) + target + b"\x01\x01" + mac
-    pseudo = source + group + len(body).to_bytes(4, "big") + b"\0\0\0\x3a" + body
-    total = sum(int.from_bytes(pseudo[at : at + 2], "big") for at in range(0, len(pseudo), 2))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    body = body[:2] + (~total & 0xFFFF).to_bytes(2, "big") + body[4:]
-    head = b"\x60\0\0\0" + len(body).to_bytes(2, "big") + b"\x3a\xff" + source + group
-    return b"\x33\x33\xff" + target[13:] + mac + b"\x86\xdd" + head + body
+async def test_nothing_forged_passes_the_tap_it_comes_from(site: Site) -> None:
+    offer = (67, 68)
+    forged = {
+        "another's IPv4": four(B4, "10.0.0.21", ALONE),
+        "another's IPv4, to another host": four("10.0.0.21", B4, MAC_B),
+        "another's MAC": four(A4, "10.0.0.21", ALONE, mac=MAC_B),
+        "another's IPv6": six(B6, "fd00::15", ALONE, 128, bytes(4)),
+        "ARP for another": arp(MAC, MAC, B4, "10.0.0.21", operation=2, destination=ALONE),
+        "ARP for the gateway": arp(MAC, MAC, "10.0.0.1", "10.0.0.21", operation=2, destination=ALONE),
+        "ARP for the services": arp(MAC, MAC, "10.0.0.2", "10.0.0.21", operation=2, destination=ALONE),
+        "ND for another": six(A_LL, "ff02::1", ALL6, 136, about(136, B6, MAC)),
+        "ND for the services": six(A_LL, "ff02::1", ALL6, 136, about(136, "fe80::a9fe:a9fe", MAC)),
+        "a router": six(A_LL, "ff02::1", ALL6, 134, bytes(12)),
+        "a DHCP server": four(A4, "255.255.255.255", BROADCAST, ports=offer),
+        "a DHCP server, to another host": four(A4, B4, MAC_B, ports=offer),
+        "a tag": tagged(four(A4, "10.0.0.21", ALONE), 1),
+    }
 
+    heard, tunnel = await given(site, forged)
 
-def datagram(source: str, to: str, payload: bytes) -> bytes:
-    """An IPv4 packet with a UDP datagram without a checksum, to a port that nobody has."""
-    size = (20 + 8 + len(payload)).to_bytes(2, "big")
-    head = b"\x45\0" + size + b"\0\x01\0\0\x40\x11\0\0" + socket.inet_aton(source) + socket.inet_aton(to)
-    total = sum(int.from_bytes(head[at : at + 2], "big") for at in range(0, 20, 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    head = head[:10] + (~total & 0xFFFF).to_bytes(2, "big") + head[12:]
-    return head + b"\x30\x39\x30\x39" + (8 + len(payload)).to_bytes(2, "big") + b"\0\0" + payload
+    assert not any(heard.values())
+    assert tunnel == set()
 
 
 async def test_a_full_sized_packet_crosses_in_one_piece(site: Site) -> None:
