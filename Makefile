@@ -45,9 +45,12 @@ cloud-image: ready ## build a Debian with cloud-init, to make servers of
 	@$(AS_ROOT) python3 -m tools.cloud_image
 
 #@ To change it
-.PHONY: ready fmt proto docs lock changelog
+.PHONY: ready ready-all fmt proto docs lock changelog
 ready:
 	@tools/setup test
+
+ready-all:
+	@tools/setup browser
 
 fmt: ready ## format, and fix what can be fixed
 	@$(BIN)/ruff format $(CODE)
@@ -108,7 +111,7 @@ test: ready ## what a change must pass: all but the slow ones, under 20 minutes 
 	@$(if $(ARGS),$(BIN)/pytest $(ARGS),status=0; $(BIN)/pytest -n 2 tests/unit || status=$$?; \
 		$(BIN)/pytest $(OWNING) || status=$$?; exit $$status)
 
-test-all: ready ## the slow ones too, and chaos
+test-all: ready-all ## the slow ones too, and chaos
 	@$(BIN)/pytest $(EVERYTHING) tests/unit tests/conformance tests/sim tests/integration tests/e2e tests/chaos $(ARGS)
 
 unit: ready ## values and rules, in seconds
@@ -123,7 +126,7 @@ sim: ready ## whole cells on a virtual clock (SIM_SEEDS=500)
 integration: ready ## one real thing at a time: etcd, libvirt, nftables
 	@$(BIN)/pytest $(EVERYTHING) tests/integration $(ARGS)
 
-e2e: ready ## the processes of cmd/, as a user meets them
+e2e: ready-all ## the processes of cmd/, as a user meets them
 	@$(BIN)/pytest $(EVERYTHING) tests/e2e $(ARGS)
 
 chaos: ready ## the same with faults
@@ -135,5 +138,5 @@ bench: ready ## how fast, as numbers to compare and not to pass (ARGS='creates -
 #@ To leave it
 .PHONY: clean
 clean: ## remove what can be made again (.venv, .cache and caches); `make down` first
-	@rm -rf .venv .cache tests/e2e/node/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
+	@rm -rf .venv .cache tests/e2e/node/node_modules tests/e2e/novnc/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

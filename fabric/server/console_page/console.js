@@ -15,7 +15,7 @@ if (!ticket) {
     url.searchParams.set('ticket', ticket);
     const rfb = new RFB(document.getElementById('screen'), url.href, { shared: true });
     rfb.scaleViewport = true;
-    rfb.addEventListener('connect', () => { say('Connected.'); document.title = 'Console'; });
+    rfb.addEventListener('connect', () => { say('Connected.'); });
     rfb.addEventListener('desktopname', (event) => { document.title = event.detail.name; });
     rfb.addEventListener('disconnect', (event) => {
         say(event.detail.clean ? 'The console has ended.' : 'The console could not be opened, or was cut off: a ticket is good once.');
