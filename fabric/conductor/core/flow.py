@@ -24,11 +24,12 @@ from fabric.lifecycle.moves import is_waiting, offloading, place_of
 from fabric.lifecycle.timers import dated, due
 from fabric.model.event import Event, EventStep, StepName
 from fabric.model.faults import FAULT_TEXT, FaultCode
-from fabric.model.host import SessionState, Use
+from fabric.model.host import Use
 from fabric.model.instance import Assignment, Instance, MoveWanted, Over, Refund, Tombstone
 from fabric.model.session import HostState, Order, Release, Released, Status
 from fabric.model.states import Action, PowerState, TaskState, VmState, Want
-from fabric.network.addresses import ports_at, slot_for
+from fabric.network.addresses import ports_at
+from fabric.network.claims import slot_on
 from fabric.store.keys import (
     ASSIGNMENT,
     EVENT,
@@ -252,13 +253,8 @@ def _place_again(draft: Draft, now: Instance, failed: Instance, *, now_ms: int, 
 
 def _room(draft: Draft, instance: Instance, name: str) -> int | None:
     """The address slot that the instance could have on this host; None where it does not fit or the host is not up."""
-    session, inventory = draft.get(SESSION, name), draft.get(HOST, name)
-    if session is None or session.state is not SessionState.UP or inventory is None or not inventory.enabled:
-        return None
     use = draft.get(USE, name) or Use(host=name)
-    if not inventory.capacity.covers(use.taken + instance.request.guest.resources()):
-        return None
-    return slot_for(inventory, use, instance.request)
+    return slot_on(draft.get(HOST, name), draft.get(SESSION, name), use, instance.request)
 
 
 def _move(draft: Draft, failed: Instance, name: str, slot: int, *, now_ms: int, op_id: str) -> None:

@@ -13,11 +13,12 @@ from typing import Final
 
 from fabric.lifecycle.events import created
 from fabric.lifecycle.table import BY_ACTION
-from fabric.model.host import Host, Resources, SessionState, Use
+from fabric.model.host import Host, Resources, Use
 from fabric.model.instance import ActionMark, Assignment, Build, Fault, Instance
 from fabric.model.placement import Decision
 from fabric.model.states import Action, TaskState, VmState, Want
-from fabric.network.addresses import ports_at, slot_for
+from fabric.network.addresses import ports_at
+from fabric.network.claims import slot_on
 from fabric.scheduler.core import boot_volumes
 from fabric.scheduler.core.boot_volumes import Root
 from fabric.scheduler.core.change import Change
@@ -79,17 +80,13 @@ def claim(
         seen_use = hosts.use(cell, name)
         use = uses.get(name, seen_use.value or Use(host=name))
         guest = build.request.guest
-        slot = None if host.value is None else slot_for(host.value, use, build.request)
         root = roots.get(build.instance_id)
         volume = None if root is None else boot_volumes.claimed(root, build, name, now_ms=now_ms, op_id=op_id)
         room = Resources(disk_gib=0 if root is None else root.more_gib)
+        slot = slot_on(host.value, session.value, use, build.request, more=room)
         if (
             host.value is None
             or slot is None
-            or not host.value.enabled
-            or session.value is None
-            or session.value.state is not SessionState.UP
-            or not (host.value.capacity - use.taken).covers(guest.resources() + room)
             or (guest.root_volume is not None and (volume is None or VOLUME.at(volume.id) in put))
         ):
             left.append(build)

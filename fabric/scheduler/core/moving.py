@@ -22,7 +22,7 @@ from fabric.lifecycle.moves import (
     nowhere_to_go,
     raised,
 )
-from fabric.model.host import Host, Session, SessionState, Use
+from fabric.model.host import Host, Session, Use
 from fabric.model.image import Image
 from fabric.model.instance import (
     ActionMark,
@@ -39,7 +39,8 @@ from fabric.model.instance import (
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, Want
-from fabric.network.addresses import ports_at, slot_for
+from fabric.network.addresses import ports_at
+from fabric.network.claims import slot_on
 from fabric.quota.core import charge, charge_of
 from fabric.scheduler.core.ask import Ask, ask_of
 from fabric.scheduler.core.change import Change
@@ -129,18 +130,10 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
     The order that the other host of a move gets first is to have nothing: the claim stands, and nothing runs.
     """
     work, now = _both(waiting)
-    host, session = found.host.value, found.session.value
+    host = found.host.value
     use = found.use.value or Use(host=decision.host)
-    guest = work.request.guest
-    slot = None if host is None else slot_for(host, use, work.request)
-    if (
-        host is None
-        or slot is None
-        or not host.enabled
-        or session is None
-        or session.state is not SessionState.UP
-        or not (host.capacity - use.claimed).covers(guest.resources())
-    ):
+    slot = slot_on(host, found.session.value, use, work.request)
+    if host is None or slot is None:
         return None
     is_raised = now.task is TaskState.UNSHELVING
     disk = carried(now) if is_raised else None
@@ -166,7 +159,7 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
         keys.USE.at(host.name): found.use.revision,
         keys.ASSIGNMENT.at(host.name, now.id): 0,
     }
-    more = use.plus(guest.resources(), slot, op_id=op_id)
+    more = use.plus(work.request.guest.resources(), slot, op_id=op_id)
     put: dict[str, object] = {
         keys.INSTANCE.at(now.id): after,
         keys.USE.at(host.name): more,

@@ -289,7 +289,7 @@ class Stage:
                 ]
                 assert use.claimed == sum((order.guest.resources() for order in mine), Resources())
                 assert use.instances == len(use.slots) == len(set(use.slots)) == len(mine)
-                assert hosts[name].capacity.covers(use.claimed)
+                assert hosts[name].capacity.covers(use.taken)
                 addresses = [order.guest.ports[0].address for order in mine]
                 assert len(set(addresses)) == len(addresses)
 

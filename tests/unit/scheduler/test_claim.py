@@ -56,7 +56,7 @@ def test_claims_never_pass_a_hosts_capacity_nor_give_an_address_twice(
         mine = [record for record in instances if record.host == name]
         taken = sum((record.request.guest.resources() for record in mine), Resources())
         slots = [record.slot for record in mine]
-        assert facts.host.capacity.covers(use.claimed)
+        assert facts.host.capacity.covers(use.taken)
         assert use.claimed == before.claimed + taken
         assert use.instances == before.instances + len(mine)
         assert sorted(use.slots) == sorted([*before.slots, *slots])

@@ -95,7 +95,7 @@ def test_every_host_is_a_candidate_or_refused_once(fleet: Sequence[Facts], ask: 
 def test_nothing_is_placed_where_it_does_not_fit(fleet: Sequence[Facts], ask: Ask, count: int) -> None:
     by_key = {(each.host.cell, each.host.name): each for each in fleet}
     free = {
-        key: each.host.capacity - (each.use.claimed if each.use else Resources())
+        key: each.host.capacity - (each.use.taken if each.use else Resources())
         for key, each in by_key.items()
     }
 

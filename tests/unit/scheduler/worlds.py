@@ -122,7 +122,13 @@ def _amounts(dice: Random, most: int) -> Resources:
 def _facts(dice: Random, number: int) -> Facts:
     name = f"h{number}"
     taken = dice.sample(range(6), dice.randint(0, 3))
-    use = Use(host=name, claimed=_amounts(dice, 8), instances=len(taken), slots=tuple(sorted(taken)))
+    use = Use(
+        host=name,
+        claimed=_amounts(dice, 8),
+        instances=len(taken),
+        slots=tuple(sorted(taken)),
+        volumes_gib=dice.randint(0, 4),
+    )
     return Facts(
         host=host(
             name,
