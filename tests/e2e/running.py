@@ -23,6 +23,7 @@ from fabric.client.retry import RetrySettings
 ROOT = Path(__file__).resolve().parents[2]
 FABRIC = Path(sysconfig.get_path("scripts")) / "fabric"
 GUEST_IMAGE = ROOT / ".cache" / "guest-image"
+CLOUD_IMAGE = ROOT / ".cache" / "cloud-image"
 
 UP_TIMEOUT_S = 150
 """For a whole start beside whatever else the machine does; the start itself gives up earlier."""
@@ -197,23 +198,24 @@ def until(condition: Callable[[], T], what: str, *, timeout_s: float = 60.0, eve
 
 def guest_images() -> Path:
     """The folder of the guest image, built if it is not there."""
+    return _built("tools.guest_image", GUEST_IMAGE)
+
+
+def cloud_image() -> Path:
+    """The disk of the Debian image with cloud-init, built if it is not there: minutes."""
+    return _built("tools.cloud_image", CLOUD_IMAGE) / "debian-cloud-init.qcow2"
+
+
+def _built(module: str, out: Path) -> Path:
     done = subprocess.run(
-        (
-            sys.executable,
-            "-m",
-            "tools.guest_image",
-            "--out",
-            str(GUEST_IMAGE),
-            "--cache",
-            str(ROOT / ".cache/packages"),
-        ),
+        (sys.executable, "-m", module, "--out", str(out), "--cache", str(ROOT / ".cache/packages")),
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return GUEST_IMAGE
+    return out
 
 
 def guest_processes(instance_id: str) -> set[int]:
