@@ -135,15 +135,15 @@ class Overlay:
 
     def seeing_taps(self, names: frozenset[str]) -> Overlay:
         """The same, as far as taps of these names are there: others have gone, and some may have come that nobody marked."""
-        there = self.without_taps(self.taps - names)
+        there = self.without(self.taps - names)
         new = {name: TapPort(mark=None, mtu=0) for name in names - self.taps}
         return replace(there, links={**there.links, **new})
 
-    def without_taps(self, new: frozenset[str]) -> Overlay:
-        """The same, but for these taps and what is pinned at them."""
+    def without(self, ports: frozenset[str]) -> Overlay:
+        """The same, but for these ports and what is pinned at them."""
         return Overlay(
-            links={name: link for name, link in self.links.items() if name not in new},
-            pins={key: port for key, port in self.pins.items() if port not in new},
+            links={name: link for name, link in self.links.items() if name not in ports},
+            pins={key: port for key, port in self.pins.items() if port not in ports},
             remotes=self.remotes,
             answers=self.answers,
         )

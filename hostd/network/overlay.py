@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -25,6 +26,7 @@ from hostd.core.overlay import (
 from hostd.core.ruleset import TUNNEL_PORT
 from hostd.core.tap_names import TAP_PREFIX, parse_alias
 from hostd.network.netns import Namespace
+from hostd.processes import ProgramFailed
 
 _KINDS: Final = {BRIDGE_PREFIX: "bridge", TUNNEL_PREFIX: "vxlan", SERVICE_PREFIX: "veth"}
 _NAME_LENGTH: Final = 15
@@ -77,6 +79,14 @@ class OverlayLinks:
         if change.bridge:
             await self._batch("bridge", change.bridge)
             await self._failpoints.reach("hostd.wires.pinned")
+
+    async def without(self, have: Overlay, ports: set[str]) -> Overlay:
+        """What is left without these ports, which lead to namespaces that are being taken away, or were."""
+        for port in sorted(ports & have.links.keys()):
+            # The kernel may be about to do so itself.
+            with contextlib.suppress(ProgramFailed):
+                await self._namespace.run("ip", "link", "delete", "dev", port)
+        return have.without(frozenset(ports))
 
     async def _read(self, *command: str) -> list[dict[str, Any]]:
         read: list[dict[str, Any]] = json.loads(await self._namespace.run(*command) or b"[]")

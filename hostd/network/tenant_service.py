@@ -45,10 +45,11 @@ class TenantService:
         self._serving: Serving | None = None
 
     async def make(self) -> bool:
-        """Have the namespace, before its port is made; True where it is new to this process."""
+        """Have the namespace, before its port is made; True where it is a new one."""
         if self._made and is_namespace(self._name):
             return False
-        if await add_namespace(self._name):
+        is_new = await add_namespace(self._name)
+        if is_new:
             # What served, served in another one.
             await self._metadata.close()
             if self._folder.is_dir():
@@ -56,7 +57,7 @@ class TenantService:
             self.distrust()
         await self._namespace.set_kernel(dict(NAMESPACE_SETTINGS))
         self._made = True
-        return True
+        return is_new
 
     async def surround(self, want: Surroundings) -> bool:
         """Have the interface's addresses and neighbours; False where it had. Its port must be there."""

@@ -27,6 +27,7 @@ from hostd.core.overlay import (
     isolation,
     kept_of,
     local_networks,
+    service_port_name,
     wanted,
 )
 from hostd.core.tap_names import TapMark
@@ -115,9 +116,10 @@ class TenantNetworks:
             {network_id: self._namespace_of(network_id) for network_id in served},
             kept,
         )
-        await self._make_services(served)
+        made = await self._make_services(served)
+        have = await self._links.without(have, {service_port_name(network_id) for network_id in made})
         # What has no filter yet is not made yet.
-        first = want.without_taps(want.taps - have.taps)
+        first = want.without(want.taps - have.taps)
         linking = change(have, first)
         await self._links.apply(linking)
         await self.firewall.apply(
@@ -159,7 +161,7 @@ class TenantNetworks:
             await self._routing.dismantle()
         # Links first: those into a namespace go some time after it, and then there is nothing to be sure of.
         there = await self._links.look()
-        await self._links.apply(change(there.without_taps(there.taps), Overlay()))
+        await self._links.apply(change(there.without(there.taps), Overlay()))
         await self._remove_services(set())
         await self.firewall.dismantle()
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
@@ -193,10 +195,12 @@ class TenantNetworks:
             )
         return self._services[network_id]
 
-    async def _make_services(self, served: Iterable[str]) -> None:
-        for network_id in served:
-            if await self._service(network_id).make():
-                await self._failpoints.reach("hostd.wires.namespaced")
+    async def _make_services(self, served: Iterable[str]) -> list[str]:
+        """Have their namespaces; gives the networks of which they are new, and have no port yet."""
+        made = [network_id for network_id in served if await self._service(network_id).make()]
+        if made:
+            await self._failpoints.reach("hostd.wires.namespaced")
+        return made
 
     async def _serve(
         self, plan: NetworkPlan, served: Mapping[str, PlannedNetwork], taps: Iterable[TenantTap]
