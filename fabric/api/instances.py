@@ -28,6 +28,7 @@ from fabric.api.core.intent import (
     written,
 )
 from fabric.api.guest_access import GuestAccess
+from fabric.api.instance_groups import InstanceGroups
 from fabric.api.instance_ports import InstancePorts
 from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
@@ -107,6 +108,7 @@ class InstanceHandlers:
         self._cells = cells
         self._ledger = ledger
         self._ports = InstancePorts(catalogue, desk)
+        self._groups = InstanceGroups(catalogue, desk)
         self._reads = InstanceReads(
             catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
         )
@@ -338,6 +340,18 @@ class InstanceHandlers:
         intent = Intent(action=Action.REBOOT_HARD if hard else Action.REBOOT_SOFT, answered=answered)
         instance, revision = await self._act(request.instance, intent, principal)
         return pb.RebootInstanceResponse(instance=instance, revision=revision)
+
+    async def add_instance_security_group(
+        self, request: pb.AddInstanceSecurityGroupRequest, principal: Principal
+    ) -> pb.AddInstanceSecurityGroupResponse:
+        revision = await self._groups.add(request, principal)
+        return pb.AddInstanceSecurityGroupResponse(revision=revision_of("global", revision))
+
+    async def remove_instance_security_group(
+        self, request: pb.RemoveInstanceSecurityGroupRequest, principal: Principal
+    ) -> pb.RemoveInstanceSecurityGroupResponse:
+        revision = await self._groups.remove(request, principal)
+        return pb.RemoveInstanceSecurityGroupResponse(revision=revision_of("global", revision))
 
     async def _act(
         self, word: str, intent: Intent, principal: Principal

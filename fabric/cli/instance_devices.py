@@ -1,4 +1,4 @@
-"""`fabric server add` and `remove`: volumes and interfaces that are plugged into servers, running or not, and out of them."""
+"""`fabric server add` and `remove`, and the volumes that are plugged into servers, running or not, and out of them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ server_argument = click.argument("server", shell_complete=params.servers)
 
 @server.group(epilog=examples("fabric server add volume --wait nebula_web_01 nebula_data"))
 def add() -> None:
-    """Plug volumes and interfaces into servers."""
+    """Plug volumes and interfaces into servers, and give them addresses and groups."""
 
 
 @server.group(epilog=examples("fabric server remove volume --wait nebula_web_01 nebula_data"))
 def remove() -> None:
-    """Pull volumes and interfaces out of servers."""
+    """Pull volumes and interfaces out of servers, and take addresses and groups from them."""
 
 
 @add.command(
@@ -82,28 +82,6 @@ def add_volume(
 def remove_volume(session: Session, *, server: str, volume: str, wait: bool, wait_timeout_s: float) -> None:
     """Pull a volume out of a server. Unmount it in the guest first; asked again where the guest did not let go of it."""
     begun = session.client.instances.act("detach-volume", server, volume=volume)
-    plug(session, begun, wait_timeout_s if wait else None)
-
-
-@add.command("network", epilog=examples("fabric server add network --wait nebula_web_01 nebula_net"))
-@server_argument
-@click.argument("network", shell_complete=params.networks)
-@waiting(PLUG_WAIT_S)
-@pass_session
-def add_network(session: Session, *, server: str, network: str, wait: bool, wait_timeout_s: float) -> None:
-    """Plug another interface into a server, with an address of its own on a network."""
-    begun = session.client.instances.act("attach-interface", server, network=network)
-    plug(session, begun, wait_timeout_s if wait else None)
-
-
-@remove.command("port", epilog=examples("fabric server remove port --wait nebula_web_01 10.66.0.12"))
-@server_argument
-@click.argument("port")
-@waiting(PLUG_WAIT_S)
-@pass_session
-def remove_port(session: Session, *, server: str, port: str, wait: bool, wait_timeout_s: float) -> None:
-    """Pull an added interface out of a server: by its port's id, its MAC or its address."""
-    begun = session.client.instances.act("detach-interface", server, port=port)
     plug(session, begun, wait_timeout_s if wait else None)
 
 

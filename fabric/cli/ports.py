@@ -56,6 +56,9 @@ def view(port: Port) -> dict[str, Value]:
             for it in port.allowed_address_pairs
         ],
         "port_security_enabled": not port.port_security_disabled,
+        "device_id": port.instance_id,
+        "ends_with_server": port.ends_with_instance,
+        "bound_at": when(port.bind_time),
         "project_id": port.project_id,
         "description": port.description,
         "created_at": when(port.create_time),
@@ -124,18 +127,25 @@ def create(
     print_one(shape, view(made))
 
 
-@port.command("list", epilog=examples("fabric port list", "fabric port list --network nebula_net"))
+@port.command(
+    "list",
+    epilog=examples(
+        "fabric port list", "fabric port list --network nebula_net", "fabric port list --server nebula_web_01"
+    ),
+)
 @click.option("--network", default="", shell_complete=params.networks, help="Only those on this network.")
+@click.option("--server", default="", shell_complete=params.servers, help="Only those of this server.")
 @listing
 @pass_session
-def list_(session: Session, *, network: str, shape: Shape) -> None:
+def list_(session: Session, *, network: str, server: str, shape: Shape) -> None:
     """List the project's ports."""
+    instance_id = session.client.instances.get(server).id if server else ""
     print_list(
         shape,
-        ("ID", "Name", "MAC Address", "Fixed IP Addresses", "Network"),
+        ("ID", "Name", "MAC Address", "Fixed IP Addresses", "Network", "Server"),
         (
-            (it.id, it.name, it.mac_address, addresses(it), it.network)
-            for it in session.client.ports.list(network=network)
+            (it.id, it.name, it.mac_address, addresses(it), it.network, it.instance_id)
+            for it in session.client.ports.list(network=network, instance_id=instance_id)
         ),
     )
 

@@ -141,6 +141,27 @@ class Instances:
         answer: Instance = self._calls.unary(getattr(self._stub, method.name), request).instance
         return answer
 
+    def attach_interface(
+        self, instance: str, *, network: str = "", port: str = "", addresses: Sequence[str] = ()
+    ) -> Instance:
+        """Plug an interface in: on a network, with these addresses or any, or at a port that is nobody's."""
+        asked = [RequestedAddress(ip_address=each) for each in addresses]
+        return self.act("attach-interface", instance, network=network, port=port, fixed_ips=asked)
+
+    def add_security_group(self, instance: str, group: str) -> None:
+        """Put all of its ports on tenant networks into a group."""
+        request = pb.AddInstanceSecurityGroupRequest(
+            request_id=self._calls.request_id(), instance=instance, security_group=group
+        )
+        self._calls.unary(self._stub.AddInstanceSecurityGroup, request)
+
+    def remove_security_group(self, instance: str, group: str) -> None:
+        """Take all of its ports out of a group."""
+        request = pb.RemoveInstanceSecurityGroupRequest(
+            request_id=self._calls.request_id(), instance=instance, security_group=group
+        )
+        self._calls.unary(self._stub.RemoveInstanceSecurityGroup, request)
+
     def create_image(
         self, instance: str, *, name: str, properties: Mapping[str, str] | None = None
     ) -> tuple[Instance, str]:

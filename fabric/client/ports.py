@@ -26,9 +26,10 @@ class Ports:
         """One, by id or name."""
         return self._calls.unary(self._stub.GetPort, pb.GetPortRequest(port=port)).port
 
-    def list(self, *, network: str = "") -> list[Port]:
-        """The project's, or those of them on one network, by name."""
-        pages = self._calls.pages(self._stub.ListPorts, pb.ListPortsRequest(network=network))
+    def list(self, *, network: str = "", instance_id: str = "") -> list[Port]:
+        """The project's, or those of them on one network, or of one server, by name."""
+        request = pb.ListPortsRequest(network=network, instance_id=instance_id)
+        pages = self._calls.pages(self._stub.ListPorts, request)
         return [port for page in pages for port in page.ports]
 
     def create(

@@ -221,6 +221,46 @@ async def test_a_port_in_use_is_refused_and_left_alone(world: Live) -> None:
     assert (await world.net.get("Port", "web", OWN)).instance_id == other
 
 
+@a_world
+async def test_all_of_a_servers_ports_are_put_into_a_group_and_out_of_it(world: Live) -> None:
+    group = await world.net.group("web-sg", OWN)
+    await world.net.port("red", "open", OWN, port_security_disabled=True)
+    await world.attach(network="red")
+    await world.attach(network="blue")
+    await world.attach(port="open")
+    handlers = world.handlers
+
+    for _ in range(2):
+        await handlers.add_instance_security_group(
+            pb.AddInstanceSecurityGroupRequest(
+                request_id=world.rid(), instance="web", security_group="web-sg"
+            ),
+            WHO,
+        )
+    inside = [group.id in each.security_group_ids for each in (await world.bound()).values()]
+    request = pb.RemoveInstanceSecurityGroupRequest(
+        request_id=world.rid(), instance="web", security_group="web-sg"
+    )
+    await handlers.remove_instance_security_group(request, WHO)
+    await handlers.remove_instance_security_group(request, WHO)
+
+    assert sorted(inside) == [False, True, True]
+    assert not any(group.id in each.security_group_ids for each in (await world.bound()).values())
+    request.request_id = world.rid()
+    with pytest.raises(WrongState, match="no port of the server is in"):
+        await handlers.remove_instance_security_group(request, WHO)
+
+
+@a_world
+async def test_a_server_without_filtered_ports_is_in_no_group(world: Live) -> None:
+    request = pb.AddInstanceSecurityGroupRequest(
+        request_id=world.rid(), instance=world.server, security_group="default"
+    )
+
+    with pytest.raises(WrongState, match="no port that security groups filter"):
+        await world.handlers.add_instance_security_group(request, WHO)
+
+
 REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("port", {"port": "web", "network": "red"}),
     ("port", {"port": "no-such"}),

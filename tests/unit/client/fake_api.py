@@ -291,6 +291,16 @@ class FakeApi:
         name = type(request).__name__.removesuffix("Request")
         return getattr(instance_service_pb2, f"{name}Response")(instance=found)
 
+    attach_interface = detach_interface = _same
+
+    def add_instance_security_group(self, request: Any) -> Any:
+        _found(self.instances, request.instance)
+        return instance_service_pb2.AddInstanceSecurityGroupResponse()
+
+    def remove_instance_security_group(self, request: Any) -> Any:
+        _found(self.instances, request.instance)
+        return instance_service_pb2.RemoveInstanceSecurityGroupResponse()
+
     rename_instance = set_instance_metadata = lock_instance = unlock_instance = reset_instance_state = _same
 
     def reboot_instance(self, request: Any) -> Any:

@@ -6,10 +6,10 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
-from fabric.model.network import Network
+from fabric.model.network import Network, NetworkPort
 from fabric.store.base import Txn
-from fabric.store.codec import encode
-from fabric.store.keys import NETWORK, NETWORK_NAME
+from fabric.store.codec import decode, encode
+from fabric.store.keys import NETWORK, NETWORK_NAME, PORT
 from fabric.store.memory import MemoryStore
 from tests.unit.api.network_world import OWN, NetworkWorld
 
@@ -43,6 +43,14 @@ class NetworkApi:
     def call(self, method: str, request: Any) -> Any:
         """Answer, or raise an error of ours."""
         return asyncio.run(self._methods[method](request, WHO))
+
+    def bind(self, port_id: str, instance_id: str) -> None:
+        """Make a port a server's, as the handlers of servers do."""
+        asyncio.run(self._bind(PORT.at(WHO.project_id, port_id), instance_id))
+
+    async def _bind(self, key: str, instance_id: str) -> None:
+        port = decode(NetworkPort, (await self._store.get(key)).value(key) or b"")
+        await self._store.commit(Txn(put={key: encode(replace(port, instance_id=instance_id))}))
 
     async def _add(self, network: Network) -> None:
         put = {NETWORK.at(network.id): encode(network), NETWORK_NAME.at(network.name): encode(network.id)}

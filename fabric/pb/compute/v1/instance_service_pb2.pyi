@@ -3015,6 +3015,114 @@ class AttachInterfaceResponse(_message.Message):
 Global___AttachInterfaceResponse: _TypeAlias = AttachInterfaceResponse  # noqa: Y015
 
 @_typing.final
+class AddInstanceSecurityGroupRequest(_message.Message):
+    """Names the server and the group that its ports are to be in."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    security_group: _builtins.str
+    """The group's id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        security_group: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id", "security_group", b"security_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddInstanceSecurityGroupRequest: _TypeAlias = AddInstanceSecurityGroupRequest  # noqa: Y015
+
+@_typing.final
+class AddInstanceSecurityGroupResponse(_message.Message):
+    """They are in it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddInstanceSecurityGroupResponse: _TypeAlias = AddInstanceSecurityGroupResponse  # noqa: Y015
+
+@_typing.final
+class RemoveInstanceSecurityGroupRequest(_message.Message):
+    """Names the server and the group that its ports are to be in no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUP_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Made by the client."""
+    instance: _builtins.str
+    """Its id or its name."""
+    security_group: _builtins.str
+    """The group's id or its name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        security_group: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "request_id", b"request_id", "security_group", b"security_group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveInstanceSecurityGroupRequest: _TypeAlias = RemoveInstanceSecurityGroupRequest  # noqa: Y015
+
+@_typing.final
+class RemoveInstanceSecurityGroupResponse(_message.Message):
+    """They are in it no more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revision(self) -> _types_pb2.Revision:
+        """The revision of the write."""
+
+    def __init__(
+        self,
+        *,
+        revision: _types_pb2.Revision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveInstanceSecurityGroupResponse: _TypeAlias = RemoveInstanceSecurityGroupResponse  # noqa: Y015
+
+@_typing.final
 class DetachInterfaceRequest(_message.Message):
     """Names the server and the interface to pull out of it."""
 

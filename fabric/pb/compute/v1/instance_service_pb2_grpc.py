@@ -91,6 +91,16 @@ class InstanceServiceStub:
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.SerializeToString,
                 response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.FromString,
                 _registered_method=True)
+        self.AddInstanceSecurityGroup = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/AddInstanceSecurityGroup',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupResponse.FromString,
+                _registered_method=True)
+        self.RemoveInstanceSecurityGroup = channel.unary_unary(
+                '/fabric.compute.v1.InstanceService/RemoveInstanceSecurityGroup',
+                request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupRequest.SerializeToString,
+                response_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupResponse.FromString,
+                _registered_method=True)
         self.PauseInstance = channel.unary_unary(
                 '/fabric.compute.v1.InstanceService/PauseInstance',
                 request_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.PauseInstanceRequest.SerializeToString,
@@ -294,6 +304,20 @@ class InstanceServiceServicer:
 
     def DetachInterface(self, request, context):
         """Pull an added interface out of a server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddInstanceSecurityGroup(self, request, context):
+        """Put all of a server's ports on tenant networks into a security group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveInstanceSecurityGroup(self, request, context):
+        """Take all of a server's ports out of a security group.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -531,6 +555,16 @@ def add_InstanceServiceServicer_to_server(servicer, server):
                     servicer.DetachInterface,
                     request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.FromString,
                     response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.SerializeToString,
+            ),
+            'AddInstanceSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddInstanceSecurityGroup,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupResponse.SerializeToString,
+            ),
+            'RemoveInstanceSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveInstanceSecurityGroup,
+                    request_deserializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupRequest.FromString,
+                    response_serializer=fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupResponse.SerializeToString,
             ),
             'PauseInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.PauseInstance,
@@ -956,6 +990,60 @@ class InstanceService:
             '/fabric.compute.v1.InstanceService/DetachInterface',
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceRequest.SerializeToString,
             fabric_dot_compute_dot_v1_dot_instance__service__pb2.DetachInterfaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddInstanceSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/AddInstanceSecurityGroup',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.AddInstanceSecurityGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveInstanceSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.compute.v1.InstanceService/RemoveInstanceSecurityGroup',
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupRequest.SerializeToString,
+            fabric_dot_compute_dot_v1_dot_instance__service__pb2.RemoveInstanceSecurityGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

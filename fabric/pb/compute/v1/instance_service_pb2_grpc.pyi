@@ -56,6 +56,10 @@ class InstanceServiceStub:
     """Plug another interface into a server."""
     DetachInterface: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.DetachInterfaceRequest, _instance_service_pb2.DetachInterfaceResponse]
     """Pull an added interface out of a server."""
+    AddInstanceSecurityGroup: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.AddInstanceSecurityGroupRequest, _instance_service_pb2.AddInstanceSecurityGroupResponse]
+    """Put all of a server's ports on tenant networks into a security group."""
+    RemoveInstanceSecurityGroup: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.RemoveInstanceSecurityGroupRequest, _instance_service_pb2.RemoveInstanceSecurityGroupResponse]
+    """Take all of a server's ports out of a security group."""
     PauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]
     """Hold a server where it is, in memory."""
     UnpauseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]
@@ -134,6 +138,10 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """Plug another interface into a server."""
     DetachInterface: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.DetachInterfaceRequest, _instance_service_pb2.DetachInterfaceResponse]  # type: ignore[assignment]
     """Pull an added interface out of a server."""
+    AddInstanceSecurityGroup: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.AddInstanceSecurityGroupRequest, _instance_service_pb2.AddInstanceSecurityGroupResponse]  # type: ignore[assignment]
+    """Put all of a server's ports on tenant networks into a security group."""
+    RemoveInstanceSecurityGroup: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.RemoveInstanceSecurityGroupRequest, _instance_service_pb2.RemoveInstanceSecurityGroupResponse]  # type: ignore[assignment]
+    """Take all of a server's ports out of a security group."""
     PauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.PauseInstanceRequest, _instance_service_pb2.PauseInstanceResponse]  # type: ignore[assignment]
     """Hold a server where it is, in memory."""
     UnpauseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.UnpauseInstanceRequest, _instance_service_pb2.UnpauseInstanceResponse]  # type: ignore[assignment]
@@ -275,6 +283,22 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.DetachInterfaceResponse, _abc.Awaitable[_instance_service_pb2.DetachInterfaceResponse]]:
         """Pull an added interface out of a server."""
+
+    @_abc_1.abstractmethod
+    def AddInstanceSecurityGroup(
+        self,
+        request: _instance_service_pb2.AddInstanceSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.AddInstanceSecurityGroupResponse, _abc.Awaitable[_instance_service_pb2.AddInstanceSecurityGroupResponse]]:
+        """Put all of a server's ports on tenant networks into a security group."""
+
+    @_abc_1.abstractmethod
+    def RemoveInstanceSecurityGroup(
+        self,
+        request: _instance_service_pb2.RemoveInstanceSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_instance_service_pb2.RemoveInstanceSecurityGroupResponse, _abc.Awaitable[_instance_service_pb2.RemoveInstanceSecurityGroupResponse]]:
+        """Take all of a server's ports out of a security group."""
 
     @_abc_1.abstractmethod
     def PauseInstance(
