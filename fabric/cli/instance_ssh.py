@@ -72,10 +72,6 @@ def admin_user(session: Session, instance: Instance) -> str:
         return "root"
 
 
-LETS_IN = frozenset({"ACTIVE", "RESCUE", "VERIFY_RESIZE"})
-"""States of servers that run."""
-
-
 def shown_keys(session: Session, instance: Instance) -> tuple[str, ...]:
     """The host keys that the guest showed on its console when it last booted, as cloud-init and its kin do; none where it has not."""
     try:
@@ -99,7 +95,8 @@ def ssh_command(
     """The command that logs in. Raises WrongState where there is nothing to log in to."""
     status = instance.status
     if status.state not in LETS_IN:
-        raise WrongState(f"server {instance.name} is {status.state}: only one that is ACTIVE lets anybody in")
+        may = " or ".join(sorted(LETS_IN))
+        raise WrongState(f"server {instance.name} is {status.state}: only one that is {may} lets anybody in")
     if not status.addresses:
         raise WrongState(f"server {instance.name} has no address")
     if user.startswith("-") or "@" in user:
@@ -119,4 +116,6 @@ def ssh_command(
         command += ["-o", option]
     if identity is not None:
         command += ["-i", str(identity), "-o", "IdentitiesOnly=yes"]
-    return [*command, "-l", user, status.addresses[0].address]
+    # A floating IP leads there from outside; others may be good on their own networks alone.
+    floating = (each.address for each in status.addresses if each.kind == "FLOATING")
+    return [*command, "-l", user, next(floating, status.addresses[0].address)]

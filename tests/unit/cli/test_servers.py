@@ -247,6 +247,16 @@ def test_ssh_goes_to_the_servers_address_and_remembers_its_key_by_its_id(
     assert stocked.became[-5:] == ["-l", "root", "10.0.0.5", "uptime", "-p"]
 
 
+def test_ssh_goes_to_the_floating_ip_where_there_is_one(stocked: Shell) -> None:
+    """It went to the first address there was, which on a project's own network nobody outside can reach."""
+    made = stocked.api.put_instance("web")
+    made.status.addresses.add(network_name="nebula_net", address="203.0.113.7", kind="FLOATING")
+
+    stocked.ok("server", "ssh", "web")
+
+    assert stocked.became[-1] == "203.0.113.7"
+
+
 def test_ssh_logs_in_as_whom_the_image_says(stocked: Shell, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x")
     image = stocked.json(
