@@ -15,7 +15,7 @@ import structlog
 from fabric.deadlines import within
 from fabric.errors import InvalidRequest
 from fabric.model.session import PlanFollowed, PlanPart
-from fabric.rpc.plan_codec import PLAN_LIMIT_BYTES, unpack_plan
+from fabric.rpc.plan_codec import PLAN_LIMIT_BYTES, PlanReader
 from hostd.core.faults import FaultCode, fault_text
 from hostd.network.base import NetworkError, Wires
 
@@ -68,6 +68,7 @@ class PlanFollower:
         self._wires = wires
         self._jitter = jitter
         self._told = told
+        self._reader = PlanReader()
         self._wanted: ToldPlan | None = None
         self._news = asyncio.Event()
 
@@ -105,7 +106,7 @@ class PlanFollower:
     async def _follow(self, plan: ToldPlan) -> NetworkError | None:
         """Follow a plan; what came in the way, if anything did."""
         try:
-            await self._wires.follow(unpack_plan(plan.data))
+            await self._wires.follow(self._reader.read(plan.data))
         except NetworkError as failed:
             _log.warning("plan.not_followed", revision=plan.revision, code=failed.code, reason=failed.message)
             return failed

@@ -103,32 +103,52 @@ def pack_plan(plan: NetworkPlan) -> bytes:
 
 def unpack_plan(data: bytes) -> NetworkPlan:
     """The plan in bytes. Raises InvalidRequest for what is none, or contradicts itself."""
-    if len(data) > PLAN_LIMIT_BYTES:
-        raise InvalidRequest(
-            f"the plan has more than {PLAN_LIMIT_BYTES} bytes", field="plan", reason=Reason.TOO_LARGE
-        )
-    message = pb.NetworkPlan()
-    try:
-        message.ParseFromString(data)
-        return NetworkPlan(
-            tunnel_address=message.tunnel_address,
-            networks=_taken(network_plan.PlannedNetwork, message.networks),
-            routers=_taken(network_plan.PlannedRouter, message.routers),
-            filters=HostFilters(
-                ports=_taken(PortFilter, message.ports),
-                groups=tuple(
-                    RuleGroup(id=group.id, rules=frozenset(_rule(each) for each in group.rules))
-                    for group in message.groups
+    return PlanReader().read(data)
+
+
+class PlanReader:
+    """Reads plans, one after the other, and keeps what it made of the last one's rules: of a thousand, one is new in the next."""
+
+    def __init__(self) -> None:
+        self._rules: dict[bytes, FilterRule] = {}
+
+    def read(self, data: bytes) -> NetworkPlan:
+        """The plan in bytes. Raises InvalidRequest for what is none, or contradicts itself."""
+        if len(data) > PLAN_LIMIT_BYTES:
+            raise InvalidRequest(
+                f"the plan has more than {PLAN_LIMIT_BYTES} bytes", field="plan", reason=Reason.TOO_LARGE
+            )
+        message = pb.NetworkPlan()
+        try:
+            message.ParseFromString(data)
+            return NetworkPlan(
+                tunnel_address=message.tunnel_address,
+                networks=_taken(network_plan.PlannedNetwork, message.networks),
+                routers=_taken(network_plan.PlannedRouter, message.routers),
+                filters=HostFilters(
+                    ports=_taken(PortFilter, message.ports),
+                    groups=self._groups(message.groups),
+                    sets=tuple(
+                        AddressSet(name=each.name, members=frozenset(each.members)) for each in message.sets
+                    ),
                 ),
-                sets=tuple(
-                    AddressSet(name=each.name, members=frozenset(each.members)) for each in message.sets
-                ),
-            ),
-        )
-    except (DecodeError, ValueError, KeyError) as broken:
-        raise InvalidRequest(
-            "the plan does not parse", field="plan", reason=Reason.MESSAGE_MALFORMED
-        ) from broken
+            )
+        except (DecodeError, ValueError, KeyError) as broken:
+            raise InvalidRequest(
+                "the plan does not parse", field="plan", reason=Reason.MESSAGE_MALFORMED
+            ) from broken
+
+    def _groups(self, messages: Iterable[pb.RuleGroup]) -> tuple[RuleGroup, ...]:
+        before, self._rules = self._rules, {}
+        groups: list[RuleGroup] = []
+        for message in messages:
+            rules: list[FilterRule] = []
+            for each in message.rules:
+                data = each.SerializeToString(deterministic=True)
+                rule = self._rules[data] = before.get(data) or self._rules.get(data) or _rule(each)
+                rules.append(rule)
+            groups.append(RuleGroup(id=message.id, rules=frozenset(rules)))
+        return tuple(groups)
 
 
 def _taken(kind: type[V], messages: Iterable[Message]) -> tuple[V, ...]:

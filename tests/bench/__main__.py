@@ -21,6 +21,7 @@ BENCHES = {
     "actions": "what it adds to stopping, starting, pausing, suspending, resuming (real guests, root)",
     "creates": "creates on 100 hosts without hardware: rate, latency, transactions, processor, memory",
     "firewall": "the packet filter: throughput with and without it, and how soon rules are in force (root)",
+    "rules": "how soon a security group's rule is what 50 hosts without hardware filter by",
     "simulation": "fault schedules per CPU-second",
     "scheduler": "how long placing takes, by the number of hosts",
     "cli": "how long the command line takes to start",

@@ -50,6 +50,7 @@ class ControlPlane:
     topology: Topology
     stores: Mapping[str, EtcdStore]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pids(self) -> dict[str, int]:
@@ -79,8 +80,10 @@ class ControlPlane:
 
 
 @contextlib.asynccontextmanager
-async def control_plane(*, hosts: int, host_processes: int = 1) -> AsyncIterator[ControlPlane]:
-    """One cell, everything ready; at the end nothing is left of it."""
+async def control_plane(
+    *, hosts: int, host_processes: int = 1, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[ControlPlane]:
+    """One cell, everything ready; at the end nothing is left of it. All of its processes are given `environment` beside their own."""
     # Sockets below have short names only.
     state = Path(tempfile.gettempdir()) / f"cf-bench-{os.getpid()}"
     options = Options(state=state, hosts=hosts, hypervisor="fake")
@@ -95,7 +98,7 @@ async def control_plane(*, hosts: int, host_processes: int = 1) -> AsyncIterator
         files.write_all(topology, now_ms=SystemClock().now_ms())
         profile.write(topology)
         async with bootstrap.opened(topology) as stores:
-            made = ControlPlane(topology=topology, stores=stores)
+            made = ControlPlane(topology=topology, stores=stores, environment=environment or {})
             await _start(made, plan.processes(topology, programs), host_processes)
             yield made
     finally:
@@ -141,6 +144,7 @@ def _spawn(made: ControlPlane, name: str, words: Sequence[str]) -> None:
                 "LANG": "C.UTF-8",
                 machine.MARK: str(state),
                 **UNLIMITED,
+                **made.environment,
             },
             start_new_session=True,
         )

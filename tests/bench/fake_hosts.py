@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from fabric.clock import SystemClock
 from fabric.config.load import load as load_settings
 from fabric.config.settings import HostdSettings
+from fabric.model.network_plan import NetworkPlan
 from fabric.observability import logging
 from fabric.rpc.tls import TlsFiles
 from fabric.server.dev.topology import HostTopology, Topology, load
@@ -30,12 +33,33 @@ from hostd.settings import HostSettings, Timers
 from hostd.volumes.fake import FakeVolumes
 
 
+class TellingWires(FakeWires):
+    """Wires that write down, in a file that all hosts share, when they have followed a plan, and how many rules that has."""
+
+    def __init__(self, machine: FakeMachine, path: Path | None) -> None:
+        super().__init__(machine)
+        self._name = machine.name
+        self._path = path
+
+    async def follow(self, plan: NetworkPlan) -> None:
+        await super().follow(plan)
+        if self._path is not None:
+            _write_down(self._path, self._name, sum(len(group.rules) for group in plan.filters.groups))
+
+
+def _write_down(path: Path, host: str, rules: int) -> None:
+    # Appended in one write, which no other host's line gets into.
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{host} {time.monotonic()} {rules}\n".encode())
+
+
 async def _serve(topology: Topology, host: HostTopology) -> None:
     settings = load_settings(
         HostdSettings, "hostd", path=topology.paths.settings_of(f"hostd-{host.name}"), environment={}
     )
     assert settings.tls is not None
     settings.state_path.mkdir(parents=True, exist_ok=True)
+    followed = os.environ.get("FABRIC_BENCH_FOLLOWED")
     clock = SystemClock()
     # It takes no time: what is measured is everything but the hypervisor.
     machine = FakeMachine(host.name, delays=INSTANT)
@@ -54,7 +78,7 @@ async def _serve(topology: Topology, host: HostTopology) -> None:
         driver=FakeDriver(machine),
         disks=FakeDisks(machine),
         volumes=FakeVolumes(machine),
-        wires=FakeWires(machine),
+        wires=TellingWires(machine, Path(followed) if followed else None),
         dialer=dialer,
         boot_id=f"boot-{host.name}",
         jitter=random.random,

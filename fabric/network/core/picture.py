@@ -13,10 +13,10 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from fabric.model.binding import PortBinding, RouterGateway
-from fabric.model.firewall import AddressSet, RuleGroup
+from fabric.model.firewall import AddressSet, FilterRule, RuleGroup
 from fabric.model.network import FloatingIp, Network, NetworkPort, Router, Subnet
 from fabric.model.network_plan import Neighbour, PlannedSubnet
-from fabric.model.security_group import SecurityGroup
+from fabric.model.security_group import SecurityGroup, SecurityRule
 from fabric.network.core import filters
 
 V = TypeVar("V")
@@ -68,6 +68,7 @@ class NetworkPicture:
         self._bound_on = Index()
         self._gateways_on = Index()
         self._rules: dict[str, RuleGroup] = {}
+        self._filter_rules: dict[str, dict[SecurityRule, FilterRule]] = {}
         self._sets: dict[str, AddressSet] = {}
         self._neighbours: dict[str, tuple[tuple[HostRef, Neighbour], ...]] = {}
         self._planned_subnets: dict[str, tuple[PlannedSubnet, ...]] = {}
@@ -127,7 +128,11 @@ class NetworkPicture:
         """A group's rules as hosts have them; the same value until the group changes."""
         known = self._rules.get(group.id)
         if known is None:
-            known = self._rules[group.id] = filters.rule_group(group)
+            # Of a thousand rules one is new, and the others were made for the group as it was before.
+            before = self._filter_rules.get(group.id, {})
+            made = {each: before.get(each) or filters.filter_rule(each) for each in group.rules}
+            self._filter_rules[group.id] = made
+            known = self._rules[group.id] = RuleGroup(id=group.id, rules=frozenset(made.values()))
         return known
 
     def address_set(self, group_id: str) -> AddressSet:
@@ -196,6 +201,8 @@ class NetworkPicture:
             case SecurityGroup():
                 self._naming.move(thing, _named_by(before), _named_by(after))
                 _forget(self._rules, (thing,))
+                if after is None:
+                    _forget(self._filter_rules, (thing,))
             case PortBinding():
                 self._bound_in.move(thing, _network_of(before), _network_of(after))
                 self._bound_on.move(thing, _host_of(before), _host_of(after))
