@@ -102,7 +102,9 @@ def _settled(seen: Seen, want: Space, moved: set[str]) -> Iterable[str]:
         if link.name in moved:
             yield f'link set dev {link.name} alias "{link.mark}"'
             mode = "eui64" if link.has_link_local else "none"
-            yield f"link set dev {link.name} addrgenmode {mode} mtu {link.mtu} up"
+            yield f"link set dev {link.name} addrgenmode {mode} mtu {link.mtu}"
+            # By itself: in one line with it the interface would be up before it is told which addresses to make.
+            yield f"link set dev {link.name} up"
     # First those that come: with the last address of an interface the kernel forgets every route by it.
     yield from (f"address add {it} dev {at} nodad" for at, it in sorted(want.addresses - seen.addresses))
     yield from (f"address del {it} dev {at}" for at, it in sorted(seen.addresses - want.addresses))
