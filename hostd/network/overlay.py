@@ -14,15 +14,14 @@ from hostd.core.overlay import (
     SERVICE_PREFIX,
     TUNNEL_PREFIX,
     Bridge,
-    Change,
     Link,
     Overlay,
     ServicePort,
     TapPort,
     Tunnel,
-    bridge_settings,
     network_of,
 )
+from hostd.core.overlay_change import Change, bridge_settings
 from hostd.core.ruleset import TUNNEL_PORT
 from hostd.core.tap_names import TAP_PREFIX, parse_alias
 from hostd.network.netns import Namespace

@@ -19,17 +19,15 @@ from fabric.observability.failpoints import Failpoints
 from hostd.core.firewall import link_local
 from hostd.core.nftables import removed
 from hostd.core.overlay import (
-    BRIDGES_TABLE,
     Overlay,
     TapPort,
     bridge_name,
-    change,
-    isolation,
     kept_of,
     local_networks,
     service_port_name,
     wanted,
 )
+from hostd.core.overlay_change import BRIDGES_TABLE, change, isolation
 from hostd.core.tap_names import TapMark
 from hostd.core.tenant_services import (
     Lodger,

@@ -10,13 +10,11 @@ from fabric.model.network_plan import Neighbour, NetworkPlan, PlannedNetwork
 from hostd.core.firewall import link_local
 from hostd.core.overlay import (
     Bridge,
-    Change,
     Overlay,
     ServicePort,
     TapPort,
     Tunnel,
     bridge_name,
-    change,
     kept_of,
     network_alias,
     network_of,
@@ -25,6 +23,7 @@ from hostd.core.overlay import (
     tunnel_name,
     wanted,
 )
+from hostd.core.overlay_change import Change, change
 from hostd.core.tap_names import TapMark
 from tests.conformance.guests import an_id
 
