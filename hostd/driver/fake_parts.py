@@ -50,9 +50,9 @@ INSTANT: Final = Delays(
 class MachineEvent:
     """Something physical happened: what a checker of "one server runs once" is fed with.
 
-    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `files_removed`, `plugged`, `unplugged`, `shared`, `power_lost` or
-    `power_back`; the last two have no instance. `shared` is a guest that was given a disk which another has open: it was refused, and
-    should never have been asked for. `detail` says by what.
+    `kind` is `defined`, `started`, `stopped`, `reset`, `forgotten`, `files_removed`, `plugged`, `unplugged`, `shared`, `volume_made`,
+    `volume_removed`, `power_lost` or `power_back`; the last two have no instance, and those of volumes have their id in its place. `shared`
+    is a guest that was given a disk which another has open: it was refused, and should never have been asked for. `detail` says by what.
     """
 
     host: str

@@ -9,7 +9,7 @@ from fabric.ids import is_id
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode, fault_text
 from hostd.driver.base import DiskFile
-from hostd.driver.fake import FakeMachine
+from hostd.driver.fake import FakeMachine, MachineEvent
 from hostd.resources.tracker import GIB
 from hostd.volumes.base import VolumeError
 
@@ -33,6 +33,8 @@ class FakeVolumes:
                 raise _error(FaultCode.VOLUME_LOST)
             if volume.id not in self._machine.volumes and source is not None:
                 self._copy(source, volume)
+            if volume.id not in self._machine.volumes:
+                self._happened("volume_made", volume.id)
             self._machine.volumes[volume.id] = max(before_gib, volume.size_gib)
 
         await self._do(volume.id, "ensure_volume", make)
@@ -52,7 +54,8 @@ class FakeVolumes:
 
     async def remove(self, volume_id: str) -> None:
         def drop() -> None:
-            self._machine.volumes.pop(volume_id, None)
+            if self._machine.volumes.pop(volume_id, None) is not None:
+                self._happened("volume_removed", volume_id)
             self._machine.volume_data.pop(volume_id, None)
 
         await self._do(volume_id, "remove_volume", drop)
@@ -64,6 +67,9 @@ class FakeVolumes:
         if not is_id(volume_id):
             raise _error(FaultCode.DISK_FAILED, "the volume's id is not a UUID")
         return f"/fake/volumes/{volume_id}.raw"
+
+    def _happened(self, kind: str, volume_id: str) -> None:
+        self._machine.record(MachineEvent(host=self._machine.name, kind=kind, instance_id=volume_id))
 
     def _copy(self, source: DiskFile, volume: GuestVolume) -> None:
         sha256 = source.path.rpartition("/")[2]

@@ -64,6 +64,22 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class VolumeMade:
+    """A host made a volume's disk, empty or of an image."""
+
+    host: str
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRemoved:
+    """A host removed a volume's disk for good."""
+
+    host: str
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class PowerLost:
     """A whole host went off: everything on it stopped, by nobody's decision."""
 
@@ -90,4 +106,6 @@ class Returned:
     error: str = ""
 
 
-Event = Wrote | Started | Stopped | Destroyed | Made | PowerLost | Called | Returned
+Event = (
+    Wrote | Started | Stopped | Destroyed | Made | VolumeMade | VolumeRemoved | PowerLost | Called | Returned
+)

@@ -11,7 +11,8 @@
 - R1 what a host said is written by the conductor that holds its session, and by no other
 - R5 no guest starts on a host whose permit has run out: what will make it safe to start its servers elsewhere
 - I1 again: what a host has given up on it does not start in that session, for it may be another host's by then
-- V1 a volume has one server at most, as its own record and the server's say; V2 and is on its host
+- V1 a volume has one server at most, as its own record and the server's say; V2 and is on its host; V3 what is in it is there until it is
+  deleted
 - R8 nothing is placed on a host that is not UP, or is disabled; and none is UP that has not let go of what it must
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
@@ -30,7 +31,19 @@ from fabric.model.states import TaskState, VmState, Want
 from fabric.model.volume import VolumeEntry
 from fabric.store import codec
 from tests.history import moves, volumes
-from tests.history.events import Called, Destroyed, Event, Made, PowerLost, Returned, Started, Stopped, Wrote
+from tests.history.events import (
+    Called,
+    Destroyed,
+    Event,
+    Made,
+    PowerLost,
+    Returned,
+    Started,
+    Stopped,
+    VolumeMade,
+    VolumeRemoved,
+    Wrote,
+)
 
 
 class Violation(AssertionError):
@@ -138,6 +151,10 @@ class Checker:
             case Made(host, instance_id, placement_epoch):
                 if (host, instance_id, placement_epoch) in self._have_run:
                     raise Violation(f"I8 {host} gave {instance_id}, which has run there, an empty disk")
+            case VolumeMade(host, volume_id):
+                self._accept(self._cell_with(host).volumes.was_made(host, volume_id))
+            case VolumeRemoved(host, volume_id):
+                self._accept(self._cell_with(host).volumes.was_removed(host, volume_id))
             case PowerLost():
                 self.running = {each: run for each, run in self.running.items() if run.host != event.host}
             case Called():
@@ -146,6 +163,14 @@ class Checker:
                     self.deleting.add(event.instance_id)
             case Returned():
                 self._returned(event)
+
+    def _cell_with(self, host: str) -> _Books:
+        return next(books for books in self.cells.values() if host in books.hosts)
+
+    @staticmethod
+    def _accept(wrong: str | None) -> None:
+        if wrong is not None:
+            raise Violation(wrong)
 
     def end_of_revision(self) -> None:
         """Check what only has to hold when a whole revision has been seen."""

@@ -18,6 +18,24 @@ class CellVolumes:
     """The volumes of one cell."""
 
     by_id: dict[str, Volume] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+
+    def was_made(self, host: str, volume_id: str) -> str | None:
+        """A host made its disk: what is wrong with that, in words. One that was made has data, and is never made again."""
+        if volume_id in self.made:
+            return f"V3 {host} made volume {volume_id}, which had been made before: its data is lost"
+        self.made.add(volume_id)
+        record = self.by_id.get(volume_id)
+        if record is None or record.host != host:
+            return f"V2 {host} made volume {volume_id}, which is not its own"
+        return None
+
+    def was_removed(self, host: str, volume_id: str) -> str | None:
+        """A host removed its disk: what is wrong with that, in words."""
+        record = self.by_id.get(volume_id)
+        if record is not None and record.state not in {VolumeState.DELETING, VolumeState.DELETED}:
+            return f"V3 {host} removed volume {volume_id}, which is {record.state.name}: its data is lost"
+        return None
 
     def wrote(self, volume_id: str, after: bytes | None) -> None:
         """A record of a volume, as it is now."""

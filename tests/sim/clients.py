@@ -119,8 +119,8 @@ class Client:
             request_id=f"{self.name}-{self._asked}",
             name=f"{self.name}-{self._asked}",
             flavor=self.random.choice(["small", "small", "large"]),
-            image="tiny",
             network="default",
+            **self._boots_from(principal),
         )
         twice = self.random.random() < 0.3
         for _ in range(ATTEMPTS):
@@ -137,6 +137,10 @@ class Client:
             if any(each is not None and not isinstance(each, Unavailable) for each in answers):
                 return
             await asyncio.sleep(0.5)
+
+    def _boots_from(self, _principal: Principal) -> dict[str, Any]:
+        """What a create says of what its server boots from."""
+        return {"image": "tiny"}
 
     async def _delete(self, instance_id: str, principal: Principal) -> None:
         self._asked += 1

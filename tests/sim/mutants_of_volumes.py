@@ -9,7 +9,10 @@ from fabric.api.core import devices as api_devices
 from fabric.conductor.core import devices, flow
 from fabric.lifecycle import core as lifecycle
 from fabric.model.volume import Volume, VolumeState
+from fabric.scheduler import cell
+from fabric.scheduler.core import boot_volumes
 from fabric.store import keys
+from hostd.volumes.fake import FakeVolumes
 from tests.sim.mutant import Mutant, Swap
 
 
@@ -42,7 +45,61 @@ def _never_confirmed() -> tuple[Swap, ...]:
     return ((lifecycle, "plugged", lambda _now, after, _state, _fault: after),)
 
 
+def _taken_from_others() -> tuple[Swap, ...]:
+    """A server boots from a volume whoever has it."""
+    right = boot_volumes.claimed
+
+    def careless(root: Any, build: Any, host: str, **facts: Any) -> Any:
+        volume = root.volume.value
+        free = None if volume is None else replace(volume, state=VolumeState.AVAILABLE)
+        return right(replace(root, volume=replace(root.volume, value=free)), build, host, **facts)
+
+    return ((boot_volumes, "claimed", careless), (cell, "unavailable", lambda _root, _cell: ""))
+
+
+def _booted_anywhere() -> tuple[Swap, ...]:
+    """A server boots from a volume on whatever host has room."""
+    right = boot_volumes.claimed
+
+    def careless(root: Any, build: Any, host: str, **facts: Any) -> Any:
+        volume = root.volume.value
+        moved = None if volume is None else replace(volume, host=host)
+        return right(replace(root, volume=replace(root.volume, value=moved)), build, host, **facts)
+
+    return ((boot_volumes, "claimed", careless), (cell, "asked", lambda ask, _root: ask))
+
+
+def _made_again() -> tuple[Swap, ...]:
+    """A volume is made of its image at every start, whatever has been written to it."""
+    right = FakeVolumes.ensure
+
+    async def careless(self: Any, volume: Any, owner: Any, source: Any = None) -> Any:
+        if source is not None:
+            self._machine.volumes.pop(volume.id, None)
+        return await right(self, volume, owner, source)
+
+    return ((FakeVolumes, "ensure", careless),)
+
+
 VOLUME_MUTANTS: Final = (
+    Mutant(
+        name="root_volume_taken_from_others",
+        without="a claim compares the volume that its server boots from",
+        within=200,
+        swaps=_taken_from_others,
+    ),
+    Mutant(
+        name="root_volume_on_any_host",
+        without="a server that boots from a volume runs where its data is",
+        within=200,
+        swaps=_booted_anywhere,
+    ),
+    Mutant(
+        name="volume_made_of_its_image_again",
+        without="a volume that was made is what it is, whatever its image",
+        within=60,
+        swaps=_made_again,
+    ),
     Mutant(
         name="volume_free_when_asked",
         without="a volume is free when its guest has let go of it",

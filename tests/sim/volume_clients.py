@@ -1,4 +1,4 @@
-"""A client that plugs volumes and interfaces into its servers, and pulls them out, whatever state those are in."""
+"""A client that boots servers from volumes, plugs volumes and interfaces into them, and pulls them out, whatever state those are in."""
 
 from __future__ import annotations
 
@@ -25,23 +25,36 @@ class VolumeClient(Client):
         while not is_over():
             await asyncio.sleep(self.random.uniform(0.2, 2.0))
             draw = self.random.random()
-            if not self.mine or draw < 0.08:
+            if not self.mine or draw < 0.12:
                 await self._create()
-            elif not self.volumes or draw < 0.16:
+            elif not self.volumes or draw < 0.20:
                 await self._make_volume()
-            elif draw < 0.20:
+            elif draw < 0.26:
                 await self._delete(*self.random.choice(self.mine))
-            elif draw < 0.22:
+            elif draw < 0.28:
                 await self._delete_volume()
-            elif draw < 0.40:
+            elif draw < 0.44:
                 await self._act()
             else:
                 await self._plug()
 
+    def _boots_from(self, principal: Principal) -> dict[str, Any]:
+        """From one of its volumes, whether another server has it or not; from a new one; or from the image."""
+        named = [name for name, whose in self.volumes if whose == principal]
+        draw = self.random.random()
+        ends = self.random.random() < 0.3
+        if named and draw < 0.6:
+            return {"volume": self.random.choice(named), "delete_volume_on_termination": ends}
+        if draw < 0.75:
+            return {"image": "tiny", "boot_volume_gib": 1, "delete_volume_on_termination": ends}
+        return {"image": "tiny"}
+
     async def _make_volume(self) -> None:
         principal = self.random.choice(self.principals)
         name = self._name()
-        volume = volume_service_pb2.Volume(name=name, size_gib=self.random.choice([1, 2]))
+        volume = volume_service_pb2.Volume(
+            name=name, size_gib=self.random.choice([1, 2]), image=self.random.choice(["", "tiny", "tiny"])
+        )
         request = volume_service_pb2.CreateVolumeRequest(request_id=name, volume=volume)
         await self._retry("create-volume", "create_volume", request, principal)
         self.volumes.append((name, principal))

@@ -40,7 +40,17 @@ from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings
 from hostd.volumes.fake import FakeVolumes
-from tests.history.events import Destroyed, Event, Made, PowerLost, Started, Stopped, Wrote
+from tests.history.events import (
+    Destroyed,
+    Event,
+    Made,
+    PowerLost,
+    Started,
+    Stopped,
+    VolumeMade,
+    VolumeRemoved,
+    Wrote,
+)
 from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
 from tests.sim.loop import SimLoop
@@ -404,6 +414,10 @@ class World:
                 self.record(Destroyed(event.host, event.instance_id, event.placement_epoch))
             case "files_made":
                 self.record(Made(event.host, event.instance_id, event.placement_epoch))
+            case "volume_made":
+                self.record(VolumeMade(event.host, event.instance_id))
+            case "volume_removed":
+                self.record(VolumeRemoved(event.host, event.instance_id))
             case "power_lost":
                 self.record(PowerLost(event.host))
             case _:

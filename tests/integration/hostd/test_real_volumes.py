@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fabric.model.instance import Guest, OneShot
+from fabric.model.instance import Guest, OneShot, Rescue, VolumeImage
 from fabric.model.session import HostState, Order, Status
 from fabric.model.states import Want
 from fabric.model.volume import GuestVolume
@@ -140,3 +140,37 @@ async def test_another_interface_comes_to_a_running_guest_and_goes(site: Site) -
         assert (told.state, told.fault_code) == (HostState.ACTIVE, "")
         assert await site.logs_in(server.guest, count) == "1"
         await server.carry_out(server.guest, Want.ABSENT)
+
+
+@pytest.mark.slow
+async def test_a_server_boots_from_a_volume_and_the_next_one_finds_what_it_wrote(site: Site) -> None:
+    root = GuestVolume(id=an_id("root volume"), size_gib=2, is_root=True)
+    async with a_daemon(site, JournalMemory(), soft_reboot_s=PATIENCE_S) as daemon:
+        one, two = (
+            Server(daemon, booting_from(root, a_server(site, word, number)))
+            for number, word in ((17, "first"), (18, "second"))
+        )
+        told = await one.carry_out(one.guest)
+        assert (told.state, told.fault_code) == (HostState.ACTIVE, "")
+        write = "echo kept by the root > /root/note; sync; cat /sys/block/vda/size /sys/block/vda/serial"
+        assert await site.logs_in(one.guest, write) == f"{(2 << 30) // 512}\n{root.serial}"
+        await one.carry_out(one.guest, Want.STOP)
+        rescued = replace(one.guest, rescue=Rescue(image=one.guest.volume_images[0].image))
+        assert (await one.carry_out(rescued)).state is HostState.ACTIVE
+        serials = "for disk in vda vdb; do echo $(cat /sys/block/$disk/serial); done"
+        assert await site.logs_in(one.guest, serials) == f"rescue\n{root.serial}"
+        await one.carry_out(replace(one.guest, rescue=None), Want.ABSENT)
+        assert await site.host.volumes.held() == {root.id}
+
+        told = await two.carry_out(two.guest)
+        assert (told.state, told.fault_code) == (HostState.ACTIVE, "")
+        assert await site.logs_in(two.guest, "hostname; cat /root/note") == "second\nkept by the root"
+        await two.carry_out(two.guest, Want.ABSENT)
+        await site.host.volumes.remove(root.id)
+
+
+def booting_from(root: GuestVolume, guest: Guest) -> Guest:
+    """The guest with a volume of its image as its root disk."""
+    assert guest.image is not None
+    source = VolumeImage(volume_id=root.id, image=guest.image)
+    return replace(guest, image=None, disk_gib=0, volumes=(root,), volume_images=(source,))
