@@ -123,6 +123,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         driver=machine.driver,
         disks=machine.disks,
         volumes=machine.volumes,
+        shared=machine.shared,
         wires=machine.wires,
         dialer=dialer,
         boot_id=_BOOT_ID.read_text(encoding="ascii").strip(),
@@ -150,7 +151,13 @@ def _machine(settings: HostdSettings, host: str, clock: Clock, failpoints: Failp
             accelerator=_ACCELERATORS[settings.accelerator],
             netns=settings.netns,
             physical=settings.network.physical,
+            shared_volumes=_shared(settings),
         ),
         clock,
         failpoints,
     )
+
+
+def _shared(settings: HostdSettings) -> dict[str, Path]:
+    shared = settings.shared_volumes
+    return {} if shared is None else {shared.name: shared.path}

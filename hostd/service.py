@@ -6,7 +6,9 @@ It survives the loss of everything around it: conductors, the hypervisor, its ow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
+from typing import Final
 
 import structlog
 
@@ -37,6 +39,9 @@ from hostd.session import Desk, Gate, Session, SessionOver
 from hostd.settings import HostSettings, Timers
 from hostd.volumes.base import Volumes
 
+NOTHING_SHARED: Final[Mapping[str, Volumes]] = MappingProxyType({})
+"""No directory for volumes that other hosts have too."""
+
 _log = structlog.get_logger(__name__)
 
 _FETCH_TRIES = 5
@@ -64,6 +69,7 @@ class HostDaemon:
         driver: Driver,
         disks: Disks,
         volumes: Volumes,
+        shared: Mapping[str, Volumes] = NOTHING_SHARED,
         wires: Wires,
         dialer: Dialer,
         boot_id: str,
@@ -76,6 +82,7 @@ class HostDaemon:
         self._driver = driver
         self._disks = disks
         self._volumes = volumes
+        self._shared = shared
         self._wires = wires
         self._dialer = dialer
         self._boot_id = boot_id
@@ -106,6 +113,7 @@ class HostDaemon:
             disks,
             wires,
             agent_version=settings.agent_version,
+            directories=tuple(sorted(shared)),
             every_s=settings.timers.audit_s,
             guests=self._queues.guests,
             state=lambda: (self._watch.hypervisor, self._watch.fault),
@@ -141,6 +149,7 @@ class HostDaemon:
             driver=self._driver,
             disks=self._disks,
             volumes=self._volumes,
+            shared=self._shared,
             wires=self._wires,
             journal=self._journal,
             clock=self._clock,

@@ -127,6 +127,7 @@ def host_message(
         status.measured_ram_mib = report.total.ram_mib
         status.measured_disk_gib = report.total.disk_gib
         status.health = report.health
+        status.directories.extend(report.directories)
         reported = timestamp(report.report_time_ms)
         if reported is not None:
             status.report_time.CopyFrom(reported)

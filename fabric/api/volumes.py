@@ -164,6 +164,7 @@ class VolumeHandlers:
                 name=asked.name,
                 size_gib=asked.size_gib,
                 image=image,
+                directory=asked.directory,
                 create_time_ms=now_ms,
                 update_time_ms=now_ms,
                 op_id=self._ids.new_id(),
@@ -358,7 +359,7 @@ def _ended(
     put: dict[str, object] = {VOLUME.at(entry.id): after}
     if is_somewhere:
         put[TOMBSTONE.at(before.host, entry.id)] = Tombstone(
-            instance_id=entry.id, placement_epoch=VOLUME_EPOCH
+            instance_id=entry.id, placement_epoch=VOLUME_EPOCH, directory=entry.directory
         )
         session_key = SESSION.at(before.host)
         stored = seen.value(session_key)
@@ -394,6 +395,7 @@ def _message(entry: VolumeEntry, known: Mapping[str, Volume | None], principal: 
         attach_time=timestamp(volume.attach_time_ms) if volume and volume.attach_time_ms else None,
         image=entry.image.id if entry.image else "",
         image_name=entry.image.name if entry.image else "",
+        directory=entry.directory,
     )
 
 

@@ -46,6 +46,7 @@ def view(host: Host) -> dict[str, Value]:
         "physical_networks": list(spec.physical_networks),
         "cert_serial": spec.cert_serial,
         "reported_at": when(status.report_time),
+        "volume_directories": list(status.directories),
         "created_at": when(host.create_time),
     }
 
@@ -172,6 +173,7 @@ def show(session: Session, *, cell: str, host: str, shape: Shape) -> None:
         "fabric host set --disable --disable-reason 'disk is failing' host-3",
         "fabric host set --enable host-3",
         "fabric host set --tunnel-address 192.0.2.13 --physical-network external host-3",
+        "fabric host set --trait VOLUMES_NFS1 host-3",
     ),
 )
 @click.option("--enable/--disable", "enabled", default=None, help="Whether servers are placed on it.")
@@ -190,6 +192,20 @@ def show(session: Session, *, cell: str, host: str, shape: Shape) -> None:
     help="What of the world outside it has an interface to, instead of what it had; may be given again.",
 )
 @click.option("--no-physical-network", is_flag=True, help="It has no interface to the world outside.")
+@click.option(
+    "--trait",
+    "more_traits",
+    multiple=True,
+    metavar="NAME",
+    help="A capability that it has; may be given again.",
+)
+@click.option(
+    "--no-trait",
+    "fewer_traits",
+    multiple=True,
+    metavar="NAME",
+    help="A capability that it has no more; may be given again.",
+)
 @click.option("--cell", default="", help="Where two cells have a host of that name.")
 @click.argument("host", shell_complete=params.hosts)
 @pass_session
@@ -201,15 +217,18 @@ def set_(
     tunnel_address: str | None,
     physical_networks: tuple[str, ...],
     no_physical_network: bool,
+    more_traits: tuple[str, ...],
+    fewer_traits: tuple[str, ...],
     cell: str,
     host: str,
 ) -> None:
-    """Take a host into scheduling or out of it, or say where its networks are; its servers are left alone."""
+    """Take a host into scheduling or out of it, or say what it can and where its networks are; its servers are left alone."""
     if physical_networks and no_physical_network:
         raise click.UsageError("--physical-network and --no-physical-network contradict each other")
     outside = physical_networks if physical_networks or no_physical_network else None
-    if enabled is None and tunnel_address is None and outside is None:
-        raise click.UsageError("say --enable, --disable, --tunnel-address or --physical-network")
+    is_other = bool(more_traits or fewer_traits)
+    if enabled is None and tunnel_address is None and outside is None and not is_other:
+        raise click.UsageError("say --enable, --disable, --tunnel-address, --physical-network or --trait")
     if enabled is not False and disable_reason:
         raise click.UsageError("--disable-reason is for --disable")
     session.client.hosts.set(
@@ -218,5 +237,7 @@ def set_(
         reason=disable_reason,
         tunnel_address=tunnel_address,
         physical_networks=outside,
+        more_traits=more_traits,
+        fewer_traits=fewer_traits,
         cell=cell,
     )

@@ -29,6 +29,7 @@ def view(volume: Volume) -> dict[str, Value]:
         "image": f"{volume.image_name} ({volume.image})" if volume.image else "",
         "device": f"/dev/disk/by-id/virtio-{volume.serial}",
         "delete_on_termination": volume.delete_on_termination,
+        "directory": volume.directory,
         "cell": volume.cell,
         "host": volume.host,
         "created_at": when(volume.create_time),
@@ -50,7 +51,14 @@ def volume() -> None:
     epilog=examples(
         "fabric volume create --size 10 nebula_data",
         "fabric volume create --image nebula_standard_os --size 10 nebula_root",
+        "fabric volume create --directory nfs1 --size 10 nebula_shared",
     )
+)
+@click.option(
+    "--directory",
+    default="",
+    metavar="NAME",
+    help="Keep its data in this directory, which several hosts share.  [default: on the host it is first used on]",
 )
 @click.option(
     "--image",
@@ -69,9 +77,13 @@ def volume() -> None:
 @click.argument("name")
 @showing
 @pass_session
-def create(session: Session, *, image: str, size_gib: int, name: str, shape: Shape) -> None:
-    """Make a volume, empty or of an image. It takes room on a host when it is first used, and stays on that host."""
-    print_one(shape, view(session.client.volumes.create(name=name, size_gib=size_gib, image=image)))
+def create(session: Session, *, directory: str, image: str, size_gib: int, name: str, shape: Shape) -> None:
+    """Make a volume, empty or of an image.
+
+    It takes room when it is first used, and stays on the host that it is then on; one in a shared directory goes to any host that has that.
+    """
+    made = session.client.volumes.create(name=name, size_gib=size_gib, image=image, directory=directory)
+    print_one(shape, view(made))
 
 
 @volume.command("list", epilog=examples("fabric volume list", "fabric volume list --sort-column Size"))

@@ -80,6 +80,8 @@ class Hosts:
         reason: str = "",
         tunnel_address: str | None = None,
         physical_networks: Sequence[str] | None = None,
+        more_traits: Sequence[str] = (),
+        fewer_traits: Sequence[str] = (),
         cell: str = "",
     ) -> Host:
         """Change what is said of a host; None leaves a field as it is.
@@ -90,6 +92,8 @@ class Hosts:
             reason: why it is not, for people.
             tunnel_address: where other hosts reach its tenant networks; empty for none.
             physical_networks: what of the world outside its interfaces lead to.
+            more_traits: capabilities that it has, too.
+            fewer_traits: capabilities that it has no more.
             cell: needed only where two cells have a host of that name.
         """
         seen = self.get(host, cell)
@@ -103,6 +107,10 @@ class Hosts:
         if physical_networks is not None:
             del spec.physical_networks[:]
             spec.physical_networks.extend(physical_networks)
+        traits = ({*spec.traits} | {*more_traits}) - {*fewer_traits}
+        if traits != {*spec.traits}:
+            del spec.traits[:]
+            spec.traits.extend(sorted(traits))
         request = pb.UpdateHostRequest(
             request_id=self._calls.request_id(), host=Host(name=seen.name, cell=seen.cell, spec=spec)
         )

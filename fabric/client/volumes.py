@@ -28,10 +28,11 @@ class Volumes:
         pages = self._calls.pages(self._stub.ListVolumes, pb.ListVolumesRequest(instance_id=instance_id))
         return [volume for page in pages for volume in page.volumes]
 
-    def create(self, *, name: str, size_gib: int, image: str = "") -> Volume:
-        """Make one: of an image, by id or name, or empty."""
+    def create(self, *, name: str, size_gib: int, image: str = "", directory: str = "") -> Volume:
+        """Make one: of an image, by id or name, or empty; in a directory that hosts share, or where it is first used."""
         request = pb.CreateVolumeRequest(
-            request_id=self._calls.request_id(), volume=Volume(name=name, size_gib=size_gib, image=image)
+            request_id=self._calls.request_id(),
+            volume=Volume(name=name, size_gib=size_gib, image=image, directory=directory),
         )
         return self._calls.unary(self._stub.CreateVolume, request).volume
 

@@ -302,6 +302,19 @@ class HostNetworkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_on
     ] = {}
 
 
+class SharedVolumesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A directory for volumes that several hosts mount, all under one name."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern="^[a-z0-9][a-z0-9_]{0,31}$",
+            description="What volumes are made in it by: `fabric volume create --directory NAME`.",
+        ),
+    ]
+    path: Annotated[Path, Meta(description="Where it is mounted. It must hold a file `cellfabric-volumes`.")]
+
+
 class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """hostd: the daemon on every host."""
 
@@ -324,6 +337,12 @@ class HostdSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         Literal["auto", "kvm", "tcg"],
         Meta(description="`auto` uses KVM where a probe shows that it works, else emulation."),
     ] = "auto"
+    shared_volumes: Annotated[
+        SharedVolumesSettings | None,
+        Meta(
+            description="A directory for volumes that other hosts have too; see operations/shared-volumes.md."
+        ),
+    ] = None
     spawns: Annotated[int, Meta(ge=1, description="Guests that may be made at the same time.")] = 4
     beat_s: Annotated[Seconds, Meta(description="How often the host says that it is alive.")] = 2.0
     audit_s: Annotated[

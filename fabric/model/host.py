@@ -161,6 +161,7 @@ class HostReport:
     agent_version: str = ""
     health: str = "ok"
     report_time_ms: int = 0
+    directories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

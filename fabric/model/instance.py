@@ -283,12 +283,14 @@ class Assignment:
 class Tombstone:
     """The host must forget every copy of the instance with a placement epoch up to this one, then say so.
 
-    One of a volume, which has an id like a server's, is for its file. `volumes` are those that the instance had: free when it is gone.
+    One of a volume, which has an id like a server's, is for its file, in a shared `directory` where that is not empty. `volumes` are those
+    that the instance had: free when it is gone.
     """
 
     instance_id: str
     placement_epoch: int
     volumes: tuple[str, ...] = ()
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,6 +102,7 @@ class Report:
     hypervisor_version: str
     agent_version: str
     health: str = "ok"
+    directories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,11 +242,12 @@ class Order:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Forget every copy of the instance up to this placement epoch."""
+    """Forget every copy of the instance up to this placement epoch; or a volume, in a shared `directory` where that is not empty."""
 
     epoch: int
     instance_id: str
     placement_epoch: int
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,11 +28,15 @@ class VolumeState(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestVolume:
-    """A volume that a guest has: what its host needs to make it and to plug it in. `is_root`: it is the disk that the guest boots from."""
+    """A volume that a guest has: what its host needs to make it and to plug it in. `is_root`: it is the disk that the guest boots from.
+
+    `directory` is the shared directory that its data is in, by name; empty: the host's own files.
+    """
 
     id: str
     size_gib: int
     is_root: bool = False
+    directory: str = ""
 
     @property
     def serial(self) -> str:
@@ -45,7 +49,8 @@ class VolumeEntry:
     """The global index row of a volume: whose it is, what it is called, what it is charged.
 
     `cell` is where it is used, empty until it first is: from then on it stays there. `image` is what its data starts as, as that was when
-    the volume was asked for; None: it starts empty. `op_id` names the write that made this value (R12).
+    the volume was asked for; None: it starts empty. `directory` is the shared directory that its data is to be in; empty: its data is in
+    files of the one host that first has it. `op_id` names the write that made this value (R12).
     """
 
     id: str
@@ -58,13 +63,15 @@ class VolumeEntry:
     update_time_ms: int = 0
     op_id: str = ""
     image: Image | None = None
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A volume in its cell. There from its first use on; and, DELETED, for a while after its end, so that nothing late raises it again.
 
-    `host` has its file, and claims `size_gib` there; empty: none has. `instance_id` is the one server that has it, or is to let it go,
+    `host` has its file, and claims `size_gib` there; empty: none has. Of one in a shared `directory` it is the host that had it last, and
+    claims nothing. `instance_id` is the one server that has it, or is to let it go,
     `ends_with_instance` whether it goes when that server does.
     """
 
@@ -78,6 +85,12 @@ class Volume:
     attach_time_ms: int = 0
     update_time_ms: int = 0
     op_id: str = ""
+    directory: str = ""
+
+    @property
+    def claimed_gib(self) -> int:
+        """What it claims of its host's disk."""
+        return self.size_gib if self.host and not self.directory else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +119,11 @@ class Plug:
 def serial_of(volume_id: str) -> str:
     """The serial number of a volume's disk: the 20 last digits of its id, as many as virtio carries."""
     return volume_id.replace("-", "")[-20:]
+
+
+def trait_of(directory: str) -> str:
+    """The trait of the hosts that an administrator has found to share a directory: what a host says of itself grants nothing."""
+    return f"VOLUMES_{directory.upper()}"
 
 
 def is_serial(text: str) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from fabric.clock import Clock
 from fabric.model.session import Progress, Released, Status
@@ -30,8 +30,10 @@ class Mouth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """The place of work. `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns, `copies`
-    disks that are copied or handed in.
+    """The place of work. `volumes` are the host's own, `shared` those of directories that other hosts have too, by name.
+
+    `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns, `copies` disks that are copied or
+    handed in.
     """
 
     driver: Driver
@@ -48,3 +50,4 @@ class Site:
     copies: asyncio.Semaphore
     patience: Patience
     failpoints: Failpoints
+    shared: Mapping[str, Volumes] = field(default_factory=dict)

@@ -66,7 +66,8 @@ from hostd.core.steps import (
 from hostd.driver.base import DiskFile, DomainSpec, DriverError
 from hostd.images.base import DiskError
 from hostd.network.base import NetworkError, Wiring
-from hostd.volumes.base import VolumeError
+from hostd.volumes.absent import NOT_SHARED
+from hostd.volumes.base import VolumeError, Volumes
 
 T = TypeVar("T")
 
@@ -302,7 +303,7 @@ class Worker:
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()
         files = {one.placement_epoch for one in held if one.instance_id == self.instance_id}
-        if isinstance(goal, Release) and self.instance_id in await self._site.volumes.held():
+        if isinstance(goal, Release) and self.instance_id in await self._volumes(goal.directory).held():
             # It is a volume that is let go of.
             files.add(VOLUME_EPOCH)
         return Seen(
@@ -315,8 +316,11 @@ class Worker:
         """Which of the guest's volumes are still to be made of an image. Few have any."""
         if isinstance(goal, Release) or goal.want is Want.STOP:
             return frozenset()
-        asked = [each.volume_id for each in goal.guest.volume_images]
-        return frozenset([each for each in asked if await self._site.volumes.is_unmade(each)])
+        guest = goal.guest
+        asked = [each for each in guest.volumes if guest.image_of(each.id) is not None]
+        return frozenset(
+            [each.id for each in asked if await self._volumes(each.directory).is_unmade(each.id)]
+        )
 
     def _must_be_wanted(self, goal: Order | Release) -> None:
         """Raise Superseded unless this is still the latest thing asked for (the same order under a newer epoch is)."""
@@ -423,7 +427,7 @@ class Worker:
             case RemoveFiles(placement_epoch) | ClearDisks(placement_epoch):
                 await self._site.disks.remove(self.instance_id, placement_epoch)
                 if isinstance(goal, Release):
-                    await self._site.volumes.remove(self.instance_id)
+                    await self._volumes(goal.directory).remove(self.instance_id)
             case Capture():
                 self._show(goal, "image_snapshot", 0)
                 found["copy"] = await self._unless_changed(snapshots.capture(self._site, self._order(), step))
@@ -448,7 +452,13 @@ class Worker:
         owner = await disks.owner(self.instance_id, order.placement_epoch)
         image = order.guest.image_of(volume.id)
         source = None if image is None else disks.image_file(image)
-        return await self._site.volumes.ensure(volume, owner, source)
+        return await self._volumes(volume.directory).ensure(volume, owner, source)
+
+    def _volumes(self, directory: str) -> Volumes:
+        """The volumes of a directory that hosts share; the host's own, for none. One that is not shared here is out of reach."""
+        if not directory:
+            return self._site.volumes
+        return self._site.shared.get(directory, NOT_SHARED)
 
     async def _unless_changed(self, work: Coroutine[Any, Any, T]) -> T:
         """Do what may be left undone: give it up when something else is wanted."""

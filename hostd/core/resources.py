@@ -28,6 +28,7 @@ def report(
     *,
     agent_version: str,
     health: str,
+    directories: tuple[str, ...] = (),
 ) -> Report:
     """The report of one audit. In use is what the guests that have a domain were promised, running or not: the claim's own arithmetic."""
     ours = [domain for domain in domains if domain.ours]
@@ -41,6 +42,7 @@ def report(
         hypervisor_version=hypervisor.version if hypervisor else "",
         agent_version=agent_version,
         health=health,
+        directories=directories,
     )
 
 

@@ -29,7 +29,17 @@ from hostd.driver.base import (
     Interface,
 )
 from hostd.driver.fake_consoles import FakeConsoles
-from hostd.driver.fake_parts import INSTANT, POWER_LOST, Delays, FakeCopy, FakeDomain, MachineEvent
+from hostd.driver.fake_parts import (
+    INSTANT,
+    POWER_LOST,
+    Delays,
+    FakeCopy,
+    FakeDomain,
+    FakeShelf,
+    MachineEvent,
+    opener,
+    seen,
+)
 from hostd.images.base import GuestDisks, Held
 from hostd.network.followed import FollowedPlan
 
@@ -41,6 +51,7 @@ __all__ = [
     "FakeDomain",
     "FakeDriver",
     "FakeMachine",
+    "FakeShelf",
     "MachineEvent",
 ]
 
@@ -57,7 +68,7 @@ class FakeMachine:
     by instance and user; `hypervisor_up` False is a dead libvirtd: guests run on, calls fail. `image_data` and `written` are what guests
     have written to their disks: in images that were made of such disks, and in each placement's root disk. `volumes` maps ids to GiB; a
     negative size is a volume whose data is lost. `followed` has the network plan, which is on disk and so outlives a loss of power.
-    `volume_data` is what those volumes have that were made of an image, or booted from.
+    `volume_data` is what is in those that were made of an image, or booted from; `shelves` are directories that other machines have too.
     """
 
     name: str
@@ -79,6 +90,7 @@ class FakeMachine:
     lost_events: int = 0
     volumes: dict[str, int] = field(default_factory=dict)
     volume_data: dict[str, bytes] = field(default_factory=dict)
+    shelves: dict[str, FakeShelf] = field(default_factory=dict)
     deaf: set[str] = field(default_factory=set)
     agentless: set[str] = field(default_factory=set)
     passwords: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -94,6 +106,11 @@ class FakeMachine:
     _listeners: list[asyncio.Queue[DomainEvent | None]] = field(default_factory=list)
 
     # ------------------------------------------------------------------ faults
+
+    def share(self, directory: str, shelf: FakeShelf) -> None:
+        """Have a directory that other machines have too."""
+        self.shelves[directory] = shelf
+        shelf.domains.append(self.domains)
 
     def crash_guest(self, instance_id: str) -> None:
         """The guest's QEMU dies by itself."""
@@ -133,7 +150,8 @@ class FakeMachine:
         assert domain.running is not None, "only a guest that runs writes"
         root = domain.running.guest.root_volume
         if root is not None:
-            self.volume_data[root.id] = self.volume_data.get(root.id, b"") + data
+            contents = self.shelves[root.directory].data if root.directory else self.volume_data
+            contents[root.id] = contents.get(root.id, b"") + data
             return
         held = Held(instance_id, domain.running.placement_epoch)
         self.written[held] = self.written.get(held, b"") + data
@@ -284,12 +302,10 @@ class FakeMachine:
 
     def _refuse_shared(self, instance_id: str, disk: DiskFile, code: FaultCode) -> None:
         """As QEMU does by its locks: who writes to a disk has it alone."""
-        for other_id, other in self.domains.items():
-            if other_id == instance_id or other.running is None or disk.readonly:
-                continue
-            if any(each.path == disk.path for each in other.running.disks):
-                self._happened("shared", other.running, disk.serial)
-                raise _error(code, "another guest has the disk open")
+        other = None if disk.readonly else opener(disk, instance_id, self.domains, self.shelves)
+        if other is not None:
+            self._happened("shared", other, disk.serial)
+            raise _error(code, "another guest has the disk open")
 
     def reset(self, instance_id: str) -> None:
         """The guest reboots itself: same definition, same process."""
@@ -408,7 +424,7 @@ class FakeDriver(FakeConsoles):
 
     async def domains(self) -> tuple[Domain, ...]:
         def read() -> tuple[Domain, ...]:
-            ours = tuple(_seen(domain) for _, domain in sorted(self._machine.domains.items()))
+            ours = tuple(seen(domain) for _, domain in sorted(self._machine.domains.items()))
             strays = tuple(
                 Domain(
                     name=name,
@@ -427,7 +443,7 @@ class FakeDriver(FakeConsoles):
     async def observe(self, instance_id: str) -> Domain | None:
         def read() -> Domain | None:
             domain = self._machine.domains.get(instance_id)
-            return None if domain is None else _seen(domain, in_full=True)
+            return None if domain is None else seen(domain, in_full=True)
 
         return await self._do("", "observe", self._machine.delays.observe_s, read)
 
@@ -582,16 +598,3 @@ class FakeDriver(FakeConsoles):
 
 def _error(code: FaultCode, detail: str = "") -> DriverError:
     return DriverError(code, fault_text(code, detail))
-
-
-def _seen(domain: FakeDomain, *, in_full: bool = False) -> Domain:
-    held = (domain.running or domain.saved) if in_full else None
-    return Domain(
-        name=f"cellfabric-{domain.spec.guest.id}",
-        instance_id=domain.spec.guest.id,
-        placement_epoch=domain.spec.placement_epoch,
-        generation=domain.spec.generation,
-        power=domain.power,
-        disks=() if held is None else tuple(disk.serial for disk in held.disks if disk.serial),
-        macs=() if held is None else tuple(each.mac for each in held.interfaces),
-    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fabric.model.states import PowerState
-from hostd.driver.base import DomainSpec
+from hostd.driver.base import DiskFile, Domain, DomainSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +80,50 @@ class FakeDomain:
 
 
 @dataclass(slots=True)
+class FakeShelf:
+    """A directory for volumes that several machines share: sizes in GiB and contents by id, and what each of them has running."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    data: dict[str, bytes] = field(default_factory=dict)
+    domains: list[dict[str, FakeDomain]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class FakeCopy:
     """A copy of a root disk: the file's path while it is being made, what is in it, and whether it is sealed."""
 
     path: str
     data: bytes | None = None
     is_sealed: bool = False
+
+
+def opener(
+    disk: DiskFile, instance_id: str, domains: dict[str, FakeDomain], shelves: dict[str, FakeShelf]
+) -> DomainSpec | None:
+    """The other guest that has a disk open: of the same machine, or of any that shares the directory that the disk is in."""
+    sharing = [
+        each
+        for name, shelf in shelves.items()
+        if disk.path.startswith(f"/fake/shared/{name}/")
+        for each in shelf.domains
+    ]
+    for machine in sharing or [domains]:
+        for other_id, other in machine.items():
+            is_own = machine is domains and other_id == instance_id
+            if not is_own and other.running and any(each.path == disk.path for each in other.running.disks):
+                return other.running
+    return None
+
+
+def seen(domain: FakeDomain, *, in_full: bool = False) -> Domain:
+    """The domain as a hypervisor shows it; `in_full` with its devices."""
+    held = (domain.running or domain.saved) if in_full else None
+    return Domain(
+        name=f"cellfabric-{domain.spec.guest.id}",
+        instance_id=domain.spec.guest.id,
+        placement_epoch=domain.spec.placement_epoch,
+        generation=domain.spec.generation,
+        power=domain.power,
+        disks=() if held is None else tuple(disk.serial for disk in held.disks if disk.serial),
+        macs=() if held is None else tuple(each.mac for each in held.interfaces),
+    )

@@ -28,7 +28,7 @@ class MachineSettings:
     `state` is the folder of everything that outlives the daemon; with libvirt every folder above it must be searchable by others
     (`chmod o+x`), because guests run as users of their own. `netns` empty is the daemon's own network namespace. `accelerator` is
     `auto`, `kvm` or `qemu`. `guest_cidr` is the host's guest subnet; left empty, ports say it. `physical` leads from a physical
-    network to the host's interface in it.
+    network to the host's interface in it. `shared_volumes` are directories for volumes that other hosts have too, by name.
     """
 
     host: str
@@ -41,6 +41,7 @@ class MachineSettings:
     blocked_cidrs: tuple[str, ...] = field(default=())
     image_cache_max_age_s: float = 24 * 3600.0
     physical: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    shared_volumes: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,7 @@ class Machine:
     disks: Disks
     volumes: Volumes
     wires: Wires
+    shared: Mapping[str, Volumes] = field(default_factory=dict)
 
 
 def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) -> Machine:
@@ -61,6 +63,7 @@ def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) ->
     from hostd.network.netns import Namespace
     from hostd.network.routers import Routers
     from hostd.volumes.files import FileVolumes
+    from hostd.volumes.shared import SharedVolumes
 
     return Machine(
         driver=LibvirtDriver(
@@ -80,6 +83,7 @@ def _libvirt(settings: MachineSettings, clock: Clock, failpoints: Failpoints) ->
             clock,
         ),
         volumes=FileVolumes(settings.state / "volumes"),
+        shared={name: SharedVolumes(path) for name, path in settings.shared_volumes.items()},
         wires=LinuxWires(
             NetworkSettings(
                 state=settings.state,

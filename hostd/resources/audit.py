@@ -33,6 +33,7 @@ class Audit:
         wires: Wires,
         *,
         agent_version: str,
+        directories: tuple[str, ...] = (),
         every_s: float,
         guests: Callable[[], Mapping[str, Guest]],
         state: Callable[[], tuple[Hypervisor | None, FaultCode | None]],
@@ -42,6 +43,7 @@ class Audit:
         self._disks = disks
         self._wires = wires
         self._agent_version = agent_version
+        self._directories = directories
         self._every_s = every_s
         self._guests = guests
         self._state = state
@@ -119,6 +121,7 @@ class Audit:
                 self._domains,
                 self._guests(),
                 agent_version=self._agent_version,
+                directories=self._directories,
                 health=fault or watched or self._wires_fault or resources.HEALTHY,
             )
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from fabric.model.image import ImageState
 from fabric.model.states import VmState, Want
+from fabric.model.volume import VolumeState
 from tests.history import moves, volumes
 from tests.history.invariants import Checker, is_at_rest
 
@@ -21,6 +22,7 @@ class HostHoldings:
     files: frozenset[tuple[str, int]] = frozenset()
     wires: frozenset[tuple[str, int]] = frozenset()
     volumes: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
 
     def everything(self) -> frozenset[tuple[str, int]]:
         return self.domains | self.files | self.wires
@@ -92,6 +94,14 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
         }
         for volume_id in sorted(each.volumes - known):
             return f"I10 {name} still holds volume {volume_id}"
+        ended = {
+            volume_id
+            for books in checker.cells.values()
+            for volume_id, volume in books.volumes.by_id.items()
+            if volume.state is VolumeState.DELETED
+        }
+        for volume_id in sorted(each.shared & ended):
+            return f"I10 the directory that {name} shares still holds volume {volume_id}"
         for instance_id, placement_epoch in sorted(each.everything()):
             record = records.get(instance_id)
             if record is None or moves.named(record).get(name) != placement_epoch:

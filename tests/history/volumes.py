@@ -45,7 +45,7 @@ class CellVolumes:
 
     def gib_on(self, host: str) -> int:
         """What volumes claim of a host."""
-        return sum(each.size_gib for each in self.by_id.values() if each.host == host)
+        return sum(each.claimed_gib for each in self.by_id.values() if each.host == host)
 
     def wrong(self, instances: Mapping[str, Instance]) -> str | None:
         """The first disagreement of volumes and servers, in words.

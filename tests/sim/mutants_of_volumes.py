@@ -75,7 +75,7 @@ def _made_again() -> tuple[Swap, ...]:
 
     async def careless(self: Any, volume: Any, owner: Any, source: Any = None) -> Any:
         if source is not None:
-            self._machine.volumes.pop(volume.id, None)
+            self._sizes.pop(volume.id, None)
         return await right(self, volume, owner, source)
 
     return ((FakeVolumes, "ensure", careless),)

@@ -53,7 +53,10 @@ class VolumeClient(Client):
         principal = self.random.choice(self.principals)
         name = self._name()
         volume = volume_service_pb2.Volume(
-            name=name, size_gib=self.random.choice([1, 2]), image=self.random.choice(["", "tiny", "tiny"])
+            name=name,
+            size_gib=self.random.choice([1, 2]),
+            image=self.random.choice(["", "tiny", "tiny"]),
+            directory=self.random.choice(["", "pool"]),
         )
         request = volume_service_pb2.CreateVolumeRequest(request_id=name, volume=volume)
         await self._retry("create-volume", "create_volume", request, principal)

@@ -26,6 +26,7 @@ from fabric.model.identity import Principal, Project, Role
 from fabric.model.image import Image, ImageFormat, ImageState, Visibility
 from fabric.model.network import Network as GuestNetwork
 from fabric.model.quota import Charge, Quota
+from fabric.model.volume import trait_of
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.service import SchedulerService
@@ -34,7 +35,7 @@ from fabric.store import codec, keys
 from fabric.store.base import Txn
 from fabric.store.memory import MemoryStore
 from hostd.commands.journal_memory import JournalMemory, MemoryJournal
-from hostd.driver.fake import Delays, FakeDriver, FakeMachine, MachineEvent
+from hostd.driver.fake import Delays, FakeDriver, FakeMachine, FakeShelf, MachineEvent
 from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
@@ -67,6 +68,9 @@ RESYNC_S = 12.0
 
 SLOW = Delays(define_s=0.3, start_s=1.0, cut_power_s=0.5, wire_s=0.3, disk_s=1.0, image_chunk_s=0.5)
 """Machines on which everything takes so long that much can come in between."""
+
+SHARED = "pool"
+"""The directory for volumes that two hosts of three share."""
 
 STEP_FAULTS = (FaultCode.DISK_FULL, FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.DOMAIN_START_FAILED)
 
@@ -125,6 +129,7 @@ class World:
         self.violation: BaseException | None = None
         self.events = 0
         self.digest = hashlib.sha256()
+        self.shelf = FakeShelf()
         self._delays = Random(f"machines {seed}").choice([Delays(), Delays(), SLOW])
         self._verbose = verbose
         self._fed = dict.fromkeys(self.servers, 0)
@@ -178,13 +183,15 @@ class World:
             cell=cell,
             zone=f"zone-{number % 2}",
             capacity=self.topology.host_capacity,
-            traits=("HW_ARCH_X86_64",),
+            traits=("HW_ARCH_X86_64", *((trait_of(SHARED),) if number % 3 else ())),
             cert_serial=CERT_SERIAL,
             guest_cidr=f"10.0.{number}.0/24",
             slots=50,
         )
         await self.servers[cell].memory.commit(Txn(put={keys.HOST.at(name): codec.encode(host)}))
         self.machines[name] = self.machine_of(name, self._machine_event)
+        if number % 3:
+            self.machines[name].share(SHARED, self.shelf)
         self.journals[name] = JournalMemory()
         self._cell_of[name] = cell
 
@@ -262,6 +269,7 @@ class World:
             driver=FakeDriver(machine),
             disks=FakeDisks(machine),
             volumes=FakeVolumes(machine),
+            shared={name: FakeVolumes(machine, name) for name in machine.shelves},
             wires=FakeWires(machine),
             dialer=SimDialer(self, host),
             boot_id=f"{host}-boot-{machine.boot}",
@@ -380,6 +388,7 @@ class World:
                 files=frozenset((held.instance_id, held.placement_epoch) for held in machine.folders),
                 wires=frozenset((each, epoch) for each, (epoch, _) in machine.wires.items()),
                 volumes=frozenset(machine.volumes),
+                shared=frozenset(each for shelf in machine.shelves.values() for each in shelf.sizes),
             )
             for name, machine in self.machines.items()
         ]

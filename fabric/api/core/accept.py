@@ -103,7 +103,7 @@ def _booting_from(entry: VolumeEntry, guest: Guest) -> Guest:
         guest,
         image=None,
         disk_gib=0,
-        volumes=(GuestVolume(id=entry.id, size_gib=entry.size_gib, is_root=True),),
+        volumes=(GuestVolume(id=entry.id, size_gib=entry.size_gib, is_root=True, directory=entry.directory),),
         volume_images=() if made_of is None else (VolumeImage(volume_id=entry.id, image=ref_of(made_of)),),
     )
 

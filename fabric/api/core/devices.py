@@ -23,7 +23,7 @@ from fabric.lifecycle.devices import (
 from fabric.model.host import Host, Resources, Use
 from fabric.model.instance import Instance
 from fabric.model.network import Network, Port
-from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState
+from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState, trait_of
 from fabric.network.addresses import mac_of, port_at, slot_limit
 from fabric.store.keys import HOST, PORT_LEFT, USE, VOLUME, Key
 
@@ -96,14 +96,18 @@ def attaching(entry: VolumeEntry, *, ends_with_instance: bool) -> Beside:
             raise NotFound(
                 f"the server's project has no volume {entry.name!r}", kind="volume", name=entry.name
             )
-        if before.host not in {"", now.host}:
+        if entry.directory:
+            _must_share(entry, seen.get(HOST, now.host), now)
+        elif before.host not in {"", now.host}:
             raise WrongState(
                 f"volume {entry.name!r} is on another host than the server: a volume of local files can only be attached to servers of the"
                 " host that it was first attached on",
                 action="attach-volume",
                 instance=now.id,
             )
-        wanted = GuestVolume(id=entry.id, size_gib=max(entry.size_gib, before.size_gib))
+        wanted = GuestVolume(
+            id=entry.id, size_gib=max(entry.size_gib, before.size_gib), directory=entry.directory
+        )
         if len(volumes_of(now)) >= VOLUMES_LIMIT:
             raise WrongState(
                 f"the server has {VOLUMES_LIMIT} volumes, and no socket for another",
@@ -117,6 +121,7 @@ def attaching(entry: VolumeEntry, *, ends_with_instance: bool) -> Beside:
             state=VolumeState.IN_USE,
             host=now.host,
             size_gib=wanted.size_gib,
+            directory=entry.directory,
             instance_id=now.id,
             ends_with_instance=ends_with_instance,
             attach_time_ms=now_ms,
@@ -124,8 +129,10 @@ def attaching(entry: VolumeEntry, *, ends_with_instance: bool) -> Beside:
             op_id=op_id,
         )
         unchanged = {VOLUME.at(entry.id): seen.seen(VOLUME.at(entry.id))}
+        if entry.directory:
+            unchanged[HOST.at(now.host)] = seen.seen(HOST.at(now.host))
         put: dict[str, object] = {VOLUME.at(entry.id): after}
-        more_gib = wanted.size_gib - before.size_gib
+        more_gib = after.claimed_gib - before.claimed_gib
         if more_gib:
             host_key, use_key = HOST.at(now.host), USE.at(now.host)
             unchanged |= {key: seen.seen(key) for key in (host_key, use_key)}
@@ -161,6 +168,16 @@ def detaching(entry: VolumeEntry) -> Beside:
         return Wrote(after=without_volume(now, entry.id), unchanged={key: seen.seen(key)}, put={key: leaving})
 
     return Beside(reads=reads, write=write)
+
+
+def _must_share(entry: VolumeEntry, host: Host | None, now: Instance) -> None:
+    if host is None or trait_of(entry.directory) not in host.traits:
+        raise WrongState(
+            f"volume {entry.name!r} is in directory {entry.directory}, which the server's host does not share: it can only be attached to"
+            f" servers of hosts with the trait {trait_of(entry.directory)}",
+            action="attach-volume",
+            instance=now.id,
+        )
 
 
 def _must_be_free(volume: Volume, entry: VolumeEntry, now: Instance) -> None:

@@ -78,7 +78,7 @@ def free_volumes(
 
 def bury_volume(draft: Draft, volume: Volume) -> None:
     """Have its host remove the volume's data. The host's session is the caller's to compare (R8)."""
-    tombstone = Tombstone(instance_id=volume.id, placement_epoch=VOLUME_EPOCH)
+    tombstone = Tombstone(instance_id=volume.id, placement_epoch=VOLUME_EPOCH, directory=volume.directory)
     draft.create(TOMBSTONE, volume.host, volume.id, value=tombstone)
 
 
@@ -88,8 +88,8 @@ def end_volume(draft: Draft, host: str, volume_id: str, *, now_ms: int, op_id: s
     if volume is None or volume.state is not VolumeState.DELETING or volume.host != host:
         return
     use = draft.get(USE, host)
-    if use is not None and use.volumes_gib >= volume.size_gib:
-        draft.put(USE, host, value=use.with_volumes(-volume.size_gib, op_id=op_id))
+    if use is not None and use.volumes_gib >= volume.claimed_gib > 0:
+        draft.put(USE, host, value=use.with_volumes(-volume.claimed_gib, op_id=op_id))
     over = replace(volume, state=VolumeState.DELETED, host="", size_gib=0, update_time_ms=now_ms, op_id=op_id)
     draft.put(VOLUME, volume_id, value=over)
     draft.create(VOLUME_END, volume_id, value=VolumeEnd(volume_id=volume_id, project_id=volume.project_id))

@@ -89,7 +89,12 @@ def order_of(assignment: Assignment, epoch: int) -> Order:
 
 def release_of(tombstone: Tombstone, epoch: int) -> Release:
     """A tombstone as it is told to its host."""
-    return Release(epoch=epoch, instance_id=tombstone.instance_id, placement_epoch=tombstone.placement_epoch)
+    return Release(
+        epoch=epoch,
+        instance_id=tombstone.instance_id,
+        placement_epoch=tombstone.placement_epoch,
+        directory=tombstone.directory,
+    )
 
 
 # -- statuses -------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ COUNTER_LIMIT: Final = 2**53
 
 FAULT_TEXT_LIMIT: Final = 512
 TEXT_LIMIT: Final = 64
+DIRECTORIES_LIMIT: Final = 16
 CONSOLE_LIMIT_BYTES: Final = 102_400
 HELD_LIMIT: Final = 4096
 STRAYS_LIMIT: Final = 1024
@@ -241,6 +242,12 @@ def _report(report: Report) -> list[Breach | None]:
         _text("hypervisor_version", report.hypervisor_version, TEXT_LIMIT),
         _text("agent_version", report.agent_version, TEXT_LIMIT),
         _rule("health", "must be a code", holds=_HEALTH.fullmatch(report.health) is not None),
+        _rule(
+            "directories",
+            f"must be at most {DIRECTORIES_LIMIT}",
+            holds=len(report.directories) <= DIRECTORIES_LIMIT,
+        ),
+        *(_text("directories", each, TEXT_LIMIT) for each in report.directories),
     ]
 
 

@@ -25,6 +25,7 @@ def report_of(report: Report, host: str, *, now_ms: int) -> HostReport:
         hypervisor_version=report.hypervisor_version,
         agent_version=report.agent_version,
         health=report.health,
+        directories=report.directories,
         report_time_ms=now_ms,
     )
 
@@ -49,6 +50,7 @@ def _identity(report: HostReport) -> tuple[object, ...]:
         report.hypervisor_version,
         report.agent_version,
         report.health,
+        report.directories,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from fabric.model.host import Resources
 from fabric.model.instance import Build
-from fabric.model.volume import Volume, VolumeEntry, VolumeState
+from fabric.model.volume import Volume, VolumeEntry, VolumeState, trait_of
 from fabric.scheduler.core.ask import Ask
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import Seen
@@ -38,8 +38,10 @@ class Root:
     @property
     def more_gib(self) -> int:
         """What is to be claimed of its host for it, beside what it has claimed there."""
-        before = self.volume.value
-        return self.size_gib - (before.size_gib if before is not None and before.host else 0)
+        before, entry = self.volume.value, self.entry.value
+        if entry is not None and entry.directory:
+            return 0
+        return self.size_gib - (0 if before is None else before.claimed_gib)
 
 
 def keys_of(build: Build) -> tuple[str, str] | None:
@@ -65,12 +67,17 @@ def unavailable(root: Root, cell: str) -> str:
 
 
 def asked(ask: Ask, root: Root) -> Ask:
-    """The ask with room for the volume, on the host that has its data; one that nobody has used may go anywhere."""
+    """The ask with room for the volume, on the host that has its data, or on one that shares the directory that it is in; one that nobody
+    has used may go anywhere.
+    """
     entry, volume = root.entry.value, root.volume.value
-    host = volume.host if volume is not None else ""
+    directory = entry.directory if entry is not None else ""
+    host = volume.host if volume is not None and not directory else ""
     cell = entry.cell if entry is not None else ""
+    traits = {trait_of(directory)} if directory else set()
     return replace(
         ask,
+        required_traits=ask.required_traits | traits,
         resources=ask.resources + Resources(disk_gib=root.more_gib),
         host=ask.host or host,
         cell=ask.cell or cell,
@@ -94,13 +101,14 @@ def claimed(root: Root, build: Build, host: str, *, now_ms: int, op_id: str) -> 
     before = root.volume.value or Volume(
         id=entry.id, project_id=entry.project_id, state=VolumeState.AVAILABLE
     )
-    if before.state is not VolumeState.AVAILABLE or before.host not in {"", host}:
+    if before.state is not VolumeState.AVAILABLE or (before.host not in {"", host} and not entry.directory):
         return None
     return replace(
         before,
         state=VolumeState.IN_USE,
         host=host,
         size_gib=root.size_gib,
+        directory=entry.directory,
         instance_id=build.instance_id,
         ends_with_instance=build.request.root_ends_with_instance,
         attach_time_ms=now_ms,

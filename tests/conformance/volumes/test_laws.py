@@ -12,7 +12,8 @@ import pytest
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile
-from hostd.driver.fake import INSTANT, FakeMachine
+from hostd.driver.fake import INSTANT, FakeMachine, FakeShelf
+from hostd.volumes.absent import NOT_SHARED
 from hostd.volumes.base import VolumeError, Volumes
 from hostd.volumes.fake import FakeVolumes
 from hostd.volumes.files import FileVolumes
@@ -46,6 +47,30 @@ class FakeRig:
 
     def begins_with(self, volume_id: str, content: bytes) -> bool:
         return self.machine.volume_data[volume_id].startswith(content)
+
+
+class ShelfRig(FakeRig):
+    """Those of a directory that simulated machines share: another daemon is another machine's."""
+
+    def __init__(self) -> None:
+        self.shelf = FakeShelf()
+        self.machine = FakeMachine("fake-1", delays=INSTANT)
+        self.machine.share("pool", self.shelf)
+        self.volumes = FakeVolumes(self.machine, "pool")
+
+    def another(self) -> Volumes:
+        machine = FakeMachine("fake-2", delays=INSTANT, images=self.machine.images)
+        machine.share("pool", self.shelf)
+        return FakeVolumes(machine, "pool")
+
+    def size_gib(self, volume_id: str) -> int:
+        return self.shelf.sizes[volume_id]
+
+    def lose(self, volume_id: str) -> None:
+        self.shelf.sizes[volume_id] = -1
+
+    def begins_with(self, volume_id: str, content: bytes) -> bool:
+        return self.shelf.data[volume_id].startswith(content)
 
 
 class FileRig:
@@ -89,6 +114,26 @@ each_law = pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @each_law
 async def test_fake_volumes(law: Law) -> None:
     await law(FakeRig())
+
+
+@each_law
+async def test_fake_volumes_that_are_shared(law: Law) -> None:
+    await law(ShelfRig())
+
+
+async def test_a_directory_that_is_not_shared_here_is_out_of_reach_and_says_so() -> None:
+    assert not await NOT_SHARED.is_unmade(ONE.id)
+    for act in (
+        NOT_SHARED.ensure(ONE, None),
+        NOT_SHARED.remove(ONE.id),
+        NOT_SHARED.held(),
+        NOT_SHARED.grow(ONE.id, 1),
+    ):
+        with pytest.raises(VolumeError) as refused:
+            await act
+        assert refused.value.code == FaultCode.VOLUME_UNREACHABLE
+    with pytest.raises(VolumeError):
+        NOT_SHARED.path(ONE.id)
 
 
 @needs_programs

@@ -22,7 +22,7 @@ from fabric.errors import (
 )
 from fabric.ids import RandomIds
 from fabric.model.host import Host, Resources, Session, SessionState, Use
-from fabric.model.instance import Assignment, Instance
+from fabric.model.instance import Assignment, Instance, Tombstone
 from fabric.model.quota import Charge, Quota
 from fabric.model.session import HostState, Released, Status
 from fabric.model.states import PowerState
@@ -108,8 +108,8 @@ class Volumes(World):
         )
         return server
 
-    async def make(self, name: str = "data", size_gib: int = 5) -> pb.Volume:
-        volume = pb.Volume(name=name, size_gib=size_gib)
+    async def make(self, name: str = "data", size_gib: int = 5, directory: str = "") -> pb.Volume:
+        volume = pb.Volume(name=name, size_gib=size_gib, directory=directory)
         request = pb.CreateVolumeRequest(request_id=self.rid(), volume=volume)
         return (await self.volumes.create_volume(request, WHO)).volume
 
@@ -398,3 +398,46 @@ async def test_a_server_that_ends_gives_back_every_address(world: Volumes) -> No
 
     use = await world.use()
     assert (use.slots, use.instances) == ((1,), 1)
+
+
+@volumes_test
+async def test_a_volume_in_a_shared_directory_goes_to_any_host_that_shares_it(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    made = await world.make("data", directory="nfs1")
+    assert made.directory == "nfs1"
+
+    with pytest.raises(WrongState, match="VOLUMES_NFS1"):
+        await world.act("attach-volume", one, volume="data")
+    sharing = replace(H1, traits=("VOLUMES_NFS1",))
+    elsewhere = Volume(
+        id=made.id, project_id="p", state=VolumeState.AVAILABLE, host="h2", size_gib=5, directory="nfs1"
+    )
+    await world.cells["c1"].commit(
+        Txn(put={HOST.at("h1"): encode(sharing), VOLUME.at(made.id): encode(elsewhere)})
+    )
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one)
+    record = await world.volume(made.id)
+    assert (record.host, record.instance_id, record.claimed_gib) == ("h1", one, 0)
+    assert (await world.use()).volumes_gib == 0
+    order: Assignment = await world.read(world.cells["c1"], ASSIGNMENT, "h1", one)
+    assert [each.directory for each in order.guest.volumes] == ["nfs1"]
+
+
+@volumes_test
+async def test_a_volume_in_a_shared_directory_is_removed_by_the_host_that_had_it_last(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    made = await world.make("data", directory="nfs1")
+    sharing = replace(H1, traits=("VOLUMES_NFS1",))
+    await world.cells["c1"].commit(Txn(put={HOST.at("h1"): encode(sharing)}))
+    await world.act("attach-volume", one, volume="data")
+    await world.told(one)
+    await world.act("detach-volume", one, volume="data")
+    await world.told(one)
+    await world.end()
+
+    tombstone: Tombstone = await world.read(world.cells["c1"], TOMBSTONE, "h1", made.id)
+    assert tombstone.directory == "nfs1"
+    await world.released(made.id)
+    assert (await world.volume(made.id)).state is VolumeState.DELETED
+    assert (await world.use()).volumes_gib == 0

@@ -295,6 +295,7 @@ class Bench:
             driver=FakeDriver(self.machine),
             disks=FakeDisks(self.machine),
             volumes=FakeVolumes(self.machine),
+            shared={name: FakeVolumes(self.machine, name) for name in self.machine.shelves},
             wires=FakeWires(self.machine),
             dialer=Net(self.conductors),
             boot_id=f"boot-{self.machine.boot}",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+import pytest
+
 from fabric.model.instance import Rescue, VolumeImage
-from fabric.model.session import HostState, Order
+from fabric.model.session import HostState, Order, Release, Report
 from fabric.model.states import Want
-from fabric.model.volume import GuestVolume
+from fabric.model.volume import VOLUME_EPOCH, GuestVolume
 from hostd.core.faults import FaultCode
+from hostd.driver.base import DriverError
+from hostd.driver.fake import INSTANT, FakeMachine, FakeShelf
 from tests.unit.hostd.bench import Bench, on_a_bench, raised
 from tests.unit.hostd.orders import IMAGE, VOLUME, instance_id, order, with_volume
 from tests.unit.hostd.test_volumes import disks, told
@@ -163,3 +167,73 @@ def test_wherever_the_daemon_dies_the_guest_boots_from_its_one_volume() -> None:
             assert bench.machine.volume_data == {ROOT.id: bench.machine.image_data[IMAGE.sha256]}
 
         on_a_bench(scenario)
+
+
+# ------------------------------------------------------------ directories that hosts share
+
+OURS: Final = replace(VOLUME, directory="pool")
+
+
+def test_a_volume_in_a_shared_directory_is_found_there_by_another_host() -> None:
+    shelf = FakeShelf({OURS.id: OURS.size_gib}, {OURS.id: b"written on another host"})
+
+    async def scenario(bench: Bench) -> None:
+        bench.machine.share("pool", shelf)
+        await raised(bench)
+        await bench.conductor.give(with_volume(order(generation=2), OURS))
+
+        assert await told(bench, 2) == (HostState.ACTIVE, "")
+        assert (disks(bench)[-1], bench.machine.volumes) == (OURS.serial, {})
+        await bench.conductor.give(order(generation=3))
+        await told(bench, 3)
+        epoch = bench.conductor.epoch
+        await bench.conductor.release(
+            Release(epoch=epoch, instance_id=OURS.id, placement_epoch=VOLUME_EPOCH, directory="pool")
+        )
+        await bench.until(lambda: not bench.conductor.releases)
+        assert shelf.sizes == {}
+
+    on_a_bench(scenario)
+
+
+def test_a_guest_whose_volume_is_in_a_directory_that_is_not_shared_here_goes_on_without() -> None:
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        await bench.conductor.give(with_volume(order(generation=2), OURS))
+
+        assert await told(bench, 2) == (HostState.ACTIVE, FaultCode.VOLUME_UNREACHABLE)
+        await bench.conductor.give(order(generation=3))
+        assert await told(bench, 3) == (HostState.ACTIVE, "")
+
+    on_a_bench(scenario)
+
+
+def test_a_disk_that_a_guest_of_another_host_has_open_is_refused() -> None:
+    shelf = FakeShelf()
+
+    async def scenario(bench: Bench) -> None:
+        bench.machine.share("pool", shelf)
+        await raised(bench)
+        await bench.conductor.give(with_volume(order(generation=2), OURS))
+        await told(bench, 2)
+        other = FakeMachine("h2", delays=INSTANT)
+        other.share("pool", shelf)
+        spec = bench.machine.domains[ONE].running
+        assert spec is not None
+        other.define(replace(spec, guest=replace(spec.guest, id=TWO)))
+
+        with pytest.raises(DriverError):
+            other.start(TWO)
+
+    on_a_bench(scenario)
+
+
+def test_what_a_host_is_set_to_share_is_reported() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.machine.share("pool", FakeShelf())
+        bench.process.start()
+        await bench.until(lambda: bool(bench.conductor.of(Report)))
+
+        assert bench.conductor.of(Report)[0].directories == ("pool",)
+
+    on_a_bench(scenario)

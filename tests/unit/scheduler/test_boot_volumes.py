@@ -163,3 +163,32 @@ def test_a_volume_that_nobody_has_used_follows_its_server_to_another_cell() -> N
         assert (await volume_of(stage, "west")).instance_id == "i-0"
 
     play(world)
+
+
+def test_a_server_whose_volume_is_in_a_shared_directory_goes_to_a_host_that_shares_it() -> None:
+    async def world(stage: Stage) -> None:
+        there = Volume(
+            id="v-1", project_id="p-1", state=VolumeState.AVAILABLE, host="h3", size_gib=5, directory="nfs1"
+        )
+        await stage.open(host("h1"), host("h2", traits=("VOLUMES_NFS1",)), host("h3"))
+        entry = VolumeEntry(
+            id="v-1",
+            project_id="p-1",
+            user_id="u-1",
+            name="root",
+            size_gib=5,
+            cell="east",
+            directory="nfs1",
+        )
+        await stage.put(stage.globe, keys.VOLUME_ENTRY.at("p-1", "v-1"), entry)
+        await stage.put(stage.cells["east"], keys.VOLUME.at("v-1"), there)
+        stage.schedule("s1")
+        await asyncio.sleep(2)
+        await stage.accept(booting("i-0"))
+        await asyncio.sleep(2)
+
+        (record,) = (await stage.instances()).values()
+        assert record.host == "h2"
+        assert ((await volume_of(stage)).host, (await stage.uses())["h2"].volumes_gib) == ("h2", 0)
+
+    play(world)

@@ -148,6 +148,7 @@ class HostStatus(_message.Message):
     MEASURED_DISK_GIB_FIELD_NUMBER: _builtins.int
     REPORT_TIME_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """UP, JOIN, UNREACHABLE, …"""
     epoch: _builtins.int
@@ -174,6 +175,10 @@ class HostStatus(_message.Message):
     def report_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The shared directories for volumes that it says it is set to have. Volumes in one are for hosts with its trait."""
+
     def __init__(
         self,
         *,
@@ -189,10 +194,11 @@ class HostStatus(_message.Message):
         measured_disk_gib: _builtins.int = ...,
         report_time: _timestamp_pb2.Timestamp | None = ...,
         health: _builtins.str = ...,
+        directories: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_disk_gib", b"claimed_disk_gib", "claimed_ram_mib", b"claimed_ram_mib", "claimed_vcpus", b"claimed_vcpus", "epoch", b"epoch", "health", b"health", "hypervisor", b"hypervisor", "instances", b"instances", "measured_disk_gib", b"measured_disk_gib", "measured_ram_mib", b"measured_ram_mib", "measured_vcpus", b"measured_vcpus", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed_disk_gib", b"claimed_disk_gib", "claimed_ram_mib", b"claimed_ram_mib", "claimed_vcpus", b"claimed_vcpus", "directories", b"directories", "epoch", b"epoch", "health", b"health", "hypervisor", b"hypervisor", "instances", b"instances", "measured_disk_gib", b"measured_disk_gib", "measured_ram_mib", b"measured_ram_mib", "measured_vcpus", b"measured_vcpus", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -654,6 +654,7 @@ class Report(_message.Message):
     HYPERVISOR_VERSION_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The session's epoch."""
     running: _builtins.int
@@ -674,6 +675,10 @@ class Report(_message.Message):
     def used(self) -> Global___Amounts:
         """What is in use."""
 
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The shared directories for volumes that it is set to have, by name."""
+
     def __init__(
         self,
         *,
@@ -685,10 +690,11 @@ class Report(_message.Message):
         hypervisor_version: _builtins.str = ...,
         agent_version: _builtins.str = ...,
         health: _builtins.str = ...,
+        directories: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "used", b"used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "epoch", b"epoch", "health", b"health", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "running", b"running", "total", b"total", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "directories", b"directories", "epoch", b"epoch", "health", b"health", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "running", b"running", "total", b"total", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1001,22 +1007,26 @@ class Release(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The session's epoch."""
     instance_id: _builtins.str
     """Which instance."""
     placement_epoch: _builtins.int
     """Up to which placement."""
+    directory: _builtins.str
+    """Of a volume: the shared directory that its data is in."""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         instance_id: _builtins.str = ...,
         placement_epoch: _builtins.int = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "epoch", b"epoch", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1497,22 +1507,26 @@ class GuestVolume(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SIZE_GIB_FIELD_NUMBER: _builtins.int
     IS_ROOT_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The volume's id."""
     size_gib: _builtins.int
     """How large it is at least."""
     is_root: _builtins.bool
     """Whether it is the guest's root disk, which it boots from."""
+    directory: _builtins.str
+    """The shared directory that its data is in, by name; empty: the host's own files."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         size_gib: _builtins.int = ...,
         is_root: _builtins.bool = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

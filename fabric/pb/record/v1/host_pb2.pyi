@@ -264,6 +264,7 @@ class HostReport(_message.Message):
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
     REPORT_TIME_MS_FIELD_NUMBER: _builtins.int
+    DIRECTORIES_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     host: _builtins.str
@@ -277,6 +278,8 @@ class HostReport(_message.Message):
     def total(self) -> Global___Resources: ...
     @_builtins.property
     def used(self) -> Global___Resources: ...
+    @_builtins.property
+    def directories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -290,10 +293,11 @@ class HostReport(_message.Message):
         agent_version: _builtins.str = ...,
         health: _builtins.str = ...,
         report_time_ms: _builtins.int = ...,
+        directories: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total", "used", b"used"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "health", b"health", "host", b"host", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "report_time_ms", b"report_time_ms", "running", b"running", "schema_version", b"schema_version", "total", b"total", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "directories", b"directories", "health", b"health", "host", b"host", "hypervisor", b"hypervisor", "hypervisor_version", b"hypervisor_version", "report_time_ms", b"report_time_ms", "running", b"running", "schema_version", b"schema_version", "total", b"total", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1174,10 +1174,12 @@ class Tombstone(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     PLACEMENT_EPOCH_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     instance_id: _builtins.str
     placement_epoch: _builtins.int
+    directory: _builtins.str
     @_builtins.property
     def volumes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1187,10 +1189,11 @@ class Tombstone(_message.Message):
         instance_id: _builtins.str = ...,
         placement_epoch: _builtins.int = ...,
         volumes: _abc.Iterable[_builtins.str] | None = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "schema_version", b"schema_version", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "instance_id", b"instance_id", "placement_epoch", b"placement_epoch", "schema_version", b"schema_version", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

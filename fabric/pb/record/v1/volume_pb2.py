@@ -26,23 +26,23 @@ _sym_db = _symbol_database.Default()
 from fabric.pb.record.v1 import catalogue_pb2 as fabric_dot_record_dot_v1_dot_catalogue__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61\x62ric/record/v1/volume.proto\x12\x10\x66\x61\x62ric.record.v1\x1a fabric/record/v1/catalogue.proto\"<\n\x0bGuestVolume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08size_gib\x18\x02 \x01(\x03\x12\x0f\n\x07is_root\x18\x03 \x01(\x08\"\xeb\x01\n\x0bVolumeEntry\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x10\n\x08size_gib\x18\x06 \x01(\x03\x12\x0c\n\x04\x63\x65ll\x18\x07 \x01(\t\x12\x16\n\x0e\x63reate_time_ms\x18\x08 \x01(\x03\x12\x16\n\x0eupdate_time_ms\x18\t \x01(\x03\x12\r\n\x05op_id\x18\n \x01(\t\x12&\n\x05image\x18\x0b \x01(\x0b\x32\x17.fabric.record.v1.Image\"\xfe\x01\n\x06Volume\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.fabric.record.v1.VolumeState\x12\x10\n\x08size_gib\x18\x05 \x01(\x03\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x13\n\x0binstance_id\x18\x07 \x01(\t\x12\x1a\n\x12\x65nds_with_instance\x18\x08 \x01(\x08\x12\x16\n\x0e\x61ttach_time_ms\x18\t \x01(\x03\x12\x16\n\x0eupdate_time_ms\x18\n \x01(\x03\x12\r\n\x05op_id\x18\x0b \x01(\t\"J\n\tVolumeEnd\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\"`\n\x04Plug\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x0f\n\x07port_id\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\x03\x12\x12\n\nis_leaving\x18\x05 \x01(\x08*\xb1\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VOLUME_STATE_AVAILABLE\x10\x01\x12\x17\n\x13VOLUME_STATE_IN_USE\x10\x02\x12\x1a\n\x16VOLUME_STATE_DETACHING\x10\x03\x12\x19\n\x15VOLUME_STATE_DELETING\x10\x04\x12\x18\n\x14VOLUME_STATE_DELETED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x61\x62ric/record/v1/volume.proto\x12\x10\x66\x61\x62ric.record.v1\x1a fabric/record/v1/catalogue.proto\"O\n\x0bGuestVolume\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08size_gib\x18\x02 \x01(\x03\x12\x0f\n\x07is_root\x18\x03 \x01(\x08\x12\x11\n\tdirectory\x18\x04 \x01(\t\"\xfe\x01\n\x0bVolumeEntry\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x10\n\x08size_gib\x18\x06 \x01(\x03\x12\x0c\n\x04\x63\x65ll\x18\x07 \x01(\t\x12\x16\n\x0e\x63reate_time_ms\x18\x08 \x01(\x03\x12\x16\n\x0eupdate_time_ms\x18\t \x01(\x03\x12\r\n\x05op_id\x18\n \x01(\t\x12&\n\x05image\x18\x0b \x01(\x0b\x32\x17.fabric.record.v1.Image\x12\x11\n\tdirectory\x18\x0c \x01(\t\"\x91\x02\n\x06Volume\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\n\n\x02id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12,\n\x05state\x18\x04 \x01(\x0e\x32\x1d.fabric.record.v1.VolumeState\x12\x10\n\x08size_gib\x18\x05 \x01(\x03\x12\x0c\n\x04host\x18\x06 \x01(\t\x12\x13\n\x0binstance_id\x18\x07 \x01(\t\x12\x1a\n\x12\x65nds_with_instance\x18\x08 \x01(\x08\x12\x16\n\x0e\x61ttach_time_ms\x18\t \x01(\x03\x12\x16\n\x0eupdate_time_ms\x18\n \x01(\x03\x12\r\n\x05op_id\x18\x0b \x01(\t\x12\x11\n\tdirectory\x18\x0c \x01(\t\"J\n\tVolumeEnd\x12\x16\n\x0eschema_version\x18\x01 \x01(\x05\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\"`\n\x04Plug\x12\x12\n\ngeneration\x18\x01 \x01(\x03\x12\x11\n\tvolume_id\x18\x02 \x01(\t\x12\x0f\n\x07port_id\x18\x03 \x01(\t\x12\x0c\n\x04slot\x18\x04 \x01(\x03\x12\x12\n\nis_leaving\x18\x05 \x01(\x08*\xb1\x01\n\x0bVolumeState\x12\x1c\n\x18VOLUME_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16VOLUME_STATE_AVAILABLE\x10\x01\x12\x17\n\x13VOLUME_STATE_IN_USE\x10\x02\x12\x1a\n\x16VOLUME_STATE_DETACHING\x10\x03\x12\x19\n\x15VOLUME_STATE_DELETING\x10\x04\x12\x18\n\x14VOLUME_STATE_DELETED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fabric.pb.record.v1.volume_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VOLUMESTATE']._serialized_start=817
-  _globals['_VOLUMESTATE']._serialized_end=994
+  _globals['_VOLUMESTATE']._serialized_start=874
+  _globals['_VOLUMESTATE']._serialized_end=1051
   _globals['_GUESTVOLUME']._serialized_start=85
-  _globals['_GUESTVOLUME']._serialized_end=145
-  _globals['_VOLUMEENTRY']._serialized_start=148
-  _globals['_VOLUMEENTRY']._serialized_end=383
-  _globals['_VOLUME']._serialized_start=386
-  _globals['_VOLUME']._serialized_end=640
-  _globals['_VOLUMEEND']._serialized_start=642
-  _globals['_VOLUMEEND']._serialized_end=716
-  _globals['_PLUG']._serialized_start=718
-  _globals['_PLUG']._serialized_end=814
+  _globals['_GUESTVOLUME']._serialized_end=164
+  _globals['_VOLUMEENTRY']._serialized_start=167
+  _globals['_VOLUMEENTRY']._serialized_end=421
+  _globals['_VOLUME']._serialized_start=424
+  _globals['_VOLUME']._serialized_end=697
+  _globals['_VOLUMEEND']._serialized_start=699
+  _globals['_VOLUMEEND']._serialized_end=773
+  _globals['_PLUG']._serialized_start=775
+  _globals['_PLUG']._serialized_end=871
 # @@protoc_insertion_point(module_scope)

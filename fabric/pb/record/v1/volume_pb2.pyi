@@ -64,19 +64,22 @@ class GuestVolume(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SIZE_GIB_FIELD_NUMBER: _builtins.int
     IS_ROOT_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     size_gib: _builtins.int
     is_root: _builtins.bool
+    directory: _builtins.str
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         size_gib: _builtins.int = ...,
         is_root: _builtins.bool = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "id", b"id", "is_root", b"is_root", "size_gib", b"size_gib"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -99,6 +102,7 @@ class VolumeEntry(_message.Message):
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -110,6 +114,8 @@ class VolumeEntry(_message.Message):
     create_time_ms: _builtins.int
     update_time_ms: _builtins.int
     op_id: _builtins.str
+    directory: _builtins.str
+    """The shared directory that its data is in; empty: it is in files of one host."""
     @_builtins.property
     def image(self) -> _catalogue_pb2.Image:
         """What its data starts as, as it was when the volume was asked for."""
@@ -128,10 +134,11 @@ class VolumeEntry(_message.Message):
         update_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
         image: _catalogue_pb2.Image | None = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "create_time_ms", b"create_time_ms", "id", b"id", "image", b"image", "name", b"name", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "update_time_ms", b"update_time_ms", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cell", b"cell", "create_time_ms", b"create_time_ms", "directory", b"directory", "id", b"id", "image", b"image", "name", b"name", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "update_time_ms", b"update_time_ms", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,6 +161,7 @@ class Volume(_message.Message):
     ATTACH_TIME_MS_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
     OP_ID_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -166,6 +174,7 @@ class Volume(_message.Message):
     attach_time_ms: _builtins.int
     update_time_ms: _builtins.int
     op_id: _builtins.str
+    directory: _builtins.str
     def __init__(
         self,
         *,
@@ -180,10 +189,11 @@ class Volume(_message.Message):
         attach_time_ms: _builtins.int = ...,
         update_time_ms: _builtins.int = ...,
         op_id: _builtins.str = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time_ms", b"attach_time_ms", "ends_with_instance", b"ends_with_instance", "host", b"host", "id", b"id", "instance_id", b"instance_id", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "state", b"state", "update_time_ms", b"update_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time_ms", b"attach_time_ms", "directory", b"directory", "ends_with_instance", b"ends_with_instance", "host", b"host", "id", b"id", "instance_id", b"instance_id", "op_id", b"op_id", "project_id", b"project_id", "schema_version", b"schema_version", "size_gib", b"size_gib", "state", b"state", "update_time_ms", b"update_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mas
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fabric/volume/v1/volume_service.proto\x12\x10\x66\x61\x62ric.volume.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf9\x03\n\x06Volume\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12@\n\x04name\x18\x02 \x01(\tB2\x92\xb5\x18.\x08\x01\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1e\n\x08size_gib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08\x08\x01(\x01\x30\x80\x80\x04\x12\x1a\n\nproject_id\x18\x04 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x17\n\x07user_id\x18\x05 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x06status\x18\x06 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1b\n\x0binstance_id\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x06serial\x18\x08 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12%\n\x15\x64\x65lete_on_termination\x18\t \x01(\x08\x42\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x63\x65ll\x18\n \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04host\x18\x0b \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x61ttach_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x05image\x18\x0e \x01(\tB\x07\x92\xb5\x18\x03\x18\xff\x01\x12\x1a\n\nimage_name\x18\x0f \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\"*\n\x10GetVolumeRequest\x12\x16\n\x06volume\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"O\n\x11GetVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"l\n\x12ListVolumesRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x1b\n\x0binstance_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x18$\"k\n\x13ListVolumesResponse\x12)\n\x07volumes\x18\x01 \x03(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"~\n\x13\x43reateVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x30\n\x06volume\x18\x02 \x01(\x0b\x32\x18.fabric.volume.v1.VolumeB\x06\x92\xb5\x18\x02\x08\x01\"R\n\x14\x43reateVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xfb\x01\n\x13UpdateVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x16\n\x06volume\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12>\n\x04name\x18\x03 \x01(\tB0\x92\xb5\x18,\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1c\n\x08size_gib\x18\x04 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\x80\x80\x04\x12\x37\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\"R\n\x14UpdateVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"d\n\x13\x44\x65leteVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x16\n\x06volume\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"(\n\x14\x44\x65leteVolumeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x96\x04\n\rVolumeService\x12^\n\tGetVolume\x12\".fabric.volume.v1.GetVolumeRequest\x1a#.fabric.volume.v1.GetVolumeResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x64\n\x0bListVolumes\x12$.fabric.volume.v1.ListVolumesRequest\x1a%.fabric.volume.v1.ListVolumesResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12i\n\x0c\x43reateVolume\x12%.fabric.volume.v1.CreateVolumeRequest\x1a&.fabric.volume.v1.CreateVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12i\n\x0cUpdateVolume\x12%.fabric.volume.v1.UpdateVolumeRequest\x1a&.fabric.volume.v1.UpdateVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12i\n\x0c\x44\x65leteVolume\x12%.fabric.volume.v1.DeleteVolumeRequest\x1a&.fabric.volume.v1.DeleteVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fabric/volume/v1/volume_service.proto\x12\x10\x66\x61\x62ric.volume.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x04\n\x06Volume\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12@\n\x04name\x18\x02 \x01(\tB2\x92\xb5\x18.\x08\x01\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1e\n\x08size_gib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08\x08\x01(\x01\x30\x80\x80\x04\x12\x1a\n\nproject_id\x18\x04 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x17\n\x07user_id\x18\x05 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x06status\x18\x06 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x1b\n\x0binstance_id\x18\x07 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x06serial\x18\x08 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12%\n\x15\x64\x65lete_on_termination\x18\t \x01(\x08\x42\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x63\x65ll\x18\n \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04host\x18\x0b \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x61ttach_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x16\n\x05image\x18\x0e \x01(\tB\x07\x92\xb5\x18\x03\x18\xff\x01\x12\x1a\n\nimage_name\x18\x0f \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12J\n\tdirectory\x18\x10 \x01(\tB7\x92\xb5\x18\x33\x18 \"\x15([a-z0-9][a-z0-9_]*)?R\x18small letters, digits, _\"*\n\x10GetVolumeRequest\x12\x16\n\x06volume\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"O\n\x11GetVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"l\n\x12ListVolumesRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x1b\n\x0binstance_id\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x18$\"k\n\x13ListVolumesResponse\x12)\n\x07volumes\x18\x01 \x03(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"~\n\x13\x43reateVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x30\n\x06volume\x18\x02 \x01(\x0b\x32\x18.fabric.volume.v1.VolumeB\x06\x92\xb5\x18\x02\x08\x01\"R\n\x14\x43reateVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xfb\x01\n\x13UpdateVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x16\n\x06volume\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12>\n\x04name\x18\x03 \x01(\tB0\x92\xb5\x18,\x18\xff\x01\"\x11[^\\x00-\\x1f\\x7f]+R\x14printable characters\x12\x1c\n\x08size_gib\x18\x04 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\x80\x80\x04\x12\x37\n\x0bupdate_mask\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\"R\n\x14UpdateVolumeResponse\x12(\n\x06volume\x18\x01 \x01(\x0b\x32\x18.fabric.volume.v1.Volume\x12\x10\n\x08revision\x18\x02 \x01(\x03\"d\n\x13\x44\x65leteVolumeRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x16\n\x06volume\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"(\n\x14\x44\x65leteVolumeResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x96\x04\n\rVolumeService\x12^\n\tGetVolume\x12\".fabric.volume.v1.GetVolumeRequest\x1a#.fabric.volume.v1.GetVolumeResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12\x64\n\x0bListVolumes\x12$.fabric.volume.v1.ListVolumesRequest\x1a%.fabric.volume.v1.ListVolumesResponse\"\x08\x8a\xb5\x18\x04\x08\x03\x10\x01\x12i\n\x0c\x43reateVolume\x12%.fabric.volume.v1.CreateVolumeRequest\x1a&.fabric.volume.v1.CreateVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12i\n\x0cUpdateVolume\x12%.fabric.volume.v1.UpdateVolumeRequest\x1a&.fabric.volume.v1.UpdateVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x12i\n\x0c\x44\x65leteVolume\x12%.fabric.volume.v1.DeleteVolumeRequest\x1a&.fabric.volume.v1.DeleteVolumeResponse\"\n\x8a\xb5\x18\x06\x08\x03\x10\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +65,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUME'].fields_by_name['image']._serialized_options = b'\222\265\030\003\030\377\001'
   _globals['_VOLUME'].fields_by_name['image_name']._loaded_options = None
   _globals['_VOLUME'].fields_by_name['image_name']._serialized_options = b'\222\265\030\0028\001'
+  _globals['_VOLUME'].fields_by_name['directory']._loaded_options = None
+  _globals['_VOLUME'].fields_by_name['directory']._serialized_options = b'\222\265\0303\030 \"\025([a-z0-9][a-z0-9_]*)?R\030small letters, digits, _'
   _globals['_GETVOLUMEREQUEST'].fields_by_name['volume']._loaded_options = None
   _globals['_GETVOLUMEREQUEST'].fields_by_name['volume']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_LISTVOLUMESREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -102,27 +104,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUMESERVICE'].methods_by_name['DeleteVolume']._loaded_options = None
   _globals['_VOLUMESERVICE'].methods_by_name['DeleteVolume']._serialized_options = b'\212\265\030\006\010\003\020\002\030\001'
   _globals['_VOLUME']._serialized_start=159
-  _globals['_VOLUME']._serialized_end=664
-  _globals['_GETVOLUMEREQUEST']._serialized_start=666
-  _globals['_GETVOLUMEREQUEST']._serialized_end=708
-  _globals['_GETVOLUMERESPONSE']._serialized_start=710
-  _globals['_GETVOLUMERESPONSE']._serialized_end=789
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=791
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=899
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=901
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1008
-  _globals['_CREATEVOLUMEREQUEST']._serialized_start=1010
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=1136
-  _globals['_CREATEVOLUMERESPONSE']._serialized_start=1138
-  _globals['_CREATEVOLUMERESPONSE']._serialized_end=1220
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1223
-  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1474
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1476
-  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1558
-  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1560
-  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1660
-  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1662
-  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1702
-  _globals['_VOLUMESERVICE']._serialized_start=1705
-  _globals['_VOLUMESERVICE']._serialized_end=2239
+  _globals['_VOLUME']._serialized_end=740
+  _globals['_GETVOLUMEREQUEST']._serialized_start=742
+  _globals['_GETVOLUMEREQUEST']._serialized_end=784
+  _globals['_GETVOLUMERESPONSE']._serialized_start=786
+  _globals['_GETVOLUMERESPONSE']._serialized_end=865
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=867
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=975
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=977
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1084
+  _globals['_CREATEVOLUMEREQUEST']._serialized_start=1086
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=1212
+  _globals['_CREATEVOLUMERESPONSE']._serialized_start=1214
+  _globals['_CREATEVOLUMERESPONSE']._serialized_end=1296
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_start=1299
+  _globals['_UPDATEVOLUMEREQUEST']._serialized_end=1550
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_start=1552
+  _globals['_UPDATEVOLUMERESPONSE']._serialized_end=1634
+  _globals['_DELETEVOLUMEREQUEST']._serialized_start=1636
+  _globals['_DELETEVOLUMEREQUEST']._serialized_end=1736
+  _globals['_DELETEVOLUMERESPONSE']._serialized_start=1738
+  _globals['_DELETEVOLUMERESPONSE']._serialized_end=1778
+  _globals['_VOLUMESERVICE']._serialized_start=1781
+  _globals['_VOLUMESERVICE']._serialized_end=2315
 # @@protoc_insertion_point(module_scope)

@@ -42,6 +42,7 @@ class Volume(_message.Message):
     ATTACH_TIME_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     IMAGE_NAME_FIELD_NUMBER: _builtins.int
+    DIRECTORY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Made by the server."""
     name: _builtins.str
@@ -68,6 +69,8 @@ class Volume(_message.Message):
     """The image that its data starts as: an id or a name when it is made, its id from then on. Empty: it is empty at first."""
     image_name: _builtins.str
     """The name that the image had."""
+    directory: _builtins.str
+    """The directory that its data is to be in, which several hosts share; empty: the host's own disk that it is first used on."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -94,10 +97,11 @@ class Volume(_message.Message):
         attach_time: _timestamp_pb2.Timestamp | None = ...,
         image: _builtins.str = ...,
         image_name: _builtins.str = ...,
+        directory: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "cell", b"cell", "create_time", b"create_time", "delete_on_termination", b"delete_on_termination", "host", b"host", "id", b"id", "image", b"image", "image_name", b"image_name", "instance_id", b"instance_id", "name", b"name", "project_id", b"project_id", "serial", b"serial", "size_gib", b"size_gib", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_time", b"attach_time", "cell", b"cell", "create_time", b"create_time", "delete_on_termination", b"delete_on_termination", "directory", b"directory", "host", b"host", "id", b"id", "image", b"image", "image_name", b"image_name", "instance_id", b"instance_id", "name", b"name", "project_id", b"project_id", "serial", b"serial", "size_gib", b"size_gib", "status", b"status", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
