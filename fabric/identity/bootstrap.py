@@ -7,7 +7,7 @@ import asyncio
 import structlog
 
 from fabric.clock import Clock
-from fabric.errors import Unavailable
+from fabric.errors import TooMuch, Unavailable
 from fabric.identity.core import check_password
 from fabric.identity.directory import Directory, project_writes, user_writes
 from fabric.identity.passwords import Passwords
@@ -31,7 +31,8 @@ async def ensure_administrator(
     ids: Ids,
     pause_s: float = 0.5,
 ) -> None:
-    """Make the administrator and their project, unless there is a user of that name. Waits until the store can be reached.
+    """Make the administrator and their project, unless there is a user of that name. Waits until the store can be reached, and while
+    too many other passwords are being hashed.
 
     Several servers may do this at once: the name's key is compared as absent, so one of them makes it and the others find it.
 
@@ -70,6 +71,6 @@ async def ensure_administrator(
                 )
             )
             log.info("administrator.made", user=user_name, project=project_name)
-        except Unavailable as away:
+        except (Unavailable, TooMuch) as away:
             log.warning("administrator.waiting", why=away.message)
             await asyncio.sleep(pause_s)

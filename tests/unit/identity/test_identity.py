@@ -402,3 +402,30 @@ async def test_the_first_administrator_is_made_once_whoever_comes_first(store: F
     assert user.system_admin
     assert store.revision == before
     assert (await Directory(store).role(user.id, user.default_project_id)) is Role.ADMIN
+
+
+async def test_the_first_administrator_waits_while_too_many_passwords_are_hashed(store: Flaky) -> None:
+    """The API server is open while it waits for its administrator: a flood of logins, which are hashed by the same workers, ended it."""
+
+    class Flooded:
+        refusals = 2
+
+        async def run(self, work: Callable[[], T]) -> T:
+            if self.refusals:
+                self.refusals -= 1
+                raise TooMuch("too much of this is being asked at once", retry_after_s=1.0)
+            return work()
+
+    await ensure_administrator(
+        store,
+        user_name="admin",
+        project_name="admin",
+        password="first password",
+        limit=Charge(),
+        passwords=Passwords(Flooded(), CHEAP),
+        clock=Clock(),
+        ids=RandomIds(),
+        pause_s=0,
+    )
+
+    assert await Directory(store).find_user("admin") is not None
