@@ -20,7 +20,7 @@ WATCH_TIMEOUT_S: Final = 900.0
 """One call of a watch. A server ends it well before; this is for one that has forgotten to."""
 
 AGAIN_S: Final = 0.5
-"""Between a watch that broke and the next."""
+"""Between a watch that ended or broke and the next: a server that ends every one at once is not asked as fast as it can answer."""
 
 
 class InstanceEvents:
@@ -72,9 +72,9 @@ class InstanceEvents:
                 # Who is not let in any more is asked for a new token when the next call is made.
                 if not may_pass(error) and not isinstance(error, Unauthenticated):
                     raise error from None
-                self._calls.world.sleep(AGAIN_S)
             finally:
                 stream.cancel()
+            self._calls.world.sleep(AGAIN_S)
 
     def _begun(self, request: pb.WatchInstancesRequest) -> tuple[Any, WatchInstancesResponse | None]:
         """A call, and its first answer: only then is it known whether it was let in."""

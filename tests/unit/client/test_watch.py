@@ -40,6 +40,18 @@ def test_a_watch_that_ends_goes_on_from_its_last_mark() -> None:
     assert _tokens(api) == ["", "m1", "m2"]
 
 
+def test_a_watch_that_ends_at_once_is_begun_again_after_a_moment() -> None:
+    """Only one that broke waited: a server that ended every watch without a word was asked anew as fast as it could answer."""
+    api, time = FakeApi(), VirtualTime()
+    api.news = [[], [], [_change("a")]]
+
+    watch = client_of(api, time).instance_events.watch()
+    told = [each.change.instance.name for each in islice(watch, 1)]
+
+    assert told == ["a"]
+    assert len(time.slept) == 2
+
+
 def test_a_watch_that_breaks_goes_on_after_a_moment() -> None:
     api, time = FakeApi(), VirtualTime()
     api.news = [[_mark("m1"), _change("lost")], [_change("found")]]
