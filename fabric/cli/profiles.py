@@ -75,7 +75,10 @@ def read_profile(path: Path, cloud: str) -> Login:
     clouds = data.get("clouds", {})
     if not isinstance(clouds, dict) or not all(isinstance(it, dict) for it in clouds.values()):
         raise InvalidRequest(f"{path}: profiles are tables named [clouds.NAME]", field="cloud")
-    name = cloud or data.get("default", "") or (next(iter(clouds)) if len(clouds) == 1 else "")
+    default = data.get("default", "")
+    if not isinstance(default, str):
+        raise InvalidRequest(f"{path}: default must be the name of a cloud", field="cloud")
+    name = cloud or default or (next(iter(clouds)) if len(clouds) == 1 else "")
     if not name:
         return Login()
     if name not in clouds:
@@ -98,9 +101,10 @@ def _login(values: Mapping[str, object], path: Path, name: str) -> Login:
     if "password_file" in said:
         try:
             password = (near / Path(said["password_file"]).expanduser()).read_text().rstrip("\r\n")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise InvalidRequest(
-                f"{said['password_file']}, the password file of cloud {name!r}, cannot be read: {error.strerror}",
+                f"{said['password_file']}, the password file of cloud {name!r}, cannot be read: {why}",
                 field="password_file",
             ) from None
     return Login(

@@ -64,10 +64,13 @@ def test_no_file_is_no_profile_unless_one_is_asked_for(tmp_path: Path) -> None:
         ('[clouds.lab]\nendpont = "a:1"\n', "says 'endpont'; known are endpoint"),
         ("[clouds.lab]\nendpoint = 5\n", "endpoint of cloud 'lab' must be a string"),
         ('[clouds.lab]\npassword_file = "absent"\n', "absent, the password file"),
+        ('[clouds.lab]\npassword_file = "binary"\n', "cannot be read: it is not text"),
+        ("default = []\n[clouds.lab]\n", "default must be the name of a cloud"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "clouds.toml").write_text(text)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidRequest, match=told):
         read_profile(tmp_path / "clouds.toml", "")
 
