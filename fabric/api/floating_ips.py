@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.api.draft import Draft
-from fabric.api.named import Found, absent
-from fabric.api.network_desk import Desk, named, project_of, seen_at, wanted
+from fabric.api.named import Found, absent, named_by
+from fabric.api.network_desk import Desk, named, project_of, seen_at
 from fabric.api.network_messages import floating_ip_message
 from fabric.errors import InvalidRequest, Reason, WrongState
 from fabric.ids import is_id
@@ -67,7 +67,7 @@ class FloatingIpHandlers:
         async def decide(draft: Draft) -> str:
             seed, now_ms = f"{floating_ip_id}/{draft.attempt}", desk.clock.now_ms()
             key = FLOATING_IP.at(project_id, floating_ip_id)
-            network = await wanted("floating_ip.network", desk.network(asked.network, principal))
+            network = await named_by("floating_ip.network", desk.network(asked.network, principal))
             outside = await self._address(draft, network, asked.ip_address, seed=seed)
             draft.take(ADDRESS.at(outside.subnet_id, outside.address), key)
             floating_ip = FloatingIp(
@@ -207,7 +207,7 @@ class FloatingIpHandlers:
         path: str,
     ) -> FloatingIp:
         """The floating IP leading to a port. The port is written too: so it cannot end, or be led to twice, meanwhile."""
-        found = await wanted(f"{path}port", self._desk.ports.get(floating_ip.project_id, port_word))
+        found = await named_by(f"{path}port", self._desk.ports.get(floating_ip.project_id, port_word))
         port, key = found.value, PORT.at(found.value.project_id, found.value.id)
         if key in draft.put:
             # It leads to another address of the same port now: that it no longer leads to this one is part of the same write.

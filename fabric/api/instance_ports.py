@@ -13,7 +13,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.core.devices import PORTS_LIMIT
 from fabric.api.draft import Draft
 from fabric.api.named import Found, named_by
-from fabric.api.network_desk import Desk, project_of, wanted
+from fabric.api.network_desk import Desk, project_of
 from fabric.api.port_parts import check_allowed, take_port
 from fabric.errors import InvalidRequest, NotFound
 from fabric.model.identity import Principal
@@ -71,7 +71,7 @@ class InstancePorts:
         for path, each in asked:
             if each.port:
                 port_path = f"{path}port"
-                found = await wanted(port_path, self._desk.ports.get(project_of(principal), each.port))
+                found = await named_by(port_path, self._desk.ports.get(project_of(principal), each.port))
                 ports.append(
                     await self.bind(draft, found, instance_id=instance_id, others=ports, field=port_path)
                 )
@@ -110,7 +110,7 @@ class InstancePorts:
         for at, each in enumerate(asked):
             subnet_id = ""
             if each.subnet:
-                subnet = await wanted(
+                subnet = await named_by(
                     f"{path}fixed_ips[{at}].subnet", self._desk.subnet(each.subnet, principal)
                 )
                 subnet_id = subnet.value.id

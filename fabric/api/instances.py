@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -32,6 +32,7 @@ from fabric.api.instance_groups import InstanceGroups
 from fabric.api.instance_ports import InstancePorts
 from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
+from fabric.api.named import named_by
 from fabric.api.network_desk import Desk
 from fabric.api.once import body_sha256
 from fabric.api.pages import Pages
@@ -46,9 +47,7 @@ from fabric.errors import (
     Bug,
     Conflict,
     FabricError,
-    InvalidRequest,
     NotFound,
-    Reason,
     Unavailable,
     WrongState,
 )
@@ -70,8 +69,6 @@ from fabric.store import codec
 from fabric.store.base import Refused, Snapshot, Store
 from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, SESSION, USE, Key
 from fabric.store.settle import commit_settled
-
-T = TypeVar("T")
 
 TRIES = 8
 """How often a write that lost a race is decided anew."""
@@ -222,15 +219,15 @@ class InstanceHandlers:
         self, request: pb.CreateInstanceRequest, principal: Principal, *, now_ms: int
     ) -> Asked:
         """Everything that the request names but networks. A name that is not there is the request's fault, and names its field."""
-        flavor = await _field("flavor", self._catalogue.flavor(request.flavor))
+        flavor = await named_by("flavor", self._catalogue.flavor(request.flavor))
         image = None
         if sources(request).image:
-            image = await _field("image", self._catalogue.image(request.image, principal))
+            image = await named_by("image", self._catalogue.image(request.image, principal))
         root = await self._boot_volumes.look_up(request, image, principal, now_ms=now_ms)
         image = image or (root.entry.image if root is not None else None) or NO_IMAGE
         keypair = None
         if request.key_name:
-            keypair = await _field(
+            keypair = await named_by(
                 "key_name", self._catalogue.keypair(request.key_name, principal, field="key_name")
             )
         return Asked(
@@ -250,7 +247,7 @@ class InstanceHandlers:
     async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:
         if not image_id:
             return None
-        return await _field("image", self._catalogue.image(image_id, principal))
+        return await named_by("image", self._catalogue.image(image_id, principal))
 
     async def _enabled_cells(self) -> list[str]:
         await self._catalogue.cells.matching(lambda each: each.enabled)
@@ -555,11 +552,3 @@ def _gone(instance_id: str, principal: Principal) -> pb.Instance:
     gone = pb.Instance(id=instance_id, project_id=principal.project_id)
     gone.status.state = shown(VmState.DELETED, TaskState.NONE)
     return gone
-
-
-async def _field(field: str, looking: Awaitable[T]) -> T:
-    """A thing named by a field. Raises InvalidRequest naming the field, where the thing is not there."""
-    try:
-        return await looking
-    except NotFound as gone:
-        raise InvalidRequest(gone.message, field=field, reason=Reason.RESOURCE_NOT_FOUND) from None

@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from fabric.api.draft import Draft, drafted
-from fabric.api.named import Found, absent, named_by
+from fabric.api.named import Found, absent
 from fabric.api.once import Done, Once
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
@@ -250,8 +250,3 @@ def required_name(name: str) -> str:
 def position(name: str, resource_id: str) -> str:
     """Where a thing is in a list: by name, and by id where names are the same or there are none."""
     return f"{name}\0{resource_id}"
-
-
-async def wanted(field: str, found: Awaitable[V]) -> V:
-    """Something that a request names. That it is not there is the request's fault, and names the field."""
-    return await named_by(field, found)

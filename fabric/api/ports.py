@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fabric.api.draft import Draft
-from fabric.api.named import Found
-from fabric.api.network_desk import Desk, named, position, project_of, seen_at, wanted
+from fabric.api.named import Found, named_by
+from fabric.api.network_desk import Desk, named, position, project_of, seen_at
 from fabric.api.network_messages import port_message
 from fabric.api.port_parts import check_allowed, join, membership, name_key, take_port
 from fabric.api.security_groups import groups_named
@@ -137,7 +137,7 @@ class PortHandlers:
         self, word: str, port: NetworkPort, principal: Principal, *, asked_mac: bool
     ) -> Found[Network]:
         """The port's network, on which it may be as it is."""
-        found = await wanted("port.network", self._desk.network(word, principal))
+        found = await named_by("port.network", self._desk.network(word, principal))
         check_allowed(found.value, port, principal, asked_mac=asked_mac, field="port.network")
         return found
 
@@ -152,7 +152,7 @@ class PortHandlers:
             subnet_id = ""
             if each.subnet:
                 field = f"port.fixed_ips[{at}].subnet"
-                subnet_id = (await wanted(field, self._desk.subnet(each.subnet, principal))).value.id
+                subnet_id = (await named_by(field, self._desk.subnet(each.subnet, principal))).value.id
             found.append(AskedAddress(subnet_id, each.ip_address))
         return found
 

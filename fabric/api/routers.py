@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.api.draft import Draft
-from fabric.api.named import Found
-from fabric.api.network_desk import Desk, check_owns, named, position, project_of, required_name, wanted
+from fabric.api.named import Found, named_by
+from fabric.api.network_desk import Desk, check_owns, named, position, project_of, required_name
 from fabric.api.network_messages import router_message
 from fabric.errors import Conflict, InvalidRequest, NotFound, Reason, WrongState
 from fabric.model.identity import Principal
@@ -150,7 +150,7 @@ class RouterHandlers:
         async def decide(draft: Draft) -> str:
             found = await desk.routers.get(principal.project_id, request.router)
             router, key = found.value, ROUTER.at(found.value.project_id, found.value.id)
-            subnet = await wanted("subnet", desk.subnet(request.subnet, principal))
+            subnet = await named_by("subnet", desk.subnet(request.subnet, principal))
             network = await self._inner_network(subnet.value, principal)
             mac = await desk.holdings.free_mac(network.value.id, seed=f"{router.id}/{draft.attempt}")
             after = attached(
@@ -181,7 +181,7 @@ class RouterHandlers:
         async def decide(draft: Draft) -> str:
             found = await desk.routers.get(principal.project_id, request.router)
             router = found.value
-            subnet = (await wanted("subnet", desk.subnet(request.subnet, principal))).value
+            subnet = (await named_by("subnet", desk.subnet(request.subnet, principal))).value
             after, interface = detached(router, subnet, now_ms=desk.clock.now_ms())
             await desk.check_nothing_below(
                 draft,
@@ -239,7 +239,7 @@ class RouterHandlers:
     async def _led_elsewhere(self, draft: Draft, router: Router, word: str, principal: Principal) -> Router:
         """The router with another gateway, or none. While floating IPs go by it it stays."""
         if word:
-            network = await wanted("external_network", self._desk.network(word, principal))
+            network = await named_by("external_network", self._desk.network(word, principal))
             if network.value.id == router.external_network_id:
                 return router
         if router.external_network_id:
@@ -255,7 +255,7 @@ class RouterHandlers:
     ) -> Router:
         """The router with a gateway: one address of each family that the external network has."""
         desk = self._desk
-        network = await wanted(field, desk.network(word, principal))
+        network = await named_by(field, desk.network(word, principal))
         if network.value.kind is not NetworkKind.EXTERNAL:
             raise InvalidRequest(f"{field}: network {network.value.name} is not external", field=field)
         subnets = await desk.subnets_of(network.value)

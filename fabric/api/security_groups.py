@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fabric.api.draft import Draft
-from fabric.api.named import Found, absent
-from fabric.api.network_desk import Desk, named, position, project_of, required_name, wanted
+from fabric.api.named import Found, absent, named_by
+from fabric.api.network_desk import Desk, named, position, project_of, required_name
 from fabric.api.network_messages import group_message, rule_message
 from fabric.errors import InvalidRequest, Reason, WrongState
 from fabric.model.identity import Principal
@@ -210,10 +210,10 @@ class SecurityGroupHandlers:
         rule_id = desk.ids.new_id()
 
         async def decide(draft: Draft) -> str:
-            found = await wanted("rule.security_group", self._get(asked.security_group, principal))
+            found = await named_by("rule.security_group", self._get(asked.security_group, principal))
             group, remote_id = found.value, ""
             if asked.remote_group:
-                remote = await wanted("rule.remote_group", self._get(asked.remote_group, principal))
+                remote = await named_by("rule.remote_group", self._get(asked.remote_group, principal))
                 remote_id = remote.value.id
                 draft.read(SECURITY_GROUP.at(group.project_id, remote_id), remote.mod_revision)
             rule = rule_of(
@@ -276,7 +276,7 @@ async def groups_named(
     """The groups that a port is to be in, each once. Raises InvalidRequest, naming the field."""
     await ensure_default(desk, project_id)
     found = [
-        await wanted(f"{field}[{at}]", desk.groups.get(project_id, each)) for at, each in enumerate(asked)
+        await named_by(f"{field}[{at}]", desk.groups.get(project_id, each)) for at, each in enumerate(asked)
     ]
     if len({each.value.id for each in found}) != len(found):
         raise InvalidRequest(f"{field} names one group twice", field=field)

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from fabric.api.draft import Draft
-from fabric.api.named import Found
-from fabric.api.network_desk import Desk, check_owns, named, position, required_name, wanted
+from fabric.api.named import Found, named_by
+from fabric.api.network_desk import Desk, check_owns, named, position, required_name
 from fabric.api.network_messages import subnet_message
 from fabric.api.networks import remove_subnet
 from fabric.errors import Conflict, InvalidRequest, WrongState
@@ -61,7 +61,7 @@ class SubnetHandlers:
         subnet_id = desk.ids.new_id()
 
         async def decide(draft: Draft) -> str:
-            found = await wanted("subnet.network", desk.network(asked.network, principal))
+            found = await named_by("subnet.network", desk.network(asked.network, principal))
             network = found.value
             check_owns(network, principal)
             if network.kind is NetworkKind.HOST_LOCAL:
