@@ -13,6 +13,8 @@
 - I1 again: what a host has given up on it does not start in that session, for it may be another host's by then
 - V1 a volume has one server at most, as its own record and the server's say; V2 and is on its host; V3 what is in it is there until it is
   deleted
+- P1 a port holds what its record says, and nothing more; P2 it is bound to the server whose index row names it, and to no other; P3 a
+  server has only ports that are its own
 - R8 nothing is placed on a host that is not UP, or is disabled; and none is UP that has not let go of what it must
 
 I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
@@ -20,17 +22,19 @@ I7, I9 and I10 are about the end of a run: `tests/history/settled.py`.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.image import Image
 from fabric.model.instance import Assignment, Instance, Location, OneShot, Tombstone
+from fabric.model.network import NO_SLOT
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.model.volume import VolumeEntry
 from fabric.store import codec
-from tests.history import moves, volumes
+from tests.history import moves, ports, volumes
 from tests.history.events import (
     Called,
     Destroyed,
@@ -132,6 +136,7 @@ class Checker:
         self.images: dict[str, Image] = {}
         self.volumes: dict[str, VolumeEntry] = {}
         self._touched_volumes: set[str] = set()
+        self.ports = ports.Ports()
 
     def take(self, event: Event) -> None:
         """The next event. Raises Violation."""
@@ -185,6 +190,9 @@ class Checker:
             wrong = self.cells[cell].volumes.wrong(self.cells[cell].instances)
             if wrong is not None:
                 raise Violation(wrong)
+        wrong = self.ports.wrong(self.locations, self.records() if self._is_one_clock else None)
+        if wrong is not None:
+            raise Violation(wrong)
         self._touched_volumes.clear()
         self._touched_hosts.clear()
         self._touched_projects.clear()
@@ -195,6 +203,7 @@ class Checker:
     def _wrote(self, event: Wrote) -> None:
         kind, _, rest = event.key.partition("/")
         if event.store == GLOBAL:
+            self.ports.wrote(event.key, event.after)
             if kind == "quota":
                 self._touched_projects.add(rest)
                 if event.after is None:
@@ -236,6 +245,10 @@ class Checker:
         elif kind == "instance":
             self._instance(books, rest, event)
             self._touched_volumes.add(event.store)
+
+    def records(self) -> Mapping[str, Instance]:
+        """The servers of all cells."""
+        return ChainMap(*(books.instances for books in self.cells.values()))
 
     def _located(self, instance_id: str, event: Wrote) -> None:
         before = self.locations.pop(instance_id, None)
@@ -292,6 +305,7 @@ class Checker:
         if after is None:
             return
         books.instances[instance_id] = after
+        self.ports.has_record(after)
         if before is None:
             cells = self._cells_with(instance_id)
             if len(cells) > 1:
@@ -342,7 +356,8 @@ class Checker:
         claimed = sum((each.guest.resources() for each in books.assigned.get(name, {}).values()), Resources())
         use = books.uses.get(name, Use(host=name))
         held = len(books.assigned.get(name, {}))
-        slots = held + volumes.slots_of(books.instances, name)
+        placed = sum(_has_slot(books.instances.get(each), name) for each in books.assigned.get(name, {}))
+        slots = placed + volumes.slots_of(books.instances, name)
         if (
             use.claimed != claimed
             or use.instances != held
@@ -474,3 +489,12 @@ def is_at_rest(record: Instance) -> bool:
 def books_of(checker: Checker) -> Mapping[str, _Books]:
     """Every cell's books, for the checks at the end of a run."""
     return checker.cells
+
+
+def _has_slot(record: Instance | None, host: str) -> bool:
+    """Whether the server's place on a host has an address of the host's own."""
+    if record is None:
+        return True
+    if record.host == host:
+        return record.slot != NO_SLOT
+    return record.move is None or record.move.other.slot != NO_SLOT

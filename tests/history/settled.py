@@ -35,7 +35,7 @@ class Leftovers:
     keys: Mapping[str, Iterable[str]] = field(default_factory=dict)
 
 
-_PASSING = ("build/", "refund/", "tombstone/", "move/", "discard/", "recharge/", "volume-end/")
+_PASSING = ("build/", "refund/", "tombstone/", "move/", "discard/", "recharge/", "volume-end/", "port-left/")
 
 
 def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Leftovers) -> str | None:
@@ -81,6 +81,9 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
         left = volumes.unsettled(books.volumes, checker.volumes, books.instances, books.uses)
         if left is not None:
             return left
+    held = checker.ports.unsettled(records)
+    if held is not None:
+        return held
     for image_id, image in sorted(checker.images.items()):
         # One without bytes, made when its move was called off just then, is swept when it has waited in vain.
         if image.hidden and image.state is ImageState.ACTIVE:
