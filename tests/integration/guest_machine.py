@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
@@ -174,7 +175,19 @@ def overlay(base: Path, path: Path, *, size: str, form: str = "qcow2") -> Path:
 
 def config_drive(folder: Path, metadata: dict[str, Any], user_data: str | None) -> Path:
     """A config drive as Nova makes it: ISO 9660, labelled config-2."""
-    content = write_metadata(folder / "drive", metadata, user_data)
+    return _iso(write_metadata(folder / "drive", metadata, user_data), folder)
+
+
+def as_drive(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """The same of files by their paths."""
+    for name, content in files.items():
+        path = folder / "drive" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return _iso(folder / "drive", folder)
+
+
+def _iso(content: Path, folder: Path) -> Path:
     image = folder / "config-drive.iso"
     command = f"genisoimage -quiet -no-pad -ldots -allow-lowercase -allow-multidot -l -J -r -V config-2 -o {image} {content}"
     subprocess.run(shlex.split(command), check=True, stderr=subprocess.DEVNULL)
