@@ -394,7 +394,8 @@ class Worker:
                 order = self._order()
                 self._show(goal, "networking", 0)
                 wiring = Wiring(guest=order.guest.booted(), placement_epoch=order.placement_epoch)
-                found["interfaces"] = await self._site.wires.plug(wiring)
+                # A plan for its ports on tenant networks may be long in coming.
+                found["interfaces"] = await self._unless_changed(self._site.wires.plug(wiring))
             case Define():
                 self._show(goal, "spawning", 0)
                 await driver.define(_spec(self._order(), step))

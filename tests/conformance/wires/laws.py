@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from fabric.model.network_plan import NetworkPlan
 from hostd.core.faults import FaultCode
 from hostd.core.tap_names import tap_name
 from hostd.network.base import NetworkError, Wires, Wiring
@@ -117,6 +118,31 @@ async def following_twice_is_success_and_wires_nobody(wires: Wires) -> None:
     assert await wires.plugged() == {}
 
 
+async def a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants(wires: Wires) -> None:
+    guest = a_guest("both", ports=(a_tenant_port(4), a_port(1), a_tenant_port(5)))
+    await wires.follow(a_plan(guest))
+
+    interfaces = await wires.plug(Wiring(guest=guest, placement_epoch=1))
+    assert [(each.tap, each.mac, each.mtu) for each in interfaces] == [
+        (tap_name(port.id), port.mac, port.mtu) for port in guest.ports
+    ]
+    assert await wires.wired(guest.id) == {port.mac for port in guest.ports}
+
+    await wires.unplug(guest.id, 1)
+    assert await wires.plugged() == {}
+
+
+async def a_plan_without_a_wired_guests_port_leaves_it_its_wires(wires: Wires) -> None:
+    await wires.follow(a_plan(TENANT))
+    await wires.plug(Wiring(guest=TENANT, placement_epoch=1))
+
+    await wires.follow(NetworkPlan())
+
+    assert await wires.plugged() == {TENANT.id: 1}
+    await wires.unplug(TENANT.id, 1)
+    assert await wires.plugged() == {}
+
+
 LAWS: tuple[Law, ...] = (
     preparing_twice_is_success_and_wires_nobody,
     plugging_gives_an_interface_per_port_with_its_mac_and_mtu,
@@ -129,4 +155,6 @@ LAWS: tuple[Law, ...] = (
     closing_twice_is_success_and_leaves_wires,
     a_guest_on_a_tenant_network_is_plugged_when_its_port_is_filtered,
     following_twice_is_success_and_wires_nobody,
+    a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants,
+    a_plan_without_a_wired_guests_port_leaves_it_its_wires,
 )
