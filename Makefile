@@ -41,7 +41,10 @@ image: ## build the small guest image
 	@tools/setup demo
 	@tools/guest_image/build
 
+# The folders first, and what both images unpack: they are to be whose this tree is, and root writes into them.
 cloud-image: ready ## build a Debian with cloud-init, to make servers of
+	@tools/guest_image/build
+	@mkdir -p .cache/cloud-image
 	@$(AS_ROOT) python3 -m tools.cloud_image
 
 #@ To change it
