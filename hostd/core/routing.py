@@ -144,7 +144,7 @@ class Space:
     """A router on a host, whole.
 
     `addresses` are (device, address with length), `neighbours` (device, address, MAC), `remotes` (device, MAC, tunnel address).
-    `announced` are (MAC, address) of the interface outside.
+    `announced` are (MAC, address) of the interface outside. `problem` is why it cannot lead out as it should; the rest of it can be made.
     """
 
     router_id: str
@@ -158,6 +158,7 @@ class Space:
     remotes: frozenset[tuple[str, str, str]] = frozenset()
     announced: frozenset[tuple[str, str]] = frozenset()
     advertisements: tuple[Advertisement, ...] = ()
+    problem: str = ""
 
 
 # ------------------------------------------------------------------ what is wanted
@@ -187,8 +188,7 @@ def space(
         host: as `router_prefix` has it.
 
     Raises:
-        ValueError: something is no id, no MAC or no address, for nothing is quoted here; a network has no bridge; or no interface of the
-            host leads where the router does.
+        ValueError: something is no id, no MAC or no address, for nothing is quoted here; or a network has no bridge.
     """
     namespace = router_namespace(host, _checked(_ID, router.id))
     networks = {network.id: network for network in plan.networks}
@@ -199,10 +199,15 @@ def space(
     neighbours: set[tuple[str, str, str]] = set()
     remotes: set[tuple[str, str, str]] = set()
     announced: set[tuple[str, str]] = set()
-    outside = router.outside
+    outside, problem = router.outside, ""
     if outside is not None:
-        if _leads_out(outside):
-            links.append(_outside(outside, uplinks, namespace, router.id))
+        if _leads_out(outside) and outside.physical_network not in uplinks:
+            problem = (
+                f"router {router.id} leads to physical network {outside.physical_network!r}, and nothing of this host does:"
+                " see the setting network.physical"
+            )
+        elif _leads_out(outside):
+            links.append(_outside(outside, uplinks[outside.physical_network], namespace, router.id))
             held = _held(outside)
             addresses |= {(OUTSIDE, _single(each)) for each in held}
             announced = {(outside.mac, str(ipaddress.ip_address(each))) for each in held}
@@ -232,6 +237,7 @@ def space(
         advertisements=tuple(
             _advertisement(leg, network) for leg, network in legs if _family(leg.address) == 6
         ),
+        problem=problem,
     )
 
 
@@ -276,12 +282,7 @@ def _leg(
     )
 
 
-def _outside(outside: RouterOutside, uplinks: Mapping[str, Uplink], namespace: str, router_id: str) -> Link:
-    if outside.physical_network not in uplinks:
-        raise ValueError(
-            f"router {router_id} leads to physical network {outside.physical_network!r}, which no setting of this host has"
-        )
-    uplink = uplinks[outside.physical_network]
+def _outside(outside: RouterOutside, uplink: Uplink, namespace: str, router_id: str) -> Link:
     mac, interface = _checked(_MAC, outside.mac), _checked(_INTERFACE, uplink.interface)
     mtu = min(outside.mtu, uplink.mtu)
     mark = f"{router_mark(router_id)} outside={interface} mac={mac}"

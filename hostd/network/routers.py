@@ -23,6 +23,7 @@ from hostd.core.routing import (
     Space,
     Uplink,
     router_mark,
+    router_namespace,
     router_prefix,
     space,
     uplinks_needed,
@@ -65,18 +66,18 @@ class Routers:
             self._swept = False
             await self._remove(gone.namespace)
         uplinks = await self._look_around(uplinks_needed(plan))
-        kept = set()
         for router in plan.routers:
             try:
                 want = space(router, plan, bridges, uplinks, host=host)
-                kept.add(want.namespace)
                 await self._have(want)
             except (ProgramFailed, OSError, ValueError) as failure:
                 _log.warning("router.failed", router=router.id, words=str(failure))
                 self._uplinks.clear()
                 failures.append(failure)
-        if not self._swept and not failures:
-            await self._sweep(router_prefix(host), kept)
+        if not self._swept:
+            await self._sweep(
+                router_prefix(host), {router_namespace(host, router_id) for router_id in wanted}
+            )
             self._swept = True
         if failures:
             raise failures[0]
@@ -102,11 +103,14 @@ class Routers:
     # -------------------------------------------------------------- one router
 
     async def _have(self, want: Space) -> None:
-        made = self._made.get(want.router_id)
-        if made == want:
-            return
+        if self._made.get(want.router_id) != want:
+            await self._make(want)
+        if want.problem:
+            raise ValueError(want.problem)
+
+    async def _make(self, want: Space) -> None:
         # Until it is done nothing of it is believed.
-        self._made.pop(want.router_id, None)
+        made = self._made.pop(want.router_id, None)
         inside = Namespace(want.namespace)
         if await add_namespace(want.namespace):
             made = None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
 
 from hostd.core.overlay import bridge_name
 from hostd.network.driver import LinuxWires
+from hostd.network.netns import Namespace
 from hostd.network.routers import Routers
-from tests.conformance.guests import an_id
 from tests.conformance.namespaces import ip
 from tests.integration.hostd.router_hosts import (
     GATEWAY,
@@ -342,20 +342,34 @@ async def test_a_namespace_that_is_not_ours_is_left_alone(site: Site) -> None:
 
 
 async def test_what_leads_nowhere_is_said_and_stands_in_no_others_way(site: Site) -> None:
+    routers, netns = site.routers[0], site.routed.fabric.hosts[0]
+    site.routers[0] = Routers(Namespace(netns), {})
     plan = site.routed.plan(0)
-    (ours,) = (each for each in plan.routers if each.id == OURS.id)
-    assert ours.outside is not None
-    lost = replace(
-        ours,
-        id=an_id("lost"),
-        legs=(),
-        outside=replace(ours.outside, physical_network="moon", is_gateway=True),
-    )
     bridges = {network.id: bridge_name(network.id) for network in plan.networks}
-    site.routed.floating = {FLOATING: ALICE, SPARE: ANNA}
-    others = site.routed.plan(0).routers
+    await routers.close()
+    try:
+        with pytest.raises(ValueError, match="external"):
+            await site.routers[0].converge(plan, bridges)
+        with greeting(site.netns(DAVE), "dave"), greeting(site.routed.world, "world"):
+            assert await asked(site.netns(ALICE), DAVE.address) == f"dave {ALICE.address}"
+            # Its floating IP is nowhere; it goes out as who has none.
+            assert await asked(site.netns(ALICE), WORLD) == f"world {OURS.address}"
+    finally:
+        await site.routers[0].close()
+        site.routers[0] = routers
+        routers.distrust()
+        await site.start_again()
 
-    with pytest.raises(ValueError, match="moon"):
-        await site.routers[0].converge(replace(plan, routers=(lost, *others)), bridges)
-    with greeting(site.netns(ANNA), "anna"):
-        assert await asked(site.routed.world, SPARE) == f"anna {GATEWAY}"
+
+async def test_a_machine_that_starts_again_has_its_routers_from_what_was_kept(site: Site) -> None:
+    """Nobody tells the plan once more: the conductor may be away."""
+    for host, netns in enumerate(site.routed.fabric.hosts):
+        await site.wires[host].close()
+        for name in router_leftovers(netns):
+            if ".cfr-" in name:
+                ip("netns", "del", name)
+    await site.start_again()
+
+    with greeting(site.netns(ALICE), "alice"), greeting(site.routed.world, "world"):
+        assert await asked(site.routed.world, FLOATING) == f"alice {GATEWAY}"
+        assert await asked(site.netns(BOB), WORLD) == f"world {OURS.address}"

@@ -208,15 +208,22 @@ def test_names_of_interfaces_fit_the_kernel() -> None:
         a_router(outside=an_outside(is_gateway=True, addresses=("203.0.113.10\nlink del lo",))),
         a_router(outside=an_outside(is_gateway=True, mac="zz")),
         a_router(outside=an_outside(gateway_tunnel_address="there")),
-        a_router(outside=an_outside(is_gateway=True, physical_network="moon")),
         a_router(outside=an_outside(floating_ips=(replace(FLOATING, fixed_address="10.1.0.5 drop"),))),
     ],
 )
 def test_what_is_none_never_reaches_a_program(broken: PlannedRouter) -> None:
-    with pytest.raises(
-        ValueError, match=r"does not match|does not appear|not planned|no setting|Only decimal digits"
-    ):
+    with pytest.raises(ValueError, match=r"does not match|does not appear|not planned|Only decimal digits"):
         spaced(broken)
+
+
+def test_where_nothing_leads_out_the_rest_is_made_all_the_same() -> None:
+    lost = spaced(a_router(outside=an_outside(floating_ips=(FLOATING,), physical_network="moon")))
+    nowhere = spaced(a_router(outside=an_outside(physical_network="moon")))
+
+    assert "moon" in lost.problem
+    assert (lost.links, lost.routes, lost.announced) == (PLAIN.links, PLAIN.routes, frozenset())
+    # It leads nowhere from here anyway.
+    assert nowhere.problem == ""
 
 
 def test_physical_networks_matter_only_where_something_leads_out() -> None:
