@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
+from fabric.api.groups import Groups
 from fabric.api.shelf import Shelf
 from fabric.clock import Clock
 from fabric.errors import InvalidRequest, NotFound, Reason, Unavailable
@@ -77,6 +77,7 @@ class Catalogue:
         self.cells = Shelf(store, CELL.under(), Cell, clock=clock)
         self.capacities = Shelf(store, CAPACITY.under(), CellCapacity, clock=clock)
         self.locations = Shelf(store, LOCATION.under(), Location, clock=clock)
+        self.locations_by_project = Groups(self.locations, lambda each: each.project_id)
         self.builds = Shelf(store, BUILD.under(), Build, clock=clock)
         self.floating_ips = Shelf(store, FLOATING_IP.under(), FloatingIp, clock=clock)
 
@@ -119,20 +120,28 @@ class Catalogue:
 
     async def location(self, word: str, principal: Principal) -> Location:
         """A server by id or name, of the caller's project (an administrator's: any, by id). Raises NotFound."""
-
-        def matches(each: Location) -> bool:
-            if each.project_id == principal.project_id:
-                return word in {each.instance_id, each.name}
-            return principal.system_admin and word == each.instance_id
-
         if is_id(word):
             held = await self.locations.find(LOCATION.at(word))
-            found = [held.value] if held is not None and matches(held.value) else []
+            own = held is not None and (
+                principal.system_admin or held.value.project_id == principal.project_id
+            )
+            found = [held.value] if held is not None and own else []
         else:
-            # A second server of that name may be newer than the picture, and acting on the wrong one cannot be taken back. While the
-            # store is away nothing new is accepted, so what is known will do.
-            with contextlib.suppress(Unavailable):
-                await self.locations.catch_up()
-            found = await self.locations.matching(matches)
-        by_id = [each for each in found if each.instance_id == word]
-        return one(by_id or found, "server", word, field="instance", id_of=lambda each: each.instance_id)
+            found = await self._called(word, principal.project_id)
+        return one(found, "server", word, field="instance", id_of=lambda each: each.instance_id)
+
+    async def _called(self, name: str, project_id: str) -> list[Location]:
+        """The project's servers of a name.
+
+        A second one of that name may be newer than the picture, and acting on the wrong one cannot be taken back. While the store is away
+        nothing new is accepted, so what is known will do. Raises Unavailable where nothing is.
+        """
+        away: Unavailable | None = None
+        try:
+            await self.locations.catch_up()
+        except Unavailable as trouble:
+            away = trouble
+        found = [each for each in self.locations_by_project.of(project_id) if each.name == name]
+        if not found and away is not None:
+            raise away
+        return found

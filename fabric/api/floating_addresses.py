@@ -6,11 +6,10 @@ import contextlib
 from collections.abc import Sequence
 
 from fabric.api.catalogue import Catalogue
+from fabric.api.groups import Groups
 from fabric.api.instance_view import FIXED, floating_address
 from fabric.errors import Unavailable
-from fabric.model.network import FloatingIp
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
-from fabric.store.picture import Change
 
 
 class FloatingAddresses:
@@ -18,19 +17,7 @@ class FloatingAddresses:
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._shelf = catalogue.floating_ips
-        self._by_port: dict[str, dict[str, FloatingIp]] = {}
-        self._shelf.listeners.append(self._on_change)
-
-    def _on_change(self, changes: Sequence[Change[FloatingIp]]) -> None:
-        for change in changes:
-            if change.before is not None:
-                port_id = change.before.value.port_id
-                leading = self._by_port.get(port_id, {})
-                leading.pop(change.key, None)
-                if not leading:
-                    self._by_port.pop(port_id, None)
-            if change.after is not None and change.after.value.port_id:
-                self._by_port.setdefault(change.after.value.port_id, {})[change.key] = change.after.value
+        self._by_port = Groups(self._shelf, lambda each: each.port_id)
 
     async def add(self, messages: Sequence[pb.Instance], *, timeout_s: float) -> None:
         """Show what leads to these servers, as of now; as of lately where the store is away."""
@@ -42,6 +29,6 @@ class FloatingAddresses:
             addresses.extend(
                 floating_address(each, leading)
                 for each in fixed
-                for leading in self._by_port.get(each.port_id, {}).values()
+                for leading in self._by_port.of(each.port_id)
                 if leading.fixed_address == each.address
             )

@@ -117,13 +117,14 @@ class InstanceReads:
     ) -> pb.ListInstancesResponse:
         if request.all_projects and not principal.system_admin:
             raise PermissionDenied("only system administrators list every project's servers")
-        await self._catalogue.locations.catch_up(timeout_s=LIST_CATCH_UP_S)
-        rows = [
-            each
-            for each in self._catalogue.locations.values()
-            if (request.all_projects or each.project_id == principal.project_id)
-            and request.name in {"", each.name}
-        ]
+        catalogue = self._catalogue
+        await catalogue.locations.catch_up(timeout_s=LIST_CATCH_UP_S)
+        those = (
+            catalogue.locations.values()
+            if request.all_projects
+            else catalogue.locations_by_project.of(principal.project_id)
+        )
+        rows = [each for each in those if request.name in {"", each.name}]
         away = await self._catch_up_cells({each.cell for each in rows})
         # Of thousands of servers a page shows a hundred: only theirs become messages.
         kept = sorted(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NoReturn
+from unittest import mock
 
 from fabric.errors import TooMuch
 from fabric.model.host import Session, SessionState
@@ -48,3 +50,18 @@ async def test_a_conductor_that_refuses_to_say_how_far_it_is_keeps_nobody_from_t
     shown = await world.get(server)
 
     assert (shown.status.task_state, shown.status.progress) == ("powering_off", "")
+
+
+@in_a_world
+async def test_a_project_is_shown_its_servers_without_a_look_at_everybody_elses(world: World) -> None:
+    """Every list and every look by name went through the servers of all projects: a project with one server paid for the largest."""
+    server = await world.placed("a")
+
+    def everybody(_: Any) -> NoReturn:
+        raise AssertionError("everybody's servers were looked at")
+
+    with mock.patch.object(type(world.catalogue.locations), "values", everybody):
+        listed = await world.handlers.list_instances(pb.ListInstancesRequest(), WHO)
+        shown = await world.handlers.get_instance(pb.GetInstanceRequest(instance="a"), WHO)
+
+    assert [each.id for each in listed.instances] == [shown.instance.id] == [server]
