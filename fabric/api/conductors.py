@@ -15,6 +15,7 @@ from fabric.api.placed import Whereabouts
 from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, Reason, Unavailable
 from fabric.model.console import ConsoleKind
+from fabric.model.network_plan import PlanState
 from fabric.model.session import Diagnostics
 from fabric.pb.host.v1 import conductor_service_pb2 as pb
 from fabric.pb.host.v1 import host_session_service_pb2 as pb_session
@@ -22,6 +23,7 @@ from fabric.pb.host.v1.conductor_service_pb2_grpc import ConductorServiceStub
 from fabric.rpc import frames
 from fabric.rpc.call_stream import BytesCall, CallStream, is_cancelling
 from fabric.rpc.channel import channel
+from fabric.rpc.plan_codec import unpack_plan_state
 from fabric.rpc.session_codec import unpack_diagnostics
 from fabric.rpc.status import details_of, error_of
 from fabric.rpc.stream import StreamClosed
@@ -34,6 +36,9 @@ CONSOLE_TIMEOUT_S = 12.0
 """A little more than a conductor waits for the host."""
 
 PROGRESS_TIMEOUT_S = 0.5
+
+PLAN_STATE_TIMEOUT_S = 2.0
+"""The conductor asks nobody for it."""
 
 PASSWORD_TIMEOUT_S = 24.0
 """A little more than a conductor waits, and less than a call may take."""
@@ -76,6 +81,14 @@ class RemoteConductors:
         async with self._asking(endpoint) as stub:
             answer = await stub.ReadProgress(request, timeout=PROGRESS_TIMEOUT_S)
         return dict(answer.progress)
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        """How far a host has got with its network plans; None where it is told none. Raises Unavailable."""
+        async with self._asking(endpoint) as stub:
+            answer = await stub.ReadPlanState(
+                pb.ReadPlanStateRequest(host=host), timeout=PLAN_STATE_TIMEOUT_S
+            )
+        return unpack_plan_state(answer.state) if answer.HasField("state") else None
 
     async def diagnostics(self, where: Whereabouts) -> Diagnostics:
         """A guest's counters. Raises WrongState where it is off, Unavailable."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -14,6 +13,7 @@ from fabric.conductor.core.plan_telling import Next, Told, next_of
 from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.host import Host
+from fabric.model.network_plan import PlanState
 from fabric.model.session import FromConductor, PlanFollowed, PlanPart
 from fabric.network.core.plans import Planned, plan_of
 from fabric.network.follower import NetworkFollower
@@ -30,23 +30,6 @@ _LOOK_AGAIN_S: Final = 0.5
 """How soon a plan that could not be made is tried again. What makes it possible is not always an event."""
 
 _HOLD_S: Final = 0.05
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanState:
-    """How far a host has got with its plans, as its conductor knows it.
-
-    `revision` is of the global store: all that the fabric knew then is in what the host was told last. `is_current` says that what it was
-    told is what it ought to have, as far as is known now. Ages are in seconds, 0 where there is nothing they could be of.
-    """
-
-    revision: int
-    followed: int
-    told_age_s: float
-    followed_age_s: float
-    fault_code: str
-    fault_message: str
-    is_current: bool
 
 
 class Plans:
@@ -117,8 +100,8 @@ class PlanTelling:
         return PlanState(
             revision=told.revision,
             followed=told.followed,
-            told_age_s=now_s - told.told_s if told.revision else 0.0,
-            followed_age_s=now_s - told.followed_s if told.followed else 0.0,
+            told_age_ms=int((now_s - told.told_s) * 1000) if told.revision else 0,
+            followed_age_ms=int((now_s - told.followed_s) * 1000) if told.followed else 0,
             fault_code=told.fault_code,
             fault_message=told.fault_message,
             is_current=planned is not None and planned.plan == told.plan,

@@ -16,7 +16,6 @@ from fabric.conductor.blobs import BlobSource, ImageSink
 from fabric.conductor.core.bindings import placed
 from fabric.conductor.networks import Networks
 from fabric.conductor.passwords import PasswordTasks
-from fabric.conductor.plans import PlanState
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.reporter import Reporter
@@ -35,6 +34,7 @@ from fabric.model.console import ConsoleEnd, ConsoleKind
 from fabric.model.host import Host, Session
 from fabric.model.image import ImageOffer
 from fabric.model.instance import Assignment, ImageRef, Instance, Tombstone
+from fabric.model.network_plan import PlanState
 from fabric.model.session import Diagnostics, DiagnosticsWanted, Goodbye
 from fabric.model.states import TaskState, Want
 from fabric.rpc import frames, relay

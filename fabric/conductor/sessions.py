@@ -19,7 +19,7 @@ from fabric.conductor import records
 from fabric.conductor.core import fence, guard, permit
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.core.flow import Outcome, Verdict
-from fabric.conductor.plans import Plans, PlanState, PlanTelling
+from fabric.conductor.plans import Plans, PlanTelling
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines, Reputation
 from fabric.conductor.questions import Questions
@@ -33,6 +33,7 @@ from fabric.deadlines import within
 from fabric.errors import FabricError, InvalidRequest, NotFound, Unavailable
 from fabric.ids import Ids
 from fabric.model.host import Host, Session, SessionState
+from fabric.model.network_plan import PlanState
 from fabric.model.session import (
     Beat,
     BeatAck,

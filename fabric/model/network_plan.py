@@ -126,3 +126,20 @@ class NetworkPlan:
     networks: tuple[PlannedNetwork, ...] = ()
     routers: tuple[PlannedRouter, ...] = ()
     filters: HostFilters = field(default_factory=HostFilters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanState:
+    """How far a host has got with its plans, as its conductor knows it.
+
+    `revision` is of the global store: all that the fabric knew then is in what the host was told last. `is_current` says that what it was
+    told is what it ought to have, as far as is known now. Ages are 0 where there is nothing they could be of.
+    """
+
+    revision: int
+    followed: int
+    told_age_ms: int
+    followed_age_ms: int
+    fault_code: str
+    fault_message: str
+    is_current: bool

@@ -13,9 +13,11 @@ from typing import Final, Protocol
 from fabric.errors import InvalidRequest, PermissionDenied, TooMuch
 from fabric.model.identity import Principal
 from fabric.model.image import ImageOffer
+from fabric.model.network_plan import PlanState
 from fabric.model.session import Diagnostics
 from fabric.pb.host.v1 import conductor_service_pb2, host_session_service_pb2
 from fabric.rpc.call import Bound, bind
+from fabric.rpc.plan_codec import pack_plan_state
 from fabric.rpc.session_codec import pack_diagnostics
 from fabric.rpc.stream import Stream
 
@@ -62,6 +64,10 @@ class Conducts(Protocol):
 
     def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
         """How far instances' steps are."""
+        ...
+
+    def read_plan_state(self, host: str) -> PlanState | None:
+        """How far a host has got with its network plans."""
         ...
 
     async def serve_tunnel(self, host: str, cert_serial: str, stream: Stream) -> None:
@@ -166,6 +172,16 @@ class ConductorHandlers:
         _check_api(principal)
         return conductor_service_pb2.ReadProgressResponse(
             progress=self._conductor.read_progress(request.instance_ids)
+        )
+
+    async def read_plan_state(
+        self, request: conductor_service_pb2.ReadPlanStateRequest, principal: Principal
+    ) -> conductor_service_pb2.ReadPlanStateResponse:
+        """How far a host has got with its network plans."""
+        _check_api(principal)
+        state = self._conductor.read_plan_state(request.host)
+        return conductor_service_pb2.ReadPlanStateResponse(
+            state=None if state is None else pack_plan_state(state)
         )
 
     async def read_diagnostics(

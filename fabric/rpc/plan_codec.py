@@ -26,8 +26,8 @@ from fabric.model.firewall import (
     PortRange,
     RuleGroup,
 )
-from fabric.model.network_plan import NetworkPlan
-from fabric.pb.host.v1 import host_session_service_pb2
+from fabric.model.network_plan import NetworkPlan, PlanState
+from fabric.pb.host.v1 import conductor_service_pb2, host_session_service_pb2
 from fabric.pb.host.v1 import network_plan_pb2 as pb
 
 V = TypeVar("V")
@@ -49,6 +49,7 @@ _MAPPING: Final = Mapping(
         network_plan.PlannedFloatingIp: pb.PlannedFloatingIp,
         network_plan.RouterOutside: pb.RouterOutside,
         network_plan.PlannedRouter: pb.PlannedRouter,
+        network_plan.PlanState: conductor_service_pb2.PlanState,
         AddressPair: pb.AddressPair,
         PortFilter: pb.PortFilter,
     }
@@ -149,6 +150,18 @@ class PlanReader:
                 rules.append(rule)
             groups.append(RuleGroup(id=message.id, rules=frozenset(rules)))
         return tuple(groups)
+
+
+def pack_plan_state(state: PlanState) -> conductor_service_pb2.PlanState:
+    """How far a host is, for whoever asked its conductor."""
+    message = conductor_service_pb2.PlanState()
+    _MAPPING.fill(state, message)
+    return message
+
+
+def unpack_plan_state(message: conductor_service_pb2.PlanState) -> PlanState:
+    """How far a host is, from its conductor."""
+    return _MAPPING.take(PlanState, message)
 
 
 def _taken(kind: type[V], messages: Iterable[Message]) -> tuple[V, ...]:

@@ -9,13 +9,17 @@ import pytest
 from fabric.errors import TooMuch
 from fabric.model.identity import Principal
 from fabric.model.image import ImageOffer
+from fabric.model.network_plan import PlanState
+from fabric.pb.host.v1 import conductor_service_pb2
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 from fabric.rpc.conductor_handlers import (
     FETCHES_AT_ONCE,
     SESSIONS_AT_ONCE,
     UPLOADS_AT_ONCE,
+    ConductorHandlers,
     HostSessionHandlers,
 )
+from fabric.rpc.plan_codec import unpack_plan_state
 from fabric.rpc.stream import Stream, memory_pair
 from tests.console_doubles import NoConsoles
 
@@ -24,6 +28,17 @@ GOOD = Principal(cell="east", host="good", cert_serial="2")
 Ask = Callable[[HostSessionHandlers, Principal], Coroutine[Any, Any, object]]
 
 REQUEST = pb.FetchImageRequest(image_id="00000000-0000-4000-8000-0000000000aa")
+
+
+STATE = PlanState(
+    revision=9,
+    followed=8,
+    told_age_ms=50,
+    followed_age_ms=700,
+    fault_code="NETWORK_FAILED",
+    fault_message="no",
+    is_current=True,
+)
 
 
 class Endless(NoConsoles):
@@ -57,6 +72,9 @@ class Endless(NoConsoles):
 
     def read_progress(self, instance_ids: Iterable[str]) -> Mapping[str, str]:
         return {}
+
+    def read_plan_state(self, host: str) -> PlanState | None:
+        return STATE if host == "h1" else None
 
 
 async def _fetch(handlers: HostSessionHandlers, principal: Principal) -> list[bytes]:
@@ -96,3 +114,18 @@ async def test_a_host_that_asks_for_ever_more_at_once_is_stopped_and_no_other(as
     assert sum(isinstance(each, TooMuch) for each in outcomes) == 2 * most
     # Those that are over are forgotten.
     await ask(handlers, EVIL)
+
+
+def test_how_far_a_host_is_comes_through_as_it_was_said() -> None:
+    handlers = ConductorHandlers(Endless())
+    api = Principal(user_id="", project_id="", service="api")
+
+    told = asyncio.run(handlers.read_plan_state(_asking("h1"), api))
+    untold = asyncio.run(handlers.read_plan_state(_asking("h2"), api))
+
+    assert unpack_plan_state(told.state) == STATE
+    assert not untold.HasField("state")
+
+
+def _asking(host: str) -> conductor_service_pb2.ReadPlanStateRequest:
+    return conductor_service_pb2.ReadPlanStateRequest(host=host)

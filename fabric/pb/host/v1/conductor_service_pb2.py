@@ -27,7 +27,7 @@ from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_opti
 from fabric.pb.host.v1 import host_session_service_pb2 as fabric_dot_host_dot_v1_dot_host__session__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fabric/host/v1/conductor_service.proto\x12\x0e\x66\x61\x62ric.host.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a)fabric/host/v1/host_session_service.proto\"\x8d\x01\n\x15ReadConsoleLogRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1e\n\ntail_bytes\x18\x04 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\xa0\x06\"&\n\x16ReadConsoleLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x13ReadProgressRequest\x12\x1d\n\x0cinstance_ids\x18\x01 \x03(\tB\x07\x92\xb5\x18\x03\x18\xe8\x07\"\x8d\x01\n\x14ReadProgressResponse\x12\x44\n\x08progress\x18\x01 \x03(\x0b\x32\x32.fabric.host.v1.ReadProgressResponse.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x16ReadDiagnosticsRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\"K\n\x17ReadDiagnosticsResponse\x12\x30\n\x0b\x64iagnostics\x18\x01 \x01(\x0b\x32\x1b.fabric.host.v1.Diagnostics\"\xbf\x01\n\x12SetPasswordRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04user\x18\x05 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x1d\n\x08password\x18\x06 \x01(\tB\x0b\x92\xb5\x18\x07\x08\x01\x18\xff\x01@\x01\"\x15\n\x13SetPasswordResponse\"\x89\x01\n\rConsoleWanted\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x17\n\x0fplacement_epoch\x18\x03 \x01(\x03\x12)\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.fabric.host.v1.ConsoleKind\x12\x11\n\ttake_over\x18\x05 \x01(\x08\"\x89\x01\n\x12OpenConsoleRequest\x12/\n\x06wanted\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleWantedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x8a\x01\n\x13OpenConsoleResponse\x12/\n\x06opened\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleOpenedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x0f\n\rConsoleOpened2\x90\x04\n\x10\x43onductorService\x12g\n\x0eReadConsoleLog\x12%.fabric.host.v1.ReadConsoleLogRequest\x1a&.fabric.host.v1.ReadConsoleLogResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x61\n\x0cReadProgress\x12#.fabric.host.v1.ReadProgressRequest\x1a$.fabric.host.v1.ReadProgressResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12j\n\x0fReadDiagnostics\x12&.fabric.host.v1.ReadDiagnosticsRequest\x1a\'.fabric.host.v1.ReadDiagnosticsResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12`\n\x0bSetPassword\x12\".fabric.host.v1.SetPasswordRequest\x1a#.fabric.host.v1.SetPasswordResponse\"\x08\x8a\xb5\x18\x04\x08\x06\x18\x01\x12\x62\n\x0bOpenConsole\x12\".fabric.host.v1.OpenConsoleRequest\x1a#.fabric.host.v1.OpenConsoleResponse\"\x06\x8a\xb5\x18\x02\x08\x06(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&fabric/host/v1/conductor_service.proto\x12\x0e\x66\x61\x62ric.host.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a)fabric/host/v1/host_session_service.proto\"\x8d\x01\n\x15ReadConsoleLogRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1e\n\ntail_bytes\x18\x04 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\xa0\x06\"&\n\x16ReadConsoleLogResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"4\n\x13ReadProgressRequest\x12\x1d\n\x0cinstance_ids\x18\x01 \x03(\tB\x07\x92\xb5\x18\x03\x18\xe8\x07\"\x8d\x01\n\x14ReadProgressResponse\x12\x44\n\x08progress\x18\x01 \x03(\x0b\x32\x32.fabric.host.v1.ReadProgressResponse.ProgressEntry\x1a/\n\rProgressEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"n\n\x16ReadDiagnosticsRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\"K\n\x17ReadDiagnosticsResponse\x12\x30\n\x0b\x64iagnostics\x18\x01 \x01(\x0b\x32\x1b.fabric.host.v1.Diagnostics\",\n\x14ReadPlanStateRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"A\n\x15ReadPlanStateResponse\x12(\n\x05state\x18\x01 \x01(\x0b\x32\x19.fabric.host.v1.PlanState\"\x9c\x01\n\tPlanState\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x08\x66ollowed\x18\x02 \x01(\x03\x12\x13\n\x0btold_age_ms\x18\x03 \x01(\x03\x12\x17\n\x0f\x66ollowed_age_ms\x18\x04 \x01(\x03\x12\x12\n\nfault_code\x18\x05 \x01(\t\x12\x15\n\rfault_message\x18\x06 \x01(\t\x12\x12\n\nis_current\x18\x07 \x01(\x08\"\xbf\x01\n\x12SetPasswordRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x1d\n\x0binstance_id\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01H\x01\x12\x1f\n\x0fplacement_epoch\x18\x03 \x01(\x03\x42\x06\x92\xb5\x18\x02(\x01\x12\x1c\n\nrequest_id\x18\x04 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x16\n\x04user\x18\x05 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18@\x12\x1d\n\x08password\x18\x06 \x01(\tB\x0b\x92\xb5\x18\x07\x08\x01\x18\xff\x01@\x01\"\x15\n\x13SetPasswordResponse\"\x89\x01\n\rConsoleWanted\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x13\n\x0binstance_id\x18\x02 \x01(\t\x12\x17\n\x0fplacement_epoch\x18\x03 \x01(\x03\x12)\n\x04kind\x18\x04 \x01(\x0e\x32\x1b.fabric.host.v1.ConsoleKind\x12\x11\n\ttake_over\x18\x05 \x01(\x08\"\x89\x01\n\x12OpenConsoleRequest\x12/\n\x06wanted\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleWantedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x8a\x01\n\x13OpenConsoleResponse\x12/\n\x06opened\x18\x01 \x01(\x0b\x32\x1d.fabric.host.v1.ConsoleOpenedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12)\n\x03\x65nd\x18\x03 \x01(\x0e\x32\x1a.fabric.host.v1.ConsoleEndH\x00\x42\x07\n\x05\x66rame\"\x0f\n\rConsoleOpened2\xf6\x04\n\x10\x43onductorService\x12g\n\x0eReadConsoleLog\x12%.fabric.host.v1.ReadConsoleLogRequest\x1a&.fabric.host.v1.ReadConsoleLogResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x61\n\x0cReadProgress\x12#.fabric.host.v1.ReadProgressRequest\x1a$.fabric.host.v1.ReadProgressResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12j\n\x0fReadDiagnostics\x12&.fabric.host.v1.ReadDiagnosticsRequest\x1a\'.fabric.host.v1.ReadDiagnosticsResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12`\n\x0bSetPassword\x12\".fabric.host.v1.SetPasswordRequest\x1a#.fabric.host.v1.SetPasswordResponse\"\x08\x8a\xb5\x18\x04\x08\x06\x18\x01\x12\x64\n\rReadPlanState\x12$.fabric.host.v1.ReadPlanStateRequest\x1a%.fabric.host.v1.ReadPlanStateResponse\"\x06\x8a\xb5\x18\x02\x08\x06\x12\x62\n\x0bOpenConsole\x12\".fabric.host.v1.OpenConsoleRequest\x1a#.fabric.host.v1.OpenConsoleResponse\"\x06\x8a\xb5\x18\x02\x08\x06(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -52,6 +52,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['instance_id']._serialized_options = b'\222\265\030\004\010\001H\001'
   _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['placement_epoch']._loaded_options = None
   _globals['_READDIAGNOSTICSREQUEST'].fields_by_name['placement_epoch']._serialized_options = b'\222\265\030\002(\001'
+  _globals['_READPLANSTATEREQUEST'].fields_by_name['host']._loaded_options = None
+  _globals['_READPLANSTATEREQUEST'].fields_by_name['host']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_SETPASSWORDREQUEST'].fields_by_name['host']._loaded_options = None
   _globals['_SETPASSWORDREQUEST'].fields_by_name['host']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_SETPASSWORDREQUEST'].fields_by_name['instance_id']._loaded_options = None
@@ -72,6 +74,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONDUCTORSERVICE'].methods_by_name['ReadDiagnostics']._serialized_options = b'\212\265\030\002\010\006'
   _globals['_CONDUCTORSERVICE'].methods_by_name['SetPassword']._loaded_options = None
   _globals['_CONDUCTORSERVICE'].methods_by_name['SetPassword']._serialized_options = b'\212\265\030\004\010\006\030\001'
+  _globals['_CONDUCTORSERVICE'].methods_by_name['ReadPlanState']._loaded_options = None
+  _globals['_CONDUCTORSERVICE'].methods_by_name['ReadPlanState']._serialized_options = b'\212\265\030\002\010\006'
   _globals['_CONDUCTORSERVICE'].methods_by_name['OpenConsole']._loaded_options = None
   _globals['_CONDUCTORSERVICE'].methods_by_name['OpenConsole']._serialized_options = b'\212\265\030\002\010\006'
   _globals['_READCONSOLELOGREQUEST']._serialized_start=134
@@ -88,18 +92,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_READDIAGNOSTICSREQUEST']._serialized_end=625
   _globals['_READDIAGNOSTICSRESPONSE']._serialized_start=627
   _globals['_READDIAGNOSTICSRESPONSE']._serialized_end=702
-  _globals['_SETPASSWORDREQUEST']._serialized_start=705
-  _globals['_SETPASSWORDREQUEST']._serialized_end=896
-  _globals['_SETPASSWORDRESPONSE']._serialized_start=898
-  _globals['_SETPASSWORDRESPONSE']._serialized_end=919
-  _globals['_CONSOLEWANTED']._serialized_start=922
-  _globals['_CONSOLEWANTED']._serialized_end=1059
-  _globals['_OPENCONSOLEREQUEST']._serialized_start=1062
-  _globals['_OPENCONSOLEREQUEST']._serialized_end=1199
-  _globals['_OPENCONSOLERESPONSE']._serialized_start=1202
-  _globals['_OPENCONSOLERESPONSE']._serialized_end=1340
-  _globals['_CONSOLEOPENED']._serialized_start=1342
-  _globals['_CONSOLEOPENED']._serialized_end=1357
-  _globals['_CONDUCTORSERVICE']._serialized_start=1360
-  _globals['_CONDUCTORSERVICE']._serialized_end=1888
+  _globals['_READPLANSTATEREQUEST']._serialized_start=704
+  _globals['_READPLANSTATEREQUEST']._serialized_end=748
+  _globals['_READPLANSTATERESPONSE']._serialized_start=750
+  _globals['_READPLANSTATERESPONSE']._serialized_end=815
+  _globals['_PLANSTATE']._serialized_start=818
+  _globals['_PLANSTATE']._serialized_end=974
+  _globals['_SETPASSWORDREQUEST']._serialized_start=977
+  _globals['_SETPASSWORDREQUEST']._serialized_end=1168
+  _globals['_SETPASSWORDRESPONSE']._serialized_start=1170
+  _globals['_SETPASSWORDRESPONSE']._serialized_end=1191
+  _globals['_CONSOLEWANTED']._serialized_start=1194
+  _globals['_CONSOLEWANTED']._serialized_end=1331
+  _globals['_OPENCONSOLEREQUEST']._serialized_start=1334
+  _globals['_OPENCONSOLEREQUEST']._serialized_end=1471
+  _globals['_OPENCONSOLERESPONSE']._serialized_start=1474
+  _globals['_OPENCONSOLERESPONSE']._serialized_end=1612
+  _globals['_CONSOLEOPENED']._serialized_start=1614
+  _globals['_CONSOLEOPENED']._serialized_end=1629
+  _globals['_CONDUCTORSERVICE']._serialized_start=1632
+  _globals['_CONDUCTORSERVICE']._serialized_end=2262
 # @@protoc_insertion_point(module_scope)

@@ -199,6 +199,98 @@ class ReadDiagnosticsResponse(_message.Message):
 Global___ReadDiagnosticsResponse: _TypeAlias = ReadDiagnosticsResponse  # noqa: Y015
 
 @_typing.final
+class ReadPlanStateRequest(_message.Message):
+    """Names the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """By name."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPlanStateRequest: _TypeAlias = ReadPlanStateRequest  # noqa: Y015
+
+@_typing.final
+class ReadPlanStateResponse(_message.Message):
+    """How far it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def state(self) -> Global___PlanState:
+        """Absent where the host is told no plans: it, or its conductor, knows nothing of them."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___PlanState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadPlanStateResponse: _TypeAlias = ReadPlanStateResponse  # noqa: Y015
+
+@_typing.final
+class PlanState(_message.Message):
+    """What a conductor knows of a host and its network plans."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    FOLLOWED_FIELD_NUMBER: _builtins.int
+    TOLD_AGE_MS_FIELD_NUMBER: _builtins.int
+    FOLLOWED_AGE_MS_FIELD_NUMBER: _builtins.int
+    FAULT_CODE_FIELD_NUMBER: _builtins.int
+    FAULT_MESSAGE_FIELD_NUMBER: _builtins.int
+    IS_CURRENT_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Of the global store: all that the fabric knew then is in what the host was told last."""
+    followed: _builtins.int
+    """The same of what it has followed."""
+    told_age_ms: _builtins.int
+    """Since when it was told."""
+    followed_age_ms: _builtins.int
+    """Since when it has followed."""
+    fault_code: _builtins.str
+    """Why it does not follow what it was told; empty: nothing is in the way."""
+    fault_message: _builtins.str
+    """The same for people."""
+    is_current: _builtins.bool
+    """Whether what it was told is what it ought to have, as far as is known."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        followed: _builtins.int = ...,
+        told_age_ms: _builtins.int = ...,
+        followed_age_ms: _builtins.int = ...,
+        fault_code: _builtins.str = ...,
+        fault_message: _builtins.str = ...,
+        is_current: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_code", b"fault_code", "fault_message", b"fault_message", "followed", b"followed", "followed_age_ms", b"followed_age_ms", "is_current", b"is_current", "revision", b"revision", "told_age_ms", b"told_age_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanState: _TypeAlias = PlanState  # noqa: Y015
+
+@_typing.final
 class SetPasswordRequest(_message.Message):
     """Names the instance, the user, and the password."""
 

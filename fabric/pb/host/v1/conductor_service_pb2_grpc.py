@@ -56,6 +56,11 @@ class ConductorServiceStub:
                 request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.SerializeToString,
                 response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.FromString,
                 _registered_method=True)
+        self.ReadPlanState = channel.unary_unary(
+                '/fabric.host.v1.ConductorService/ReadPlanState',
+                request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateRequest.SerializeToString,
+                response_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateResponse.FromString,
+                _registered_method=True)
         self.OpenConsole = channel.stream_stream(
                 '/fabric.host.v1.ConductorService/OpenConsole',
                 request_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.OpenConsoleRequest.SerializeToString,
@@ -95,6 +100,13 @@ class ConductorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadPlanState(self, request, context):
+        """How far a host has got with what it must have of tenant networks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def OpenConsole(self, request_iterator, context):
         """One console of an instance, through a tunnel that its host dials.
         """
@@ -124,6 +136,11 @@ def add_ConductorServiceServicer_to_server(servicer, server):
                     servicer.SetPassword,
                     request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.FromString,
                     response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.SerializeToString,
+            ),
+            'ReadPlanState': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadPlanState,
+                    request_deserializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateRequest.FromString,
+                    response_serializer=fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateResponse.SerializeToString,
             ),
             'OpenConsole': grpc.stream_stream_rpc_method_handler(
                     servicer.OpenConsole,
@@ -240,6 +257,33 @@ class ConductorService:
             '/fabric.host.v1.ConductorService/SetPassword',
             fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordRequest.SerializeToString,
             fabric_dot_host_dot_v1_dot_conductor__service__pb2.SetPasswordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPlanState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.host.v1.ConductorService/ReadPlanState',
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateRequest.SerializeToString,
+            fabric_dot_host_dot_v1_dot_conductor__service__pb2.ReadPlanStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

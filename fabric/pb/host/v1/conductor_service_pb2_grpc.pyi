@@ -42,6 +42,8 @@ class ConductorServiceStub:
     """An instance's counters, asked of its host."""
     SetPassword: _grpc.UnaryUnaryMultiCallable[_conductor_service_pb2.SetPasswordRequest, _conductor_service_pb2.SetPasswordResponse]
     """Set a password inside a guest, and end the instance's task with what became of it."""
+    ReadPlanState: _grpc.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadPlanStateRequest, _conductor_service_pb2.ReadPlanStateResponse]
+    """How far a host has got with what it must have of tenant networks."""
     OpenConsole: _grpc.StreamStreamMultiCallable[_conductor_service_pb2.OpenConsoleRequest, _conductor_service_pb2.OpenConsoleResponse]
     """One console of an instance, through a tunnel that its host dials."""
 
@@ -58,6 +60,8 @@ class ConductorServiceAsyncStub(ConductorServiceStub):
     """An instance's counters, asked of its host."""
     SetPassword: _aio.UnaryUnaryMultiCallable[_conductor_service_pb2.SetPasswordRequest, _conductor_service_pb2.SetPasswordResponse]  # type: ignore[assignment]
     """Set a password inside a guest, and end the instance's task with what became of it."""
+    ReadPlanState: _aio.UnaryUnaryMultiCallable[_conductor_service_pb2.ReadPlanStateRequest, _conductor_service_pb2.ReadPlanStateResponse]  # type: ignore[assignment]
+    """How far a host has got with what it must have of tenant networks."""
     OpenConsole: _aio.StreamStreamMultiCallable[_conductor_service_pb2.OpenConsoleRequest, _conductor_service_pb2.OpenConsoleResponse]  # type: ignore[assignment]
     """One console of an instance, through a tunnel that its host dials."""
 
@@ -95,6 +99,14 @@ class ConductorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conductor_service_pb2.SetPasswordResponse, _abc.Awaitable[_conductor_service_pb2.SetPasswordResponse]]:
         """Set a password inside a guest, and end the instance's task with what became of it."""
+
+    @_abc_1.abstractmethod
+    def ReadPlanState(
+        self,
+        request: _conductor_service_pb2.ReadPlanStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_conductor_service_pb2.ReadPlanStateResponse, _abc.Awaitable[_conductor_service_pb2.ReadPlanStateResponse]]:
+        """How far a host has got with what it must have of tenant networks."""
 
     @_abc_1.abstractmethod
     def OpenConsole(
