@@ -89,6 +89,8 @@ class ConsoleDoor:
         self._limits = Limits(TICKETS_PER_PEER)
         self._origins = {_origin(settings.url), *settings.origins}
         self._admitted: dict[ServerConnection, tuple[ConsoleTicket, str]] = {}
+        # Whose tickets are being looked at.
+        self._at_the_door = 0
         self._server: Server | None = None
 
     async def start(self) -> int:
@@ -143,13 +145,14 @@ class ConsoleDoor:
         if origin is not None and origin not in self._origins:
             log.info("console.refused", why="origin")
             return _plain(http.HTTPStatus.FORBIDDEN, "this page may not open consoles")
-        if len(self._admitted) >= self._settings.most:
+        if len(self._admitted) + self._at_the_door >= self._settings.most:
             return _plain(http.HTTPStatus.SERVICE_UNAVAILABLE, "too many consoles are open")
         peer = str((connection.remote_address or ("",))[0])
         try:
             self._limits.enter(peer, now_s=self._clock.boot_s())
         except TooMuch:
             return _plain(http.HTTPStatus.TOO_MANY_REQUESTS, "too many tickets from your address")
+        self._at_the_door += 1
         try:
             shown = parse_qs(asked.query, max_num_fields=4).get("ticket", [""])[0]
             ticket = await self._consoles.redeem(shown, ConsoleKind.VNC)
@@ -162,6 +165,8 @@ class ConsoleDoor:
         except BaseException:
             self._limits.leave(peer)
             raise
+        finally:
+            self._at_the_door -= 1
         self._admitted[connection] = ticket, peer
         # Also where the handshake comes to nothing after all.
         connection.connection_lost_waiter.add_done_callback(lambda _: self._forget(connection))
@@ -197,7 +202,10 @@ class ConsoleDoor:
     # ---------------------------------------------------------------- over the WebSocket
 
     async def _serve(self, connection: ServerConnection) -> None:
-        ticket, _ = self._admitted[connection]
+        admitted = self._admitted.get(connection)
+        if admitted is None:
+            return  # gone again, between its handshake and now
+        ticket, _ = admitted
         try:
             await self._consoles.carry(ticket, _Browser(connection))
         except StreamClosed:

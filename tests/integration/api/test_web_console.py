@@ -218,6 +218,36 @@ async def test_there_is_a_limit_and_who_leaves_makes_room(tmp_path: Path) -> Non
             await shakes_hands(viewer)
 
 
+async def test_the_limit_holds_for_those_who_come_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only those were counted whose tickets had been looked at: while a store was slow, any number got in."""
+    async with a_door(tmp_path, most=1) as door:
+        first, second = await door.ticket(), await door.ticket()
+        consoles = door.chain.apis[1]
+        redeem, has_come, may_go_on = consoles.redeem, asyncio.Event(), asyncio.Event()
+
+        async def slowly(shown: str, kind: ConsoleKind) -> object:
+            has_come.set()
+            await may_go_on.wait()
+            return await redeem(shown, kind)
+
+        monkeypatch.setattr(consoles, "redeem", slowly)
+        coming = asyncio.ensure_future(door.come(first))
+        await has_come.wait()
+
+        with pytest.raises(InvalidStatus) as refused:
+            await asyncio.wait_for(door.come(second), 5)
+        may_go_on.set()
+        viewer = await coming
+
+        assert refused.value.response.status_code == 503
+        await shakes_hands(viewer)
+        await viewer.close()
+        async with door.come(second):
+            pass  # its ticket was not used up
+
+
 async def test_the_page_and_novnc_are_served_and_nothing_else_is(tmp_path: Path) -> None:
     async with a_door(tmp_path) as door:
         for path, words in (
