@@ -78,11 +78,15 @@ def _check_fit(image: Image, now: Instance) -> None:
             f"image {image.name} is for {architecture}; the server's host was chosen for {now.request.architecture}",
             field="image",
         )
-    needed = {name for name, how in image_traits(image).items() if how == "required"}
-    missing = sorted(needed - set(now.request.required_traits))
-    if missing:
-        # A rebuild stays on its host, which nobody has asked for these.
+    traits = image_traits(image)
+    # A rebuild stays on its host, which was chosen for nothing but this.
+    chosen = {
+        **dict.fromkeys(now.request.required_traits, "required"),
+        **dict.fromkeys(now.request.forbidden_traits, "forbidden"),
+    }
+    unsure = sorted(name for name, how in traits.items() if chosen.get(name) != how)
+    if unsure:
+        wants = ", ".join(f"{'without' if traits[name] == 'forbidden' else 'with'} {name}" for name in unsure)
         raise InvalidRequest(
-            f"image {image.name} needs a host with {', '.join(missing)}; the server's was not chosen for that",
-            field="image",
+            f"image {image.name} needs a host {wants}; the server's was not chosen for that", field="image"
         )

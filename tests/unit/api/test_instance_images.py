@@ -198,12 +198,14 @@ async def test_a_rebuild_from_an_error_runs_and_of_a_stopped_server_does_not(wor
 
 @in_a_world
 async def test_an_image_that_does_not_fit_is_refused(world: World) -> None:
+    """One that forbids its hosts a trait was let in: a rebuild looked only at what images require."""
     server = await world.placed()
     base: Image = await world.read(world.store, IMAGE, "i")
     unfit = {
         "large": replace(base, id="large", name="large", min_disk_gib=2),
         "greedy": replace(base, id="greedy", name="greedy", min_ram_mib=1024),
         "picky": replace(base, id="picky", name="picky", properties={"trait:GPU": "required"}),
+        "shy": replace(base, id="shy", name="shy", properties={"trait:GPU": "forbidden"}),
         "late": replace(base, id="late", name="late", state=ImageState.QUEUED),
     }
     await world.store.commit(Txn(put={IMAGE.at(name): encode(image) for name, image in unfit.items()}))
