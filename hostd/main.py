@@ -13,7 +13,7 @@ import random
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from fabric.clock import Clock, SystemClock
 from fabric.config.load import load
 from fabric.config.settings import HostdSettings
 from fabric.errors import FabricError, InvalidRequest
-from fabric.observability import logging
+from fabric.observability import lean, logging
 from fabric.observability.failpoints import Failpoints, failpoints_from
 from fabric.rpc.tls import TlsFiles, proven
 from hostd.commands.journal_sqlite import SqliteJournal
@@ -68,8 +68,7 @@ def _identity(settings: HostdSettings) -> tuple[TlsFiles, str]:
         raise InvalidRequest("a host is known by its certificate: set [tls] ca, cert and key", field="tls")
     files = TlsFiles(ca_path=settings.tls.ca, cert_path=settings.tls.cert, key_path=settings.tls.key)
     try:
-        pem = files.cert_path.read_bytes()
-        host = _in_a_child(lambda: proven(pem).host)
+        host = proven(files.cert_path.read_bytes()).host
     except (OSError, ValueError) as unread:
         raise InvalidRequest(f"cannot read the certificate {files.cert_path}", field="tls.cert") from unread
     if not host:
@@ -78,29 +77,6 @@ def _identity(settings: HostdSettings) -> tuple[TlsFiles, str]:
             field="tls.cert",
         )
     return files, host
-
-
-def _in_a_child(work: Callable[[], str]) -> str:
-    """What `work` says, found out in a child process, so that what it imports for that is not ours to keep.
-
-    Raises ValueError where the child fails. Only before there are threads (fork(2)).
-    """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.write(writing, work().encode())
-            code = 0
-        finally:
-            # Whatever it was: this is a copy of a process that goes on, and ends here.
-            os._exit(code)
-    os.close(writing)
-    with open(reading, encoding="utf-8") as answer:  # noqa: PTH123 - a descriptor, not a path
-        said = answer.read()
-    if os.waitpid(child, 0)[1] != 0:
-        raise ValueError("the child could not say")
-    return said
 
 
 async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
@@ -131,6 +107,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         failpoints=failpoints,
     )
     running = asyncio.create_task(daemon.run(), name="hostd")
+    giving_back = asyncio.create_task(lean.give_back())
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, running.cancel)
     log.info("hostd.started", host=host, conductors=settings.conductors, driver=settings.driver)
@@ -138,6 +115,7 @@ async def serve(settings: HostdSettings, host: str, tls: TlsFiles) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await running
     finally:
+        giving_back.cancel()
         await dialer.close()
         log.info("hostd.stopped")
 

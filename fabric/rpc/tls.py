@@ -18,6 +18,7 @@ import grpc
 
 from fabric.model.identity import Principal
 from fabric.rpc.authz import ANYBODY
+from fabric.rpc.certificate import read_pem
 
 TRUST_DOMAIN: Final = "cellfabric"
 
@@ -86,18 +87,12 @@ def named(uris: Iterable[str], serial: str) -> Principal:
 
 @functools.lru_cache(maxsize=4096)
 def proven(pem: bytes) -> Principal:
-    """Whom a certificate proves that the TLS layer has verified; ANYBODY where it names nobody of ours."""
-    # 9 MiB that a client, who shows its certificate and reads none, does without.
-    from cryptography import x509
+    """Whom a certificate proves that the TLS layer has verified, or that is one's own; ANYBODY where it names nobody of ours.
 
-    certificate = x509.load_pem_x509_certificate(pem)
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ANYBODY
-    return named(
-        names.get_values_for_type(x509.UniformResourceIdentifier), serial_text(certificate.serial_number)
-    )
+    Raises ValueError for what is no certificate.
+    """
+    names = read_pem(pem)
+    return named(names.uris, serial_text(names.serial))
 
 
 def _host(uri: str, serial: str) -> Principal | None:

@@ -17,7 +17,7 @@ import structlog
 from fabric.clock import Clock
 from fabric.config.settings import LogSettings, StoreSettings, TlsSettings
 from fabric.errors import FabricError
-from fabric.observability import logging
+from fabric.observability import lean, logging
 from fabric.rpc.server import RpcServer
 from fabric.rpc.tls import TlsFiles
 from fabric.store.etcd.client import EtcdStore
@@ -78,7 +78,7 @@ async def until_stopped(*lives: Life, around: AbstractAsyncContextManager[object
     asked = _stop_signal()
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(life) for life in lives]
+            tasks = [group.create_task(life) for life in (*lives, lean.give_back())]
             async with around:
                 try:
                     await asked.wait()
