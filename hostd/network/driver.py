@@ -7,7 +7,7 @@ runs is found again by the marks on it. A guest's traffic needs nothing of this 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import structlog
@@ -16,6 +16,7 @@ from fabric.clock import Clock
 from fabric.model.network import Port
 from fabric.model.network_plan import NetworkPlan
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
+from hostd.core.addresses import claims
 from hostd.core.faults import FaultCode, fault_text
 from hostd.core.tap_names import TapMark, tap_name
 from hostd.core.tenant_services import Lodger
@@ -297,19 +298,10 @@ def _refuse_conflicts(wirings: Mapping[str, Wiring], wiring: Wiring) -> None:
     previous = wirings.get(wiring.guest.id)
     if previous is not None and previous.placement_epoch > wiring.placement_epoch:
         raise _error("a newer placement is wired here")
-    wanted = set(_held(wiring.guest.ports))
+    wanted = set(claims(wiring.guest.ports))
     for other in wirings.values():
-        if other.guest.id != wiring.guest.id and not wanted.isdisjoint(_held(other.guest.ports)):
+        if other.guest.id != wiring.guest.id and not wanted.isdisjoint(claims(other.guest.ports)):
             raise _error("another server here has its address")
-
-
-def _held(ports: Iterable[Port]) -> Iterator[tuple[str, str]]:
-    """What only one can have on a network; on the hosts' own one, whatever it is called."""
-    for port in ports:
-        network = port.network_id if port.vni else ""
-        yield network, port.mac
-        for it in port.addresses:
-            yield network, it.address
 
 
 def _error(detail: str = "") -> NetworkError:

@@ -34,13 +34,12 @@ class FakeWires:
             epoch, _ = self._machine.wires.get(wiring.guest.id, (0, ()))
             if epoch > wiring.placement_epoch:
                 raise _error(FaultCode.NETWORK_FAILED, "a newer placement is wired here")
-            macs = {port.mac for port in wiring.guest.ports}
-            for instance_id, (_, others) in self._machine.wires.items():
-                if instance_id != wiring.guest.id and any(other.mac in macs for other in others):
-                    raise _error(FaultCode.NETWORK_FAILED, "another server here has its address")
             interfaces = tuple(
                 Interface(tap=tap_name(port.id), mac=port.mac, mtu=port.mtu) for port in wiring.guest.ports
             )
+            for instance_id, (_, others) in self._machine.wires.items():
+                if instance_id != wiring.guest.id and self._claims(others) & self._claims(interfaces):
+                    raise _error(FaultCode.NETWORK_FAILED, "another server here has its address")
             self._machine.wires[wiring.guest.id] = (wiring.placement_epoch, interfaces)
             return interfaces
 
@@ -69,6 +68,12 @@ class FakeWires:
 
     async def close(self) -> None:
         """Nothing of a simulated host is served by the daemon itself."""
+
+    def _claims(self, interfaces: tuple[Interface, ...]) -> set[tuple[str, str]]:
+        """The MACs, each with the tenant network that it is on: two tenants may have the same one."""
+        plan = self._machine.followed.plan
+        networks = {} if plan is None else {port.tap: port.network_id for port in plan.filters.ports}
+        return {(networks.get(each.tap, ""), each.mac) for each in interfaces}
 
     async def _do(self, step: str, work: Callable[[], _T]) -> _T:
         def checked() -> _T:

@@ -12,7 +12,7 @@ from fabric.model.network_plan import NetworkPlan
 from hostd.core.faults import FaultCode
 from hostd.core.tap_names import tap_name
 from hostd.network.base import NetworkError, Wires, Wiring
-from tests.conformance.guests import a_guest, a_plan, a_port, a_tenant_port
+from tests.conformance.guests import a_guest, a_plan, a_port, a_tenant_port, an_id
 
 Law = Callable[[Wires], Awaitable[None]]
 
@@ -132,6 +132,18 @@ async def a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants(wires: Wires)
     assert await wires.plugged() == {}
 
 
+async def two_tenants_may_have_one_mac_and_one_address(wires: Wires) -> None:
+    ours = TENANT.ports[0]
+    theirs = replace(ours, id=an_id("theirs"), network_id=an_id("their network"), vni=ours.vni + 1)
+    other = a_guest("other", ports=(theirs,))
+    await wires.follow(a_plan(TENANT, other))
+
+    for guest in (TENANT, other):
+        await wires.plug(Wiring(guest=guest, placement_epoch=1))
+
+    assert await wires.plugged() == {TENANT.id: 1, other.id: 1}
+
+
 async def a_plan_without_a_wired_guests_port_leaves_it_its_wires(wires: Wires) -> None:
     await wires.follow(a_plan(TENANT))
     await wires.plug(Wiring(guest=TENANT, placement_epoch=1))
@@ -157,4 +169,5 @@ LAWS: tuple[Law, ...] = (
     following_twice_is_success_and_wires_nobody,
     a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants,
     a_plan_without_a_wired_guests_port_leaves_it_its_wires,
+    two_tenants_may_have_one_mac_and_one_address,
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 import pytest_asyncio
 
+from fabric.model.firewall import RuleGroup
 from fabric.model.network import HostRoute
 from fabric.model.network_plan import NetworkPlan, PlannedRouter, RouterLeg
 from hostd.network.base import Wiring
@@ -167,6 +168,23 @@ async def test_where_no_router_is_guests_are_sent_to_dhcp_and_told_of_no_way_out
 
 async def test_where_a_router_is_it_is_the_one_that_advertises(site: Site) -> None:
     assert await asyncio.to_thread(inside, site.netns(TWO_A), lambda: advertisement(timeout_s=1)) is None
+
+
+async def test_a_guest_that_nothing_is_allowed_gets_its_addresses_all_the_same(site: Site) -> None:
+    """Metadata it does not get: that is an ordinary connection."""
+    nothing = site.fabric.plan(0, GUESTS, RuleGroup(id="nothing"))
+    await site.wires.follow(replace(plan(site.fabric), filters=nothing.filters))
+    netns, port = site.netns(ONE_A), ONE_A.port
+
+    offer = await asyncio.to_thread(inside, netns, lambda: discover(port.mac))
+    offer6 = await asyncio.to_thread(inside, netns, lambda: solicit(port.mac))
+    said = await asyncio.to_thread(inside, netns, lambda: advertisement(timeout_s=5))
+    assert (offer.address, offer6.address) == (port.address, port.further[0].address)
+    assert said is not None
+    assert await asyncio.to_thread(hostname, netns, METADATA) == ""
+
+    await site.wires.follow(plan(site.fabric))
+    assert await asyncio.to_thread(hostname, netns, METADATA) == ONE_A.word
 
 
 async def test_equal_addresses_of_two_tenants_are_told_of_different_guests(site: Site) -> None:
