@@ -93,6 +93,33 @@ async def test_a_machine_that_restarts_has_its_networks_again_without_being_told
     assert leftovers(fabric.hosts[0], fabric.states[0]) == []
 
 
+async def test_a_daemon_that_starts_anew_makes_nothing_anew(fabric: Fabric) -> None:
+    """A link that is made again is another to the kernel, and what it carried has stopped for a moment."""
+    wires = fabric.wires(0)
+    await wires.prepare()
+    await wires.follow(fabric.plan(0, (GUEST, NEIGHBOUR)))
+    await wires.plug(GUEST.wiring)
+    await wires.close()
+    before = ip("-o", "link", "show", netns=fabric.hosts[0]), run(fabric, "bridge", "fdb", "show")
+    said = subprocess.Popen(
+        ("ip", "netns", "exec", fabric.hosts[0], "ip", "-o", "monitor", "link", "neigh"),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    successor = fabric.wires(0)
+    await successor.prepare()
+    await successor.follow(fabric.plan(0, (GUEST, NEIGHBOUR)))
+    await successor.plug(GUEST.wiring)
+
+    said.terminate()
+    heard, _ = said.communicate(timeout=10)
+    assert "Deleted" not in heard
+    assert (ip("-o", "link", "show", netns=fabric.hosts[0]), run(fabric, "bridge", "fdb", "show")) == before
+    await successor.dismantle()
+    await successor.close()
+
+
 async def test_what_others_took_away_comes_back_with_the_next_audit(fabric: Fabric) -> None:
     wires = fabric.wires(0)
     await wires.prepare()
