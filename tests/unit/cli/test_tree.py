@@ -39,7 +39,8 @@ def parse(line: str, folder: Path) -> tuple[str, ...]:
         str(Path(word).name) if word.startswith("~") else word for word in shlex.split(REDIRECT.sub("", line))
     ]
     for word in words:
-        if re.search(r"\.(qcow2|raw|sh|pem|pub)$|^vmlinuz$", word):
+        if re.search(r"\.(qcow2|raw|sh|yaml|pem|pub)$|^vmlinuz$", word):
+            (folder / word).parent.mkdir(parents=True, exist_ok=True)
             (folder / word).touch()
     assert words.pop(0) == "fabric"
     context = cli.make_context("fabric", words, obj=Session())
