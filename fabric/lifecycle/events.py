@@ -16,10 +16,7 @@ from fabric.model.instance import Build, Fault, Instance
 from fabric.model.states import Action, TaskState
 
 KEPT: Final = 32
-"""How many actions of one server are kept, beside the latest."""
-
-KEPT_S: Final = 24 * 3600
-"""How long they are kept when the server is gone: as long as what tells that it is over."""
+"""How many actions of one server are kept, beside the latest; when the server is gone, as long as what tells that it is over."""
 
 STEPS_LIMIT: Final = 24
 """Steps kept of one action: the last."""

@@ -66,4 +66,3 @@ class Admission:
     """Records, as values."""
     encoded: Mapping[str, bytes] = field(default_factory=dict)
     """Records, as they are stored: what others have drawn up."""
-    leases: Mapping[str, int] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fabric.errors import Ambiguous, Conflict, FabricError, NotFound, Unavailable
+from fabric.errors import Conflict, FabricError, NotFound, Unavailable
 from fabric.ids import Ids
 from fabric.model.quota import Quota
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
@@ -80,7 +80,7 @@ class Ledger:
 
         Raises:
             QuotaExceeded: the project's limit.
-            NotFound: the project has no quota record, or a lease is gone.
+            NotFound: the project has no quota record.
             Conflict: others were faster, again and again.
             Ambiguous: it may have been written. The same request_id tells.
             Unavailable: it was not.
@@ -124,7 +124,7 @@ class Ledger:
                 await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
             try:
                 await self._try(project_id, group)
-            except (Ambiguous, NotFound, Unavailable) as error:
+            except (NotFound, Unavailable) as error:
                 for each in group:
                     _fail(each, error)
                 return
@@ -156,7 +156,6 @@ class Ledger:
         txn = Txn(
             unchanged={key: seen.seen(key)} | _merged(each.admission.unchanged for each in charged),
             put={key: encode(quota)} | _merged(each.put for each in charged),
-            leases=_merged(each.admission.leases for each in charged),
         )
         outcome = await commit_settled(
             self._store, txn, mark=charged[0].admission.mark, patience_s=PATIENCE_S

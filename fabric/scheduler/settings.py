@@ -33,7 +33,7 @@ class SchedulerSettings:
     reread_s: float = 5.0
     """How often all builds are listed again: nothing may hang on a watch alone."""
     txn_builds: int = 20
-    """How many claims share one transaction; 128 compares is etcd's limit, a claim takes at most 5."""
+    """How many claims share one transaction; 128 compares is etcd's limit, a claim takes at most 6."""
     txn_bytes: int = 1_000_000
     """How many bytes of records one transaction may carry; etcd takes 1.5 MiB."""
     batch_builds: int = 200
@@ -55,6 +55,6 @@ class SchedulerSettings:
     capacity_s: float = 3.0
     """The shortest time between two publications of a cell's capacity."""
     over_ttl_s: float = 24 * 3600.0
-    """How long it is remembered that a server's life is over, against claims that come late."""
+    """How long it is remembered that a server's life is over, against claims that come late; and what was done to it, for people."""
     sweep_s: float = 600.0
     """How often what has been remembered long enough is swept away."""

@@ -78,11 +78,6 @@ def queued(
     )
 
 
-def is_waiting_for(image: Image, instance_id: str) -> bool:
-    """Whether the image waits for the disk of this instance."""
-    return image.state is ImageState.QUEUED and image.properties.get(INSTANCE) == instance_id
-
-
 def taken(image: Image, *, sha256: str, size_bytes: int, virtual_size_bytes: int, now_ms: int) -> Image:
     """The image with its bytes in."""
     return replace(

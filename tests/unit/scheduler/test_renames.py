@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from fabric.lifecycle.events import KEPT_S, accepted
+from fabric.lifecycle.events import accepted
 from fabric.model.instance import Location, Over, Renamed
 from fabric.model.quota import Charge
 from fabric.scheduler.core.change import Change
@@ -90,8 +90,8 @@ def test_what_was_done_to_a_server_is_forgotten_with_the_server() -> None:
     async def world(stage: Stage) -> None:
         await stage.open(host("e1"))
         cell = stage.cells["east"]
-        for server, age_s in (("i-old", KEPT_S + 1), ("i-new", 5)):
-            over = Over(instance_id=server, over_time_ms=WALL_MS - age_s * 1000)
+        for server, age_s in (("i-old", SchedulerSettings().over_ttl_s + 1), ("i-new", 5)):
+            over = Over(instance_id=server, over_time_ms=WALL_MS - int(age_s * 1000))
             await stage.put(cell, keys.OVER.at(server), over)
             for slot in range(32):
                 await stage.put(cell, keys.EVENT.at(server, str(slot)), accepted(build(server)))
@@ -102,7 +102,3 @@ def test_what_was_done_to_a_server_is_forgotten_with_the_server() -> None:
         assert await stage.held(keys.OVER) == {keys.OVER.at("i-new")}
 
     play(world)
-
-
-def test_events_are_kept_as_long_as_what_tells_that_a_server_is_over() -> None:
-    assert SchedulerSettings().over_ttl_s == KEPT_S
