@@ -67,7 +67,20 @@ from fabric.quota.ledger import Ledger
 from fabric.rpc.method import Method, methods
 from fabric.store import codec
 from fabric.store.base import Refused, Snapshot, Store
-from fabric.store.keys import ACTED, ANSWERED, ASSIGNMENT, BUILD, INSTANCE, LOCATION, QUOTA, SESSION, USE, Key
+from fabric.store.keys import (
+    ACTED,
+    ANSWERED,
+    ASSIGNMENT,
+    BUILD,
+    FLAVOR,
+    IMAGE,
+    INSTANCE,
+    LOCATION,
+    QUOTA,
+    SESSION,
+    USE,
+    Key,
+)
 from fabric.store.settle import commit_settled
 
 TRIES = 8
@@ -193,7 +206,8 @@ class InstanceHandlers:
             now_ms=now_ms,
             op_id=self._ids.new_id(),
         )
-        entry = replace(entry, unchanged={**entry.unchanged, **wired.unchanged}, encoded=wired.put)
+        unchanged = {**entry.unchanged, **asked.read, **wired.unchanged}
+        entry = replace(entry, unchanged=unchanged, encoded=wired.put)
         if root is not None:
             entry = admitted(entry, root, op_id=self._ids.new_id())
         outcome = await self._ledger.admit(principal.project_id, entry)
@@ -219,35 +233,40 @@ class InstanceHandlers:
         self, request: pb.CreateInstanceRequest, principal: Principal, *, now_ms: int
     ) -> Asked:
         """Everything that the request names but networks. A name that is not there is the request's fault, and names its field."""
-        flavor = await named_by("flavor", self._catalogue.flavor(request.flavor))
+        catalogue = self._catalogue
+        flavor = await named_by("flavor", catalogue.flavor(request.flavor))
+        # At once, while the picture still shows what was just found in it.
+        read = catalogue.flavors.revisions(FLAVOR.at(flavor.id))
         image = None
         if sources(request).image:
-            image = await named_by("image", self._catalogue.image(request.image, principal))
+            image = await self._image(request.image, principal, read)
         root = await self._boot_volumes.look_up(request, image, principal, now_ms=now_ms)
         image = image or (root.entry.image if root is not None else None) or NO_IMAGE
         keypair = None
         if request.key_name:
             keypair = await named_by(
-                "key_name", self._catalogue.keypair(request.key_name, principal, field="key_name")
+                "key_name", catalogue.keypair(request.key_name, principal, field="key_name")
             )
         return Asked(
             name=request.name,
             flavor=flavor,
             image=image,
-            kernel=await self._boots_by(image.kernel_id, principal),
-            ramdisk=await self._boots_by(image.ramdisk_id, principal),
+            kernel=await self._image(image.kernel_id, principal, read) if image.kernel_id else None,
+            ramdisk=await self._image(image.ramdisk_id, principal, read) if image.ramdisk_id else None,
             keypair=keypair,
             zone=request.availability_zone,
             user_data=request.user_data,
             metadata=dict(request.metadata),
             config_drive=not request.no_config_drive,
             root=root,
+            read=read,
         )
 
-    async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:
-        if not image_id:
-            return None
-        return await named_by("image", self._catalogue.image(image_id, principal))
+    async def _image(self, word: str, principal: Principal, read: dict[str, int]) -> Image:
+        """An image, and in `read` what it was found by."""
+        found = await named_by("image", self._catalogue.image(word, principal))
+        read |= self._catalogue.images.revisions(IMAGE.at(found.id))
+        return found
 
     async def _enabled_cells(self) -> list[str]:
         await self._catalogue.cells.matching(lambda each: each.enabled)

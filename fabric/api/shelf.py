@@ -81,6 +81,10 @@ class Shelf(Generic[V]):
             held = self.picture.entries.get(key)
         return held
 
+    def revisions(self, *keys: str) -> dict[str, int]:
+        """The revisions of what the picture shows at these keys now, to be compared when something is written that relies on it."""
+        return {key: self.picture.entries[key].mod_revision for key in keys}
+
     async def matching(self, matches: Callable[[V], bool]) -> list[V]:
         """Every value that matches, from the picture if any does, else as of now. Raises Unavailable."""
         found = [value for value in self.values() if matches(value)]

@@ -49,10 +49,6 @@ class _Waiting:
     def size_bytes(self) -> int:
         return sum(len(key) + len(value) for key, value in self.put.items())
 
-    @property
-    def operations(self) -> int:
-        return max(len(self.admission.unchanged), len(self.put))
-
 
 class Ledger:
     """The quota records of every project, as one API server writes them."""
@@ -134,7 +130,7 @@ class Ledger:
     async def _try(self, project_id: str, group: list[_Waiting]) -> None:
         """One transaction for all of the group that still fit. Those whose fate it decides are told."""
         key = QUOTA.at(project_id)
-        seen = await self._store.get(key, *(name for each in group for name in each.admission.unchanged))
+        seen = await self._store.get(key, *_merged(each.admission.unchanged for each in group))
         stored = seen.value(key)
         if stored is None:
             raise NotFound("the project has no quota: it does not exist any more")
@@ -171,11 +167,14 @@ def _next_group(queue: deque[_Waiting]) -> list[_Waiting]:
     address: one after the other.
     """
     group = [queue.popleft()]
-    size, operations, written = group[0].size_bytes, group[0].operations, set(group[0].put)
+    size, written = group[0].size_bytes, set(group[0].put)
+    # What several compare, such as the flavor of all of them, is one compare.
+    compared = set(group[0].admission.unchanged)
     while queue and len(group) < TOGETHER:
         following = queue[0]
         size += following.size_bytes
-        operations += following.operations
+        compared |= following.admission.unchanged.keys()
+        operations = max(len(compared), len(written) + len(following.put))
         if size > TOGETHER_BYTES or operations > OPERATIONS or not written.isdisjoint(following.put):
             break
         written |= following.put.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fabric.api.core.boot_volume import RootVolume
 from fabric.errors import InvalidRequest
@@ -31,6 +31,7 @@ class Asked:
     """What a create names, looked up: everything that goes into the server's request.
 
     With a `root` the server boots from that volume, and the image is what the volume was made of: it says where the server can run.
+    `read` has the keys of what was looked up in the catalogue, and their revisions: it must be there, as it is, when the server is made.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Asked:
     metadata: Mapping[str, str] | None = None
     config_drive: bool = True
     root: RootVolume | None = None
+    read: Mapping[str, int] = field(default_factory=dict)
 
 
 def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str, now_ms: int) -> Request:

@@ -270,6 +270,31 @@ async def test_a_create_is_one_write_that_charges_indexes_and_queues(world: Worl
     assert (await world.read(world.store, LOCATION, made.id)).cell == "c1"
 
 
+@pytest.mark.parametrize(("field", "key"), [("flavor", FLAVOR.at("f")), ("image", IMAGE.at("i"))])
+def test_what_was_deleted_a_moment_ago_makes_no_server(field: str, key: str) -> None:
+    @in_a_world
+    async def in_the_picture_still_and_in_the_store_no_more(world: World) -> None:
+        await world.store.commit(Txn(delete=(key,)))
+
+        with pytest.raises(InvalidRequest) as refused:
+            await world.create()
+
+        assert refused.value.field == field
+        assert await world.used() == 0
+
+    in_the_picture_still_and_in_the_store_no_more()
+
+
+@in_a_world
+async def test_a_create_is_of_the_flavor_as_it_is(world: World) -> None:
+    now = Flavor(id="f", name="m1", vcpus=2, ram_mib=1024, disk_gib=1)
+    await world.store.commit(Txn(put={FLAVOR.at("f"): encode(now)}))
+
+    made = await world.create()
+
+    assert (made.spec.vcpus, made.spec.ram_mib) == (2, 1024)
+
+
 @in_a_world
 async def test_a_create_whose_answer_is_lost_is_accepted_once(world: World) -> None:
     world.store.losing = 1
