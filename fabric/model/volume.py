@@ -12,6 +12,9 @@ from fabric.model.image import Image
 VOLUME_EPOCH: Final = 1
 """The placement epoch of a volume's file: a host lets go of a volume as it does of a server's placement, and there is only one."""
 
+SHARED_MARK: Final = "cellfabric-volumes"
+"""The file that says: this is a shared directory for volumes, and not the place where it is to be mounted."""
+
 _SERIAL: Final = re.compile(r"[0-9a-f]{20}")
 
 

@@ -9,13 +9,10 @@ locks on the file besides.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
+from fabric.model.volume import SHARED_MARK
 from hostd.core.faults import FaultCode
 from hostd.volumes.files import FileVolumes, volume_error
-
-MARK: Final = "cellfabric-volumes"
-"""The file that says: this is the shared directory, and not the place where it is to be mounted."""
 
 
 class SharedVolumes(FileVolumes):
@@ -23,11 +20,11 @@ class SharedVolumes(FileVolumes):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self._mark = root / MARK
+        self._mark = root / SHARED_MARK
 
     def prepare(self) -> None:
         """Nothing: the directory is the administrator's."""
 
     def check(self) -> None:
         if not self._mark.is_file():
-            raise volume_error(FaultCode.VOLUME_UNREACHABLE, f"its directory has no file {MARK}")
+            raise volume_error(FaultCode.VOLUME_UNREACHABLE, f"its directory has no file {SHARED_MARK}")

@@ -1,4 +1,6 @@
-"""Servers that boot from volumes, on two real hosts: the volume outlives the server, and the next one runs where it is."""
+"""Servers that boot from volumes, on two real hosts: the volume outlives the server, and the next one runs where it is, or, where the hosts
+share its directory, on either.
+"""
 
 from __future__ import annotations
 
@@ -79,5 +81,33 @@ def test_a_new_volume_made_for_a_server_ends_with_it_where_that_is_asked_for(
     until(
         lambda: not fabric.shown("volume", "list", cloud="nebula"),
         "the volume is gone with its server",
+        timeout_s=30,
+    )
+
+
+def test_a_volume_in_a_shared_directory_boots_a_server_of_either_host(
+    fabric: Running, tenant: Tenant
+) -> None:
+    words = ("--directory", "shared", "--image", "nebula_standard_os", "--size", "2")
+    tenant.cli("volume", "create", *words, "nebula_roaming")
+    one = boot(tenant, "nebula_lab_04", "--volume", "nebula_roaming")
+    tenant.inside("nebula_lab_04", "echo 'kept by the directory' > /root/kept && sync")
+    first = fabric.shown("server", "show", one["id"])["host"]
+    assert fabric.shown("host", "show", first)["volume_directories"] == ["shared"]
+    tenant.cli("server", "delete", "--wait", "nebula_lab_04")
+    fabric.cli("host", "set", "--disable", first)
+
+    two = boot(tenant, "nebula_lab_05", "--volume", "nebula_roaming")
+    fabric.cli("host", "set", "--enable", first)
+    assert fabric.shown("server", "show", two["id"])["host"] != first
+    assert tenant.inside("nebula_lab_05", "hostname; cat /root/kept") == (
+        "nebula-lab-05\nkept by the directory\n"
+    )
+    tenant.cli("server", "delete", "--wait", "nebula_lab_05")
+    tenant.cli("volume", "delete", "nebula_roaming")
+    left = fabric.state / "shared-volumes"
+    until(
+        lambda: [each.name for each in left.iterdir()] == ["cellfabric-volumes"],
+        "nothing is left in the directory but its mark",
         timeout_s=30,
     )

@@ -11,9 +11,10 @@ from fabric.config.settings import TlsSettings
 from fabric.errors import Ambiguous
 from fabric.model.host import Cell, Host
 from fabric.model.network import PHYSICAL_NETWORK
+from fabric.model.volume import trait_of
 from fabric.network.addresses import slots_in
 from fabric.server.dev.files import OPERATOR, host_serial, store_tls
-from fabric.server.dev.topology import HostTopology, StoreTopology, Topology
+from fabric.server.dev.topology import SHARED_VOLUMES, HostTopology, StoreTopology, Topology
 from fabric.store import codec, keys
 from fabric.store.base import Txn
 from fabric.store.etcd import EtcdSettings, EtcdStore
@@ -75,7 +76,7 @@ def _host(topology: Topology, host: HostTopology, now_ms: int) -> Host:
         cell=host.cell,
         zone=ZONE,
         capacity=host.capacity,
-        traits=("HW_ARCH_X86_64",),
+        traits=("HW_ARCH_X86_64", *((trait_of(SHARED_VOLUMES),) if topology.shares_volumes else ())),
         cert_serial=host_serial(topology, host.name),
         guest_cidr=host.guest_cidr,
         slots=slots_in(host.guest_cidr),

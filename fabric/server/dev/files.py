@@ -25,14 +25,17 @@ from fabric.config.settings import (
     LogSettings,
     NetworkSettings,
     SchedulerSettings,
+    SharedVolumesSettings,
     StoreSettings,
     TlsSettings,
 )
 from fabric.model.network import PHYSICAL_NETWORK
+from fabric.model.volume import SHARED_MARK
 from fabric.rpc.tls import TlsFiles, serial_text
 from fabric.server import pki
 from fabric.server.dev.topology import (
     OUTSIDE,
+    SHARED_VOLUMES,
     CellTopology,
     HostTopology,
     StoreTopology,
@@ -62,6 +65,9 @@ def write_all(topology: Topology, *, now_ms: int) -> None:
     for store in topology.stores:
         for member in store.members:
             paths.store_data(member.name).mkdir(parents=True, mode=0o700)
+    if topology.shares_volumes:
+        paths.shared_volumes.mkdir(mode=0o711)
+        (paths.shared_volumes / SHARED_MARK).touch()
     pki.write_private(paths.admin_password, f"{secrets.token_urlsafe(24)}\n".encode())
     _certificates(topology, now_ms)
     for name, settings in _settings(topology):
@@ -199,6 +205,9 @@ def _hostd(topology: Topology, host: HostTopology) -> HostdSettings:
             physical={PHYSICAL_NETWORK: OUTSIDE} if host.link is not None and topology.segments else {}
         ),
         accelerator=_ACCELERATORS[topology.accelerator],
+        shared_volumes=SharedVolumesSettings(name=SHARED_VOLUMES, path=topology.paths.shared_volumes)
+        if topology.shares_volumes
+        else None,
         log=LogSettings(),
     )
 

@@ -41,6 +41,9 @@ UNDERLAY: Final = "underlay"
 OUTSIDE: Final = "outside"
 """A host's interfaces in the two segments, and the segments' bridges."""
 
+SHARED_VOLUMES: Final = "shared"
+"""The directory for volumes that all hosts share, by name."""
+
 Hypervisor = Literal["libvirt", "fake"]
 Accelerator = Literal["auto", "kvm", "qemu"]
 
@@ -152,6 +155,11 @@ class Topology(Struct, frozen=True, kw_only=True):
     """How long deleted servers are kept."""
 
     @property
+    def shares_volumes(self) -> bool:
+        """Whether its hosts share a directory for volumes; those without hardware have nothing to share."""
+        return self.hypervisor == "libvirt"
+
+    @property
     def paths(self) -> Paths:
         """Where its files are."""
         return Paths(self.state)
@@ -203,6 +211,11 @@ class Paths:
     def host(self, host: str) -> Path:
         """What one simulated host keeps: its journal, its disks."""
         return self.state / "host" / host
+
+    @property
+    def shared_volumes(self) -> Path:
+        """The directory for volumes that all hosts share."""
+        return self.state / "shared-volumes"
 
     def libvirt(self, host: str) -> Path:
         """The folder of a simulated host's own libvirtd."""

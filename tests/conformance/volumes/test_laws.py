@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fabric.model.volume import GuestVolume
+from fabric.model.volume import SHARED_MARK, GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile
 from hostd.driver.fake import INSTANT, FakeMachine, FakeShelf
@@ -17,7 +17,7 @@ from hostd.volumes.absent import NOT_SHARED
 from hostd.volumes.base import VolumeError, Volumes
 from hostd.volumes.fake import FakeVolumes
 from hostd.volumes.files import FileVolumes
-from hostd.volumes.shared import MARK, SharedVolumes
+from hostd.volumes.shared import SharedVolumes
 from tests.conformance.volumes.laws import LAWS, ONE, Law
 
 GIB = 1 << 30
@@ -101,7 +101,7 @@ class FileRig:
 class SharedRig(FileRig):
     def __init__(self, root: Path) -> None:
         root.mkdir()
-        (root / MARK).touch()
+        (root / SHARED_MARK).touch()
         super().__init__(root)
 
     def another(self) -> Volumes:
