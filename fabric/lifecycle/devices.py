@@ -21,8 +21,10 @@ from fabric.model.states import Action
 from fabric.model.volume import GuestVolume, Plug
 
 LEAVES_ITS_HOST: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD, Action.RESIZE, Action.MIGRATE})
-"""Actions that take a server away from its host, where its volumes and its added addresses cannot follow."""
+"""Actions that take a server away from its host, where its volumes of local files and its added addresses cannot follow."""
 
+PUTS_AWAY: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD})
+"""Those after which it is on no host, so that nobody would let go of its volumes."""
 
 FOR_IMAGES: Final = frozenset({Action.REBUILD, Action.CREATE_IMAGE, Action.CREATE_BACKUP})
 """Actions that make a root disk of an image, or an image of a root disk."""
@@ -46,13 +48,19 @@ def barred(now: Instance, action: Action) -> str:
             f"it boots from volume {root.id}, whose data is on its host: delete the server, which keeps the volume, and boot another one"
             " from that, of any flavor"
         )
-    return tied(now) if action in LEAVES_ITS_HOST else ""
+    if action not in LEAVES_ITS_HOST:
+        return ""
+    if action in PUTS_AWAY and now.request.guest.volumes:
+        return "it has volumes, which are not put away with it: detach them first"
+    return tied(now)
 
 
 def tied(now: Instance) -> str:
-    """What ties the server to its host, for people; empty for nothing."""
-    if now.request.guest.volumes or any(each.volume_id for each in now.plugs):
+    """What ties the server to its host, for people; empty for nothing. Volumes in a directory that hosts share do not."""
+    if any(not each.directory for each in now.request.guest.volumes):
         return "it has volumes, whose data is on its host: detach them first"
+    if any(each.volume_id for each in now.plugs):
+        return "a volume of it is on its way: wait until it is there, or gone"
     if _added(now):
         return "it has added interfaces, whose addresses are its host's: remove them first"
     if any(each.port_id for each in now.plugs):

@@ -73,8 +73,8 @@ class VolumeEntry:
 class Volume:
     """A volume in its cell. There from its first use on; and, DELETED, for a while after its end, so that nothing late raises it again.
 
-    `host` has its file, and claims `size_gib` there; empty: none has. Of one in a shared `directory` it is the host that had it last, and
-    claims nothing. `instance_id` is the one server that has it, or is to let it go,
+    `host` has its file, and claims `size_gib` there; empty: none has. Of one in a shared `directory` it is the host that it was last
+    attached on, and claims nothing. `instance_id` is the one server that has it, or is to let it go,
     `ends_with_instance` whether it goes when that server does.
     """
 

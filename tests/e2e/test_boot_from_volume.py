@@ -111,3 +111,27 @@ def test_a_volume_in_a_shared_directory_boots_a_server_of_either_host(
         "nothing is left in the directory but its mark",
         timeout_s=30,
     )
+
+
+def test_a_server_moves_to_another_host_with_its_volume_in_a_shared_directory(
+    fabric: Running, tenant: Tenant
+) -> None:
+    tenant.cli("volume", "create", "--directory", "shared", "--size", "1", "nebula_moving")
+    tenant.create("nebula_lab_06")
+    tenant.cli("server", "add", "volume", "--wait", "nebula_lab_06", "nebula_moving")
+    serial = fabric.shown("volume", "show", "nebula_moving", cloud="nebula")["device"].rpartition("-")[2]
+    find = f"disk=/dev/$(grep -l {serial} /sys/block/*/serial | cut -d/ -f4)"
+    tenant.inside(
+        "nebula_lab_06", f"{find}; echo 'written before' | dd of=$disk conv=fsync 2>/dev/null; echo done"
+    )
+    before = fabric.shown("server", "show", tenant.show("nebula_lab_06")["id"])
+
+    refused = fabric.run("server", "shelve", "nebula_lab_06", cloud="nebula")
+    assert "detach them first" in refused.stderr
+    fabric.cli("server", "migrate", "--wait", before["id"])
+    tenant.cli("server", "resize", "confirm", "nebula_lab_06")
+
+    assert fabric.shown("server", "show", before["id"])["host"] != before["host"]
+    assert tenant.inside("nebula_lab_06", f"{find}; head -c 14 $disk") == "written before"
+    tenant.cli("server", "delete", "--wait", "nebula_lab_06")
+    tenant.cli("volume", "delete", "nebula_moving")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fabric.model.host import Resources
 from fabric.model.instance import Request
+from fabric.model.volume import trait_of
 
 ARCHITECTURE_TRAIT = "HW_ARCH_"
 FIRMWARE_TRAIT = "FIRMWARE_"
@@ -37,14 +38,15 @@ class Ask:
 def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = ()) -> Ask:
     """What the request asks of a host.
 
-    Architecture and firmware become traits, as hosts name them: `HW_ARCH_X86_64`, `FIRMWARE_UEFI`. The reference's
-    ImagePropertiesFilter reads the same image properties.
+    Architecture, firmware and shared directories become traits, as hosts name them: `HW_ARCH_X86_64`, `FIRMWARE_UEFI`, `VOLUMES_NFS1`.
+    The reference's ImagePropertiesFilter reads the same image properties.
     """
     required = set(request.required_traits)
     if request.architecture:
         required.add(ARCHITECTURE_TRAIT + request.architecture.upper())
     if request.guest.firmware != PLAIN_FIRMWARE:
         required.add(FIRMWARE_TRAIT + request.guest.firmware.upper())
+    required |= {trait_of(each.directory) for each in request.guest.volumes if each.directory}
     return Ask(
         resources=request.guest.resources(),
         zone=request.zone,

@@ -12,7 +12,7 @@ from typing import Final
 
 from fabric.model.host import Resources
 from fabric.model.instance import Build
-from fabric.model.volume import Volume, VolumeEntry, VolumeState, trait_of
+from fabric.model.volume import Volume, VolumeEntry, VolumeState
 from fabric.scheduler.core.ask import Ask
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import Seen
@@ -67,17 +67,15 @@ def unavailable(root: Root, cell: str) -> str:
 
 
 def asked(ask: Ask, root: Root) -> Ask:
-    """The ask with room for the volume, on the host that has its data, or on one that shares the directory that it is in; one that nobody
-    has used may go anywhere.
+    """The ask with room for the volume, on the host that has its data; one that nobody has used, or in a shared directory, may go wherever
+    the ask allows.
     """
     entry, volume = root.entry.value, root.volume.value
     directory = entry.directory if entry is not None else ""
     host = volume.host if volume is not None and not directory else ""
     cell = entry.cell if entry is not None else ""
-    traits = {trait_of(directory)} if directory else set()
     return replace(
         ask,
-        required_traits=ask.required_traits | traits,
         resources=ask.resources + Resources(disk_gib=root.more_gib),
         host=ask.host or host,
         cell=ask.cell or cell,

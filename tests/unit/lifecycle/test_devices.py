@@ -162,6 +162,26 @@ def test_the_ports_of_a_server_that_leaves_its_host_are_not_given_back() -> None
     assert dropped(had, offloaded).ports == ()
 
 
+@pytest.mark.parametrize("action", [Action.RESIZE, Action.MIGRATE])
+def test_a_server_goes_to_another_host_with_its_volumes_in_a_shared_directory(action: Action) -> None:
+    shared = replace(VOLUME, directory="nfs1")
+    had = told(with_volume(RUNNING, shared))
+
+    begun = begin(had, action, now_ms=NOW_MS, op_id="op")
+    assert begun.request.guest.volumes == (shared,)
+    with pytest.raises(WrongState, match="on its way"):
+        begin(without_volume(had, VOLUME.id), action, now_ms=NOW_MS, op_id="op")
+    with pytest.raises(WrongState, match="on its host"):
+        begin(told(with_volume(had, replace(VOLUME, id=ADDED.id))), action, now_ms=NOW_MS, op_id="op")
+
+
+def test_a_server_with_volumes_is_not_put_away_wherever_those_are() -> None:
+    had = told(with_volume(RUNNING, replace(VOLUME, directory="nfs1")))
+
+    with pytest.raises(WrongState, match="detach them first"):
+        begin(had, Action.SHELVE, now_ms=NOW_MS, op_id="op")
+
+
 @pytest.mark.parametrize("action", sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD}))
 def test_a_server_on_tenant_networks_may_leave_its_host(action: Action) -> None:
     had = told(with_port(RUNNING, TENANT))

@@ -184,7 +184,9 @@ def test_a_server_whose_volume_is_in_a_shared_directory_goes_to_a_host_that_shar
         await stage.put(stage.cells["east"], keys.VOLUME.at("v-1"), there)
         stage.schedule("s1")
         await asyncio.sleep(2)
-        await stage.accept(booting("i-0"))
+        wanted = booting("i-0")
+        guest = replace(wanted.request.guest, volumes=(replace(ROOT, directory="nfs1"),))
+        await stage.accept(replace(wanted, request=replace(wanted.request, guest=guest)))
         await asyncio.sleep(2)
 
         (record,) = (await stage.instances()).values()
