@@ -12,7 +12,7 @@ from fabric.model.instance import Build, Fault, Instance, Location, Request
 from fabric.model.network import FloatingIp, Port
 from fabric.model.placement import Decision
 from fabric.model.states import TaskState, VmState
-from fabric.model.volume import serial_of
+from fabric.model.volume import GuestVolume, serial_of
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 
 
@@ -77,6 +77,7 @@ def from_build(build: Build) -> pb.Instance:
             addresses=_addresses(build.request.guest.ports),
             cell=build.cell,
             generation=1,
+            volumes=[_attached(each, "ATTACHING") for each in build.request.guest.volumes],
         )
     )
     return message
@@ -180,13 +181,7 @@ def _volumes(record: Instance) -> list[pb.AttachedVolume]:
     """The server's volumes, those that it has not let go of yet last."""
     coming = {each.volume_id for each in record.plugs if not each.is_leaving}
     wanted = [
-        pb.AttachedVolume(
-            volume_id=each.id,
-            size_gib=each.size_gib,
-            serial=each.serial,
-            state="ATTACHING" if each.id in coming else "ATTACHED",
-            is_root=each.is_root,
-        )
+        _attached(each, "ATTACHING" if each.id in coming else "ATTACHED")
         for each in record.request.guest.volumes
     ]
     leaving = [
@@ -195,3 +190,13 @@ def _volumes(record: Instance) -> list[pb.AttachedVolume]:
         if each.is_leaving and each.volume_id
     ]
     return wanted + leaving
+
+
+def _attached(volume: GuestVolume, state: str) -> pb.AttachedVolume:
+    return pb.AttachedVolume(
+        volume_id=volume.id,
+        size_gib=volume.size_gib,
+        serial=volume.serial,
+        state=state,
+        is_root=volume.is_root,
+    )

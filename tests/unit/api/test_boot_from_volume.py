@@ -123,6 +123,7 @@ async def test_a_server_boots_from_a_volume_as_its_image_asks(world: Bootable) -
     assert (request.required_traits, request.root_ends_with_instance) == (("FAST",), True)
     assert (await world.read(world.store, LOCATION, made.id)).charge.volumes == 0
     assert (made.spec.image_id, made.spec.disk_gib) == ("", 0)
+    assert [(each.volume_id, each.is_root) for each in made.status.volumes] == [(root.id, True)]
 
 
 @bootable_test
