@@ -127,13 +127,13 @@ class TenantNetworks:
             kept=frozenset(want.bridges.values()).difference(linking.made),
         )
         await self._failpoints.reach("hostd.wires.filtered")
-        unrouted = await self._route(plan, planned)
+        failures = await self._route(plan, planned)
         await self._links.apply(change(first, want))
         self._have = want
-        await self._serve(plan, served, demand.taps)
+        failures += await self._serve_all(plan, served, demand.taps)
         await self._remove_services({*served, *demand.used})
-        if unrouted is not None:
-            raise unrouted
+        if failures:
+            raise failures[0]
 
     def tell(self, guest: Guest) -> None:
         """Let metadata speak of a guest as it is now."""
@@ -165,18 +165,18 @@ class TenantNetworks:
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None
 
-    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> Exception | None:
-        """Have the routers; what is wrong with one, which is to keep no guest from its network."""
+    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> list[Exception]:
+        """Have the routers. What is wrong with one is to keep no guest from its network."""
         if self._routing is None:
-            return None
+            return []
         try:
             await self._routing.converge(
                 plan, {network_id: bridge_name(network_id) for network_id in planned}
             )
         except (ProgramFailed, OSError, ValueError) as error:
-            return error
+            return [error]
         await self._failpoints.reach("hostd.wires.routed")
-        return None
+        return []
 
     # -------------------------------------------------------------- services
 
@@ -200,28 +200,34 @@ class TenantNetworks:
             await self._failpoints.reach("hostd.wires.namespaced")
         return made
 
-    async def _serve(
+    async def _serve_all(
         self, plan: NetworkPlan, served: Mapping[str, PlannedNetwork], taps: Iterable[TenantTap]
-    ) -> None:
+    ) -> list[Exception]:
+        """Have DHCP and metadata in each network. What is wrong in one stands in no other's way."""
         here: dict[str, list[TenantTap]] = {}
         for tap in taps:
             here.setdefault(tap.mark.network_id, []).append(tap)
+        failures: list[Exception] = []
         for network_id, network in served.items():
-            lodged = here.get(network_id, [])
-            lodgers = [tap.lodger for tap in lodged]
-            guests = {
-                address: tap.guest
-                for tap in lodged
-                for address in (
-                    *(it.address for it in tap.lodger.port.addresses),
-                    link_local(tap.mark.mac),
-                )
-            }
-            service = self._service(network_id)
-            if await service.surround(surroundings(network, lodgers)):
-                await self._failpoints.reach("hostd.wires.surrounded")
-            if await service.serve(serving(network, lodgers, advertise=advertises(plan, network)), guests):
-                await self._failpoints.reach("hostd.wires.served")
+            try:
+                await self._serve(network, here.get(network_id, []), advertise=advertises(plan, network))
+            except (ProgramFailed, OSError, ValueError) as error:
+                _log.warning("network.not_served", network=network_id, words=str(error))
+                failures.append(error)
+        return failures
+
+    async def _serve(self, network: PlannedNetwork, taps: list[TenantTap], *, advertise: bool) -> None:
+        lodgers = [tap.lodger for tap in taps]
+        guests = {
+            address: tap.guest
+            for tap in taps
+            for address in (*(it.address for it in tap.lodger.port.addresses), link_local(tap.mark.mac))
+        }
+        service = self._service(network.id)
+        if await service.surround(surroundings(network, lodgers)):
+            await self._failpoints.reach("hostd.wires.surrounded")
+        if await service.serve(serving(network, lodgers, advertise=advertise), guests):
+            await self._failpoints.reach("hostd.wires.served")
 
     async def _remove_services(self, wanted_ids: set[str]) -> None:
         """Of networks that nobody wants: those this process made, and those another one left, by their folder or their namespace."""

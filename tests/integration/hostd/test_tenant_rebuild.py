@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,28 @@ async def test_a_name_of_ours_that_is_somebody_elses_is_said_and_left_alone(fabr
     assert "an operator's" in ip("link", "show", "dev", bridge_name(NETWORK.id), netns=host)
     ip("link", "del", bridge_name(NETWORK.id), netns=host)
     await wires.follow(fabric.plan(0, (GUEST,)))
+    await wires.dismantle()
+    await wires.close()
+
+
+async def test_what_is_wrong_in_one_network_stands_in_no_other_ones_way(fabric: Fabric) -> None:
+    """And is said, so that it is tried again."""
+    theirs = TenantGuest(OTHER, 0, 11)
+    plan = fabric.plan(0, (theirs, GUEST))
+    first, second = plan.networks
+    (*_, six) = first.subnets
+    broken = replace(first, subnets=(replace(six, service_address="nowhere"),))
+    wires = fabric.wires(0)
+    await wires.prepare()
+
+    with pytest.raises(NetworkError):
+        await wires.follow(replace(plan, networks=(broken, second)))
+
+    assert tap_name(GUEST.port.id) in run(fabric, "nft", "list", "map", "bridge", "cellfabric-ports", "door")
+    served = service_namespace(f"/run/netns/{fabric.hosts[0]}", NETWORK.id)
+    assert "10.0.0.2/24" in ip("address", "show", "dev", "service0", netns=served)
+    await wires.follow(plan)
+    await wires.plug(GUEST.wiring)
     await wires.dismantle()
     await wires.close()
 
