@@ -145,8 +145,6 @@ class Bindings:
             except Unavailable as away:
                 log.warning("bindings.store_away", ports=len(some), why=away.message)
                 await self._later(some)
-            except FabricError as broken:
-                log.error("bindings.broken", ports=some, why=broken.message)
 
     async def _later(self, port_ids: Iterable[str]) -> None:
         for port_id in port_ids:
@@ -154,17 +152,33 @@ class Bindings:
         await asyncio.sleep(0.2 + 0.8 * self._jitter())
 
     async def _write(self, port_ids: Sequence[str]) -> None:
-        """Write what is to be written of these; together, or each by itself where somebody was faster."""
-        writes = await self._decide(port_ids)
-        if not writes or await self._commit(writes):
-            return
+        """Write what is to be written of these; together, or each by itself where somebody was faster, or where a record does not parse.
+
+        Raises Unavailable.
+        """
+        try:
+            writes = await self._decide(port_ids)
+            if not writes or await self._commit(writes):
+                return
+        except Unavailable:
+            raise
+        except FabricError as broken:
+            log.warning("bindings.apart", ports=len(port_ids), why=broken.message)
         for port_id in port_ids:
+            await self._write_alone(port_id)
+
+    async def _write_alone(self, port_id: str) -> None:
+        try:
             mine = await self._decide((port_id,))
             if mine and not await self._commit(mine):
                 # The watch will bring what was faster, and then it is looked at again; if not that, the next comparison.
                 log.info("binding.contended", port=port_id)
                 self._look_at(port_id)
                 await asyncio.sleep(0.02 * self._jitter())
+        except Unavailable:
+            raise
+        except FabricError as broken:
+            log.error("binding.broken", port=port_id, why=broken.message)
 
     async def _commit(self, writes: Sequence[Write]) -> bool:
         txn = Txn(
