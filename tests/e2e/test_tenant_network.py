@@ -233,6 +233,19 @@ def test_a_rule_that_goes_ends_the_session_and_one_that_comes_lets_in_without_a_
     assert nebula.inside(web, "cat /proc/sys/kernel/random/boot_id") == boot
 
 
+def test_a_killed_hostd_interrupts_no_session(nebula: Tenant, web: str) -> None:
+    session = Session(nebula.ssh(web, "while :; do echo here; sleep 0.1; done"))
+    assert session.hears_more(patience_s=30)
+
+    nebula.fabric.dev("kill", "hostd-cell1-host1")
+    heard_without = session.hears_more(patience_s=5)
+    nebula.fabric.until_ready("hostd-cell1-host1")
+    heard_with = session.hears_more(patience_s=5)
+    session.close()
+
+    assert (heard_without, heard_with) == (True, True)
+
+
 def test_the_guest_reaches_the_outside_under_its_floating_ip(nebula: Tenant, web: str) -> None:
     gateway = nebula.fabric.topology["segments"]["gateway"].partition("/")[0]
 

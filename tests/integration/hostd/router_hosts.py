@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -292,4 +293,36 @@ def router_leftovers(host: str) -> list[str]:
     """What is there of routers on a host."""
     found = [path.name for path in Path("/run/netns").iterdir() if path.name.startswith(f"{host}.cfr-")]
     links = ip("-brief", "link", "show", netns=host).splitlines()
-    return found + [line.split("@")[0] for line in links if line.startswith(("cfl", "cfo"))]
+    return sorted(found) + sorted(line.split("@")[0] for line in links if line.startswith(("cfl", "cfo")))
+
+
+async def state_of(host: str) -> list[str]:
+    """All that a host's routers consist of, but for how interfaces are numbered, and for what only this host is called."""
+    found = []
+    for name in router_leftovers(host):
+        found.append(name.replace(host, "HOST"))
+        is_router = ".cfr-" in name
+        for words in _INSIDE if is_router else _OUTSIDE:
+            said = await Namespace(name if is_router else host).run(
+                *(word.format(name=name) for word in words)
+            )
+            lines = said.decode().replace(host, "HOST").splitlines()
+            found += sorted(_UNSTEADY.sub("", line) for line in lines)
+    return found
+
+
+_INSIDE = (
+    ("ip", "-o", "link", "show"),
+    ("ip", "-o", "address", "show"),
+    ("ip", "route", "show", "table", "all"),
+    ("ip", "-6", "route", "show", "table", "all"),
+    ("ip", "rule", "show"),
+    ("ip", "neigh", "show", "nud", "permanent"),
+    ("bridge", "fdb", "show"),
+    ("nft", "-s", "list", "ruleset"),
+)
+_OUTSIDE = (
+    ("bridge", "-d", "link", "show", "dev", "{name}"),
+    ("bridge", "fdb", "show", "dev", "{name}", "state", "static"),
+)
+_UNSTEADY = re.compile(r"^\d+: |@[\w-]+|link-netnsid \d+|link-netns \S+|tentative ?|state \w+|\s+$")

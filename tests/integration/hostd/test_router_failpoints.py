@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +13,13 @@ from fabric.model.network_plan import NetworkPlan, PlannedRouter
 from hostd.network.netns import Namespace
 from hostd.network.routers import Routers
 from tests.conformance.namespaces import a_namespace, ip
-from tests.integration.hostd.router_hosts import ARouter, RoutedGuest, RoutedNetwork, router_leftovers
+from tests.integration.hostd.router_hosts import (
+    ARouter,
+    RoutedGuest,
+    RoutedNetwork,
+    router_leftovers,
+    state_of,
+)
 from tests.integration.hostd.tenant_hosts import TUNNELS
 
 MISSING = [name for name in ("ip", "bridge", "nft", "nsenter") if shutil.which(name) is None]
@@ -78,26 +83,6 @@ async def followed(host: str, plan: NetworkPlan) -> None:
     routers, _ = some(host)
     await routers.converge(plan, BRIDGES)
     await routers.close()
-
-
-async def state_of(host: str) -> list[str]:
-    """All that a host's routers consist of, but for what every interface is numbered."""
-    found = []
-    for name in router_leftovers(host):
-        found.append(name)
-        if ".cfr-" in name:
-            inside = Namespace(name)
-            for words in (
-                ("ip", "-o", "link", "show"),
-                ("ip", "-o", "address", "show"),
-                ("ip", "route", "show", "table", "all"),
-                ("ip", "-6", "route", "show", "table", "all"),
-                ("ip", "rule", "show"),
-                ("ip", "neigh", "show", "nud", "permanent"),
-                ("nft", "-s", "list", "ruleset"),
-            ):
-                found += sorted((await inside.run(*words)).decode().splitlines())
-    return [re.sub(r"^\d+: |@if\d+|link-netnsid \d+|link-netns \S+|tentative ?", "", line) for line in found]
 
 
 async def removed(host: str) -> None:
