@@ -103,6 +103,8 @@ class Gateways:
             for each in sorted({*picture.of(Router), *picture.of(RouterGateway)}):
                 if self._wanted(each) != picture.get(RouterGateway, each):
                     self._look_at(each)
+                # Each weighs every host there is: beats and permits must not wait for all of them together.
+                await asyncio.sleep(0)
 
     async def _keep_choosing(self) -> None:
         while True:

@@ -71,10 +71,10 @@ class NetworkFollower:
         )
 
     def _take(self, kind: type[V], changes: Sequence[Change[V]]) -> None:
-        touched = frozenset[HostRef]()
+        touched = set[HostRef]()
         for each in changes:
             touched |= self.picture.put(kind, _id_in(each), None if each.after is None else each.after.value)
-        self._on_change(kind, changes, touched)
+        self._on_change(kind, changes, frozenset(touched))
 
 
 def _id_in(change: Change[Any]) -> str:
