@@ -84,11 +84,14 @@ class LinuxWires:
                     self._plan = plan
                 await self._failpoints.reach("hostd.wires.plan_kept")
                 if self._taps is None:
-                    await self._converge()
+                    _, failures = await self._converge()
                 else:
-                    await self._tenants.converge(self._demand(plan, self._taps))
+                    failures = await self._tenants.converge(self._demand(plan, self._taps))
                     self._followed.set(plan)
                 await self._failpoints.reach("hostd.wires.followed")
+            # What could be had is there, and those who wait for it need not wait longer.
+            with _network_faults("follow"):
+                _raise_any(failures)
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
         while True:
@@ -204,7 +207,15 @@ class LinuxWires:
             self._records.write(wiring)
             wirings[wiring.guest.id] = wiring
         await self._failpoints.reach("hostd.wires.recorded")
-        taps = await self._converge()
+        taps, failures = await self._converge()
+        # What is wrong in other networks is theirs, and told to whoever says what is to be followed.
+        _raise_any(
+            {
+                port.network_id: failures[port.network_id]
+                for port in wiring.guest.ports
+                if port.network_id in failures
+            }
+        )
         await self._failpoints.reach("hostd.wires.plugged")
         wanted = {mark.tap for mark, _ in _ports(wiring)}
         # Those of earlier placements of the instance, with ports that it has no more.
@@ -217,8 +228,8 @@ class LinuxWires:
         if others:
             self._taps = {name: tap for name, tap in taps.items() if tap not in others}
 
-    async def _converge(self) -> Mapping[str, Tap]:
-        """Make everything as the wirings and the plan say; gives the taps that there were."""
+    async def _converge(self) -> tuple[Mapping[str, Tap], Mapping[str, Exception]]:
+        """Make everything as the wirings and the plan say; gives the taps that there were, and what is wrong with which tenant network."""
         wirings = self._known()
         plan = self._known_plan()
         self._taps = None
@@ -227,13 +238,14 @@ class LinuxWires:
         tenant = {name for name, tap in seen.taps.items() if tap.mark is not None and tap.mark.network_id}
         passing = frozenset({*tenant, *(tap.mark.tap for tap in demand.taps)})
         await self._host_local.converge(seen, wirings, passing)
+        failures: Mapping[str, Exception] = {}
         if plan is not None:
-            await self._tenants.converge(
+            failures = await self._tenants.converge(
                 demand, taps_seen=frozenset(name for name in seen.taps if name in passing)
             )
             self._followed.set(plan)
         self._taps = seen.taps
-        return seen.taps
+        return seen.taps, failures
 
     def _demand(self, plan: NetworkPlan | None, seen: Mapping[str, Tap]) -> Demand:
         wirings = self._known().values()
@@ -292,6 +304,11 @@ def _ports(wiring: Wiring) -> Iterator[tuple[TapMark, Port]]:
             network_id=port.network_id if port.vni else "",
         )
         yield mark, port
+
+
+def _raise_any(failures: Mapping[str, Exception]) -> None:
+    for failure in failures.values():
+        raise failure
 
 
 def _refuse_conflicts(wirings: Mapping[str, Wiring], wiring: Wiring) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -45,6 +46,9 @@ from hostd.network.tenant_service import TenantService
 from hostd.processes import ProgramFailed
 
 _log = structlog.get_logger(__name__)
+
+ROUTERS: Final = ""
+"""What stands for the routers among networks' ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +94,14 @@ class TenantNetworks:
         self._have: Overlay | None = None
         self.firewall = Firewall(namespace)
 
-    async def converge(self, demand: Demand, *, taps_seen: frozenset[str] | None = None) -> None:
-        """Go there. `taps_seen` are the taps on tenant networks that are there; None where nobody has looked."""
+    async def converge(
+        self, demand: Demand, *, taps_seen: frozenset[str] | None = None
+    ) -> Mapping[str, Exception]:
+        """Go there. `taps_seen` are the taps on tenant networks that are there; None where nobody has looked.
+
+        Links and filters are as they must be then. What could not be had beside them is returned: by network what is wrong with its DHCP
+        or metadata, under `ROUTERS` what is wrong with a router. It stands in nobody else's way, and is tried again the next time.
+        """
         plan = demand.plan
         known, self._have = self._have, None
         if known is None:
@@ -127,13 +137,14 @@ class TenantNetworks:
             kept=frozenset(want.bridges.values()).difference(linking.made),
         )
         await self._failpoints.reach("hostd.wires.filtered")
-        failures = await self._route(plan, planned)
+        failures: dict[str, Exception] = {}
+        if (unrouted := await self._route(plan, planned)) is not None:
+            failures[ROUTERS] = unrouted
         await self._links.apply(change(first, want))
         self._have = want
-        failures += await self._serve_all(plan, served, demand.taps)
+        failures |= await self._serve_all(plan, served, demand.taps)
         await self._remove_services({*served, *demand.used})
-        if failures:
-            raise failures[0]
+        return failures
 
     def tell(self, guest: Guest) -> None:
         """Let metadata speak of a guest as it is now."""
@@ -165,18 +176,19 @@ class TenantNetworks:
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None
 
-    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> list[Exception]:
-        """Have the routers. What is wrong with one is to keep no guest from its network."""
+    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> Exception | None:
+        """Have the routers; what is wrong with one."""
         if self._routing is None:
-            return []
+            return None
         try:
             await self._routing.converge(
                 plan, {network_id: bridge_name(network_id) for network_id in planned}
             )
         except (ProgramFailed, OSError, ValueError) as error:
-            return [error]
+            _log.warning("network.not_routed", words=str(error))
+            return error
         await self._failpoints.reach("hostd.wires.routed")
-        return []
+        return None
 
     # -------------------------------------------------------------- services
 
@@ -202,18 +214,18 @@ class TenantNetworks:
 
     async def _serve_all(
         self, plan: NetworkPlan, served: Mapping[str, PlannedNetwork], taps: Iterable[TenantTap]
-    ) -> list[Exception]:
-        """Have DHCP and metadata in each network. What is wrong in one stands in no other's way."""
+    ) -> dict[str, Exception]:
+        """Have DHCP and metadata in each network; by network, what is wrong with them."""
         here: dict[str, list[TenantTap]] = {}
         for tap in taps:
             here.setdefault(tap.mark.network_id, []).append(tap)
-        failures: list[Exception] = []
+        failures: dict[str, Exception] = {}
         for network_id, network in served.items():
             try:
                 await self._serve(network, here.get(network_id, []), advertise=advertises(plan, network))
             except (ProgramFailed, OSError, ValueError) as error:
                 _log.warning("network.not_served", network=network_id, words=str(error))
-                failures.append(error)
+                failures[network_id] = error
         return failures
 
     async def _serve(self, network: PlannedNetwork, taps: list[TenantTap], *, advertise: bool) -> None:

@@ -199,7 +199,7 @@ async def test_a_name_of_ours_that_is_somebody_elses_is_said_and_left_alone(fabr
 
 
 async def test_what_is_wrong_in_one_network_stands_in_no_other_ones_way(fabric: Fabric) -> None:
-    """And is said, so that it is tried again."""
+    """But is told to whoever made the plan, and tried again."""
     theirs = TenantGuest(OTHER, 0, 11)
     plan = fabric.plan(0, (theirs, GUEST))
     first, second = plan.networks
@@ -214,8 +214,14 @@ async def test_what_is_wrong_in_one_network_stands_in_no_other_ones_way(fabric: 
     assert tap_name(GUEST.port.id) in run(fabric, "nft", "list", "map", "bridge", "cellfabric-ports", "door")
     served = service_namespace(f"/run/netns/{fabric.hosts[0]}", NETWORK.id)
     assert "10.0.0.2/24" in ip("address", "show", "dev", "service0", netns=served)
-    await wires.follow(plan)
     await wires.plug(GUEST.wiring)
+    with pytest.raises(NetworkError):
+        await wires.plug(theirs.wiring)
+    await wires.prepare()
+    await wires.unplug(GUEST.wiring.guest.id, 1)
+
+    await wires.follow(plan)
+    await wires.plug(theirs.wiring)
     await wires.dismantle()
     await wires.close()
 
