@@ -1,7 +1,8 @@
 """What a router's packet filter says on a host: who goes out under which address, and what may come in. Pure.
 
-One table, changed in one transaction, of sets and maps: a floating IP that comes or goes is an element, and no packet meets half of it.
-Only IPv4 is translated, so of IPv6 there is nothing here.
+A table for each family, changed in one transaction, of sets and maps: a floating IP that comes or goes is an element, and no packet meets
+half of it. Only IPv4 is translated. Of either family nothing goes outside from an address that is not to be seen there: a port without port
+security may send from any.
 
 A packet is marked when it comes, before its addresses are changed: bit 0 says that its sender has a floating IP here, and so leaves by the
 interface outside of here (routing follows it); bit 1 that it is for a floating IP here and does not come from outside. Such a one is
@@ -64,8 +65,34 @@ def stale(connections: Iterable[Connection], now: Translations) -> Iterator[Conn
             yield it
 
 
-def router_table(router: PlannedRouter) -> Table:
-    """The table of a router on this host. Raises ValueError for an address that is none: nothing is quoted here."""
+def router_tables(router: PlannedRouter) -> tuple[Table, Table]:
+    """The tables of a router on this host. Raises ValueError for an address that is none: nothing is quoted here."""
+    return _table4(router), _table6(router)
+
+
+def _table6(router: PlannedRouter) -> Table:
+    inside = {
+        ipaddress.IPv6Network(f"{leg.address}/{leg.prefix_length}", strict=False)
+        for leg in router.legs
+        if not _is_four(leg.address)
+    }
+    return Table(
+        family="ip6",
+        name=TABLE,
+        sets={
+            "inside": Elements(
+                "set", "type ipv6_addr; flags interval;", frozenset(str(each) for each in inside)
+            ),
+        },
+        chains={
+            "passed": Chain(
+                (f'oifname "{OUTSIDE}" ip6 saddr != @inside drop',), hook="forward priority filter"
+            ),
+        },
+    )
+
+
+def _table4(router: PlannedRouter) -> Table:
     outside = router.outside
     floating = () if outside is None else outside.floating_ips
     pairs = [(_four(each.address), _four(each.fixed_address)) for each in floating]
@@ -77,12 +104,16 @@ def router_table(router: PlannedRouter) -> Table:
     own = _own(outside)
     is_gateway = outside is not None and outside.is_gateway
     translates = outside is not None and outside.snat
+    networks = frozenset(str(each) for each in inside)
+    seen = frozenset((*own, *(public for public, _ in pairs)))
     return Table(
         family="ip",
         name=TABLE,
         sets={
-            "inside": Elements(
-                "set", "type ipv4_addr; flags interval;", frozenset(str(each) for each in inside)
+            "inside": Elements("set", "type ipv4_addr; flags interval;", networks),
+            # What may be seen outside.
+            "shown": Elements(
+                "set", "type ipv4_addr; flags interval;", seen if translates else seen | networks
             ),
             "floating": Elements("set", "type ipv4_addr;", frozenset(public for public, _ in pairs)),
             "floated": Elements("set", "type ipv4_addr;", frozenset(fixed for _, fixed in pairs)),
@@ -110,7 +141,10 @@ def router_table(router: PlannedRouter) -> Table:
             ),
             # After everything that could still be translated was.
             "guarded": Chain(
-                (f'oifname "{OUTSIDE}" ip saddr @{"inside" if translates else "floated"} drop',),
+                (
+                    f'oifname "{OUTSIDE}" ip saddr != @shown drop',
+                    f'oifname "{OUTSIDE}" ip saddr @floated drop',
+                ),
                 hook="postrouting priority srcnat + 10",
             ),
         },

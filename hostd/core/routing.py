@@ -8,7 +8,7 @@ for. To the world outside there are two ways:
 - everything else leaves at the router's gateway host, under the router's address; other hosts send it there by the router's own tunnel,
   the transit. The answers come back by the guest's network, so nothing is ever sent by the transit from the gateway.
 
-How to get from what is there to what is wanted is `routing_change`; what the packet filter of a router says is `router_table`.
+How to get from what is there to what is wanted is `routing_change`; what the packet filter of a router says is `router_tables`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Final
 from fabric.model.network_plan import NetworkPlan, PlannedNetwork, PlannedRouter, RouterLeg, RouterOutside
 from hostd.core.announcements import Advertisement
 from hostd.core.nftables import Table
-from hostd.core.router_table import OUTSIDE, Translations, router_table
+from hostd.core.router_table import OUTSIDE, Translations, router_tables
 from hostd.core.ruleset import TUNNEL_PORT
 from hostd.core.tap_names import MARK
 
@@ -149,7 +149,7 @@ class Space:
 
     router_id: str
     namespace: str
-    table: Table
+    tables: tuple[Table, Table]
     translations: Translations
     links: tuple[Link, ...] = ()
     addresses: frozenset[tuple[str, str]] = frozenset()
@@ -226,7 +226,7 @@ def space(
     return Space(
         router_id=router.id,
         namespace=namespace,
-        table=router_table(router),
+        tables=router_tables(router),
         translations=Translations.of(router),
         links=tuple(links),
         addresses=frozenset(addresses),

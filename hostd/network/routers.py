@@ -128,7 +128,8 @@ class Routers:
         await _batch(self._namespace, "bridge", todo.pinning)
         await self._failpoints.reach("hostd.router.linked")
         # A floating IP's translation is there before its address, and goes before it.
-        script = whole(want.table) if made is None else change(made.table, want.table)
+        scripts = map(whole, want.tables) if made is None else map(change, made.tables, want.tables)
+        script = "".join(scripts)
         if script:
             await inside.run("nft", "-f", "-", stdin=script)
         await self._failpoints.reach("hostd.router.filtered")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +16,7 @@ from hostd.core.overlay import bridge_name
 from hostd.network.driver import LinuxWires
 from hostd.network.netns import Namespace
 from hostd.network.routers import Routers
-from tests.conformance.namespaces import ip
+from tests.conformance.namespaces import a_namespace, inside, ip
 from tests.integration.hostd.router_hosts import (
     GATEWAY,
     WORLD,
@@ -197,6 +199,56 @@ async def test_nobody_outside_reaches_a_fixed_address(site: Site) -> None:
     with greeting(site.netns(BOB), "bob"):
         assert await asked(world, BOB.address, timeout_s=0.3) == ""
     ip("route", "del", "10.1.0.0/24", netns=world)
+
+
+async def test_nothing_leaves_from_an_address_that_is_not_to_be_seen_outside(site: Site) -> None:
+    """From a port that nothing filters: what is not the network's stays here, whoever lets it be sent."""
+    host = site.routed.fabric.hosts[1]
+    sources = ("10.1.0.99", "198.51.100.99", "203.0.113.1", "fd01::99", "2001:db8::99")
+    with a_namespace("x") as anybody:
+        ip("link", "add", "any0", "type", "veth", "peer", "name", "eth0", "netns", anybody, netns=host)
+        ip("link", "set", "any0", "master", bridge_name(LAN.id), "up", netns=host)
+        ip("link", "set", "eth0", "up", netns=anybody)
+        for source in sources:
+            ip(
+                "address",
+                "add",
+                f"{source}/{128 if ':' in source else 32}",
+                "dev",
+                "eth0",
+                "nodad",
+                netns=anybody,
+            )
+        four, six = LAN.legs
+        for leg, default in ((four, "0.0.0.0/0"), (six, "::/0")):
+            ip("neighbour", "add", leg.address, "lladdr", leg.mac, "dev", "eth0", netns=anybody)
+            ip("route", "replace", default, "via", leg.address, "dev", "eth0", "onlink", netns=anybody)
+        outside = Sniffer(host, "out0")
+
+        def send() -> None:
+            for number, source in enumerate(sources):
+                six = ":" in source
+                family = socket.AF_INET6 if six else socket.AF_INET
+                with socket.socket(family, socket.SOCK_DGRAM) as wire:
+                    wire.bind((source, 0))
+                    wire.sendto(f"from {number}".encode(), ("2001:db8:1::7" if six else WORLD, 9))
+
+        # The world is known to be there, so that nothing waits to be asked for.
+        router = next(name for name in router_leftovers(host) if ".cfr-" in name and _is_of(name, OURS))
+        mac = json.loads(ip("-j", "link", "show", "segment", netns=site.routed.world))[0]["address"]
+        ip("neighbour", "replace", "2001:db8:1::7", "lladdr", mac, "dev", "outside", netns=router)
+        ip("route", "add", "2001:db8:1::/64", "dev", "outside", netns=router)
+        inside(anybody, send)
+        seen = {frame[-1:] for frame in outside.taken(lambda frame: b"from " in frame)}
+        outside.close()
+        ip("route", "del", "2001:db8:1::/64", "dev", "outside", netns=router)
+        ip("neighbour", "del", "2001:db8:1::7", "dev", "outside", netns=router)
+
+    assert seen == {b"0", b"3"}
+
+
+def _is_of(namespace: str, router: ARouter) -> bool:
+    return router.id in ip("link", "show", "lo", netns=namespace)
 
 
 @pytest.mark.parametrize("guest", [ALICE, ANNA, BOB, DAVE, STRANGER], ids=lambda guest: guest.word)

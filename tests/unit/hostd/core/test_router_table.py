@@ -14,8 +14,8 @@ from fabric.model.network_plan import (
     RouterOutside,
 )
 from hostd.core.connections import Connection, Tuple
-from hostd.core.nftables import change
-from hostd.core.router_table import Translations, router_table, stale
+from hostd.core.nftables import Table, change
+from hostd.core.router_table import Translations, router_tables, stale
 
 TCP = 6
 OWN, FLOATING, FIXED, WORLD = "203.0.113.10", "203.0.113.50", "10.1.0.5", "198.51.100.7"
@@ -55,14 +55,22 @@ def a_router(
     )
 
 
+def four(router: PlannedRouter) -> Table:
+    return router_tables(router)[0]
+
+
 def rules(router: PlannedRouter, chain: str) -> str:
-    return "\n".join(router_table(router).chains[chain].rules)
+    return "\n".join(four(router).chains[chain].rules)
+
+
+def elements(router: PlannedRouter, name: str) -> frozenset[str]:
+    return four(router).sets[name].elements
 
 
 def test_a_floating_ip_more_is_an_element_more_and_no_rule() -> None:
     script = change(
-        router_table(a_router((FLOATING, FIXED))),
-        router_table(a_router((FLOATING, FIXED), ("203.0.113.51", "10.1.0.6"))),
+        four(a_router((FLOATING, FIXED))),
+        four(a_router((FLOATING, FIXED), ("203.0.113.51", "10.1.0.6"))),
     )
 
     assert script
@@ -76,19 +84,28 @@ def test_only_the_gateway_sends_under_the_routers_address() -> None:
     assert f"ip saddr @inside snat to {OWN}" not in rules(a_router(snat=False), "translated-out")
 
 
-def test_without_snat_fixed_addresses_pass_but_for_those_that_have_another() -> None:
-    assert "@inside drop" in rules(a_router(), "guarded")
+def test_outside_only_those_addresses_are_seen_that_may_be() -> None:
+    inside = frozenset({"10.1.0.0/24"})
+
+    assert elements(a_router((FLOATING, FIXED)), "shown") == {OWN, FLOATING}
+    assert elements(a_router((FLOATING, FIXED), is_gateway=False), "shown") == {FLOATING}
+    assert elements(a_router(snat=False), "shown") == {OWN} | inside
+    # Without SNAT as well, who has a floating IP is seen under that.
     assert "@floated drop" in rules(a_router(snat=False), "guarded")
     assert "drop" not in rules(a_router(snat=False), "passed").replace("169.254.0.0/16 drop", "")
 
 
-def test_ipv6_is_translated_nowhere() -> None:
-    assert router_table(a_router(six=True)) == router_table(a_router())
+def test_ipv6_is_translated_nowhere_and_leaves_from_its_own_ranges() -> None:
+    fours, sixes = router_tables(a_router(six=True))
+
+    assert fours == four(a_router())
+    assert sixes.sets["inside"].elements == {"fd00::/64"}
+    assert "ip6 saddr != @inside drop" in sixes.chains["passed"].rules[0]
 
 
 def test_an_address_that_is_none_never_reaches_nftables() -> None:
     with pytest.raises(ValueError, match=r"Expected 4 octets|Only decimal digits"):
-        router_table(a_router((f"{FLOATING}; drop", FIXED)))
+        four(a_router((f"{FLOATING}; drop", FIXED)))
 
 
 def a_connection(source: str, destination: str, *, behind: str = "", shown: str = "") -> Connection:
