@@ -148,6 +148,8 @@ def test_a_host_is_approved_and_taken_out_of_scheduling(shell: Shell) -> None:
     assert shell.json("host", "show", "host-3")["disabled_reason"] == ""
     assert shell.run("host", "set", "--enable", "--disable-reason", "x", "host-3").exit_code == 2
     assert shell.run("host", "set", "host-3").exit_code == 2
+    shell.ok("host", "set", "--trait", "VOLUMES_NFS1", "--no-trait", "GPU", "host-3")
+    assert shell.json("host", "show", "host-3")["traits"] == ["VOLUMES_NFS1"]
 
 
 def test_where_a_hosts_networks_are_is_said_without_touching_the_rest(shell: Shell) -> None:

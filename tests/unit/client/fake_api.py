@@ -41,6 +41,7 @@ from fabric.pb.network.v1 import (
     security_group_service_pb2,
     subnet_service_pb2,
 )
+from fabric.pb.volume.v1 import volume_service_pb2
 from fabric.rpc.status import DETAILS_KEY, to_status
 from tests.unit.client.network_api import NetworkApi
 
@@ -64,6 +65,7 @@ FILES = (
     subnet_service_pb2,
     token_service_pb2,
     user_service_pb2,
+    volume_service_pb2,
 )
 METHODS = {
     f"/{service.full_name}/{method.name}": re.sub(r"(?<=[a-z])(?=[A-Z])", "_", method.name).lower()
@@ -250,7 +252,9 @@ class FakeApi:
         )
 
     def create_instance(self, request: Any) -> Any:
-        flavor, image = _found(self.flavors, request.flavor), _found(self.images, request.image)
+        flavor = _found(self.flavors, request.flavor)
+        image = image_service_pb2.Image() if request.volume else _found(self.images, request.image)
+        root = [instance_service_pb2.AttachedVolume(volume_id=request.volume, is_root=True)]
         made = instance_service_pb2.Instance(
             name=request.name,
             project_id="p-1",
@@ -265,7 +269,9 @@ class FakeApi:
                 key_name=request.key_name,
                 metadata=request.metadata,
             ),
-            status=instance_service_pb2.InstanceStatus(state="BUILD", task_state="scheduling"),
+            status=instance_service_pb2.InstanceStatus(
+                state="BUILD", task_state="scheduling", volumes=root if request.volume else []
+            ),
         )
         made.create_time.seconds = NOW_S
         self._add(self.instances, made)
@@ -369,6 +375,12 @@ class FakeApi:
     def update_host(self, request: Any) -> Any:
         self.hosts[request.host.name] = request.host
         return host_service_pb2.UpdateHostResponse(host=request.host)
+
+    def create_volume(self, request: Any) -> Any:
+        made = volume_service_pb2.Volume()
+        made.CopyFrom(request.volume)
+        made.image_name = request.volume.image
+        return volume_service_pb2.CreateVolumeResponse(volume=made)
 
     def get_project(self, request: Any) -> Any:
         return project_service_pb2.GetProjectResponse(project=_found(self.projects, request.project))
