@@ -90,6 +90,19 @@ def command(serving: Serving, files: Files, user: str) -> tuple[str, ...]:
     )
 
 
+def is_in_the_way(line: str, holders: Mapping[str, str]) -> bool:
+    """Whether a line of dnsmasq's lease file is of an address that is another's now; `holders` are the MACs that have each.
+
+    Of IPv4 it is expiry, MAC, address, name, client id; of IPv6 expiry, IAID, address, name, DUID, of which the two most common kinds
+    end with the MAC (RFC 8415, section 11). A client whose DUID does not say gets the same address when it asks again.
+    """
+    words = line.split()
+    if len(words) < 5 or words[2] not in holders:
+        return False
+    holder = holders[words[2]]
+    return not words[4].endswith(holder) if ":" in words[2] else words[1] != holder
+
+
 def hostname_word(hostname: str) -> str:
     """The name as the last word but one of a host line; nothing for what is no hostname."""
     return f",{hostname}" if _HOSTNAME.fullmatch(hostname) else ""

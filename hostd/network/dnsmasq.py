@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from fabric.deadlines import within
-from hostd.core.dhcp import Files, Serving, command
+from hostd.core.dhcp import Files, Serving, command, is_in_the_way
 from hostd.network.netns import Namespace
 
 _log = structlog.get_logger(__name__)
@@ -114,17 +114,10 @@ class Dnsmasq:
     def _forget_others(self) -> None:
         """Take leases that stand in the way of wanted ones out of the file; no server may run meanwhile."""
         lines = self._lease_lines()
-        kept = [line for line in lines if self._may_hold(line)]
+        kept = [line for line in lines if not is_in_the_way(line, self._holders)]
         if len(kept) < len(lines):
             _replace(self._files().leases, "".join(f"{line}\n" for line in kept))
             _log.info("dhcp.leases_forgotten", count=len(lines) - len(kept))
-
-    def _may_hold(self, line: str) -> bool:
-        """Whether a line of the lease file (expiry, MAC, address, name, client id) is in nobody's way."""
-        words = line.split()
-        if len(words) < 3:
-            return True
-        return self._holders.get(words[2], words[1]) == words[1]
 
     def _lease_lines(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostd.core.dhcp import Files, Lease, command, host_local, hosts_file, options_file
+from hostd.core.dhcp import Files, Lease, command, host_local, hosts_file, is_in_the_way, options_file
 from hostd.core.ruleset import Subnet
 from tests.conformance.guests import a_port
 
@@ -41,3 +41,35 @@ def test_only_fixed_hosts_are_served_and_no_names() -> None:
 
     assert "--dhcp-range=10.77.0.0,static,255.255.255.0,86400s" in words
     assert {"--port=0", "--bind-interfaces", "--interface=br0", "--conf-file=/dev/null"} <= set(words)
+
+
+HOLDERS = {"10.0.0.5": "fa:16:3e:00:00:05", "fd00::5": "fa:16:3e:00:00:05"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1700086400 fa:16:3e:00:00:05 10.0.0.5 web ff:56:50:4d:98:00:02",
+        "1700086400 fa:16:3e:00:00:99 10.0.0.6 other *",
+        "1700086400 1040187397 fd00::5 web 00:03:00:01:fa:16:3e:00:00:05",
+        "1700086400 1040187397 fd00::5 web 00:01:00:01:2d:1f:4e:5a:fa:16:3e:00:00:05",
+        "1700086400 1040187397 fd00::6 other 00:03:00:01:fa:16:3e:00:00:99",
+        "duid 00:01:00:01:2d:1f:4e:5a:02:09:a6:9f:30:43",
+        "",
+    ],
+)
+def test_a_lease_of_who_has_the_address_is_in_nobodys_way(line: str) -> None:
+    assert not is_in_the_way(line, HOLDERS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "1700086400 fa:16:3e:00:00:99 10.0.0.5 before *",
+        "1700086400 1040187397 fd00::5 before 00:03:00:01:fa:16:3e:00:00:99",
+        # Of a kind that says no MAC: nobody knows whose it was.
+        "1700086400 1040187397 fd00::5 before 00:04:b5:5c:42:7e:1a:6e:41:2b:9c:3f:b1:c2:d3:e4:f5:06",
+    ],
+)
+def test_a_lease_of_who_had_the_address_before_is_in_the_way(line: str) -> None:
+    assert is_in_the_way(line, HOLDERS)
