@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fabric.api.convert import charge_value, project_message
-from fabric.api.named import Named
+from fabric.api.named import Named, absent
+from fabric.api.network_desk import named
 from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -16,8 +18,12 @@ from fabric.model.identity import Principal, Project
 from fabric.model.quota import Charge, Quota
 from fabric.pb.identity.v1 import project_service_pb2 as pb
 from fabric.store.base import Store
-from fabric.store.codec import decode
+from fabric.store.codec import decode, encode
 from fabric.store.keys import PROJECT, PROJECT_NAME, QUOTA
+
+LIMIT = "quota_limit."
+UPDATABLE = frozenset({"description"} | {LIMIT + each.name for each in pb.QuotaAmounts.DESCRIPTOR.fields})
+"""What `update_mask` may name."""
 
 
 class ProjectHandlers:
@@ -80,6 +86,45 @@ class ProjectHandlers:
         found = await self._projects.get(done.resource_id)
         return pb.CreateProjectResponse(
             project=project_message(found.value, await self._quota(found.value.id)), revision=done.revision
+        )
+
+    async def update_project(
+        self, request: pb.UpdateProjectRequest, principal: Principal
+    ) -> pb.UpdateProjectResponse:
+        paths = named(request.update_mask, UPDATABLE)
+        limits = {
+            path.removeprefix(LIMIT): getattr(request.quota_limit, path.removeprefix(LIMIT))
+            for path in paths
+            if path.startswith(LIMIT)
+        }
+
+        async def decide() -> Change:
+            found = await self._projects.get(request.project)
+            before, key = found.value, QUOTA.at(found.value.id)
+            after = replace(
+                before,
+                description=request.description if "description" in paths else before.description,
+                update_time_ms=self._clock.now_ms(),
+            )
+            unchanged = {PROJECT.at(before.id): found.mod_revision}
+            put = {PROJECT.at(before.id): encode(after)}
+            if limits:
+                seen = await self._store.get(key)
+                stored = seen.value(key)
+                if stored is None:
+                    raise absent("project", request.project)
+                quota = decode(Quota, stored)
+                # What is charged changes with every create, which compares this record too: neither is lost.
+                unchanged[key] = seen.seen(key)
+                put[key] = encode(
+                    replace(quota, limit=replace(quota.limit, **limits), op_id=self._ids.new_id())
+                )
+            return Change(resource_id=before.id, unchanged=unchanged, put=put)
+
+        done = await self._once.answer(decide, request, principal)
+        made = await self._projects.get(done.resource_id)
+        return pb.UpdateProjectResponse(
+            project=project_message(made.value, await self._quota(made.value.id)), revision=done.revision
         )
 
     async def _quota(self, project_id: str) -> Quota | None:

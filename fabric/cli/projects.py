@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from fabric.cli import params
 from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import examples
+from fabric.cli.params import examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -41,6 +42,36 @@ def project() -> None:
     """What owns servers and quota (system administrators)."""
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def limits(command: F) -> F:
+    """The options for what a project may have."""
+    for option in reversed(
+        (
+            click.option("--instances", type=int, help="How many servers it may have."),
+            click.option("--cores", "vcpus", type=int, help="How many virtual CPUs they may have together."),
+            click.option(
+                "--ram",
+                "ram_mib",
+                type=int,
+                metavar="MIB",
+                help="How much memory they may have together, in MiB.",
+            ),
+            click.option("--volumes", type=int, help="How many volumes it may have."),
+            click.option(
+                "--gigabytes",
+                "volume_gib",
+                type=int,
+                metavar="GIB",
+                help="How large they may be together, in GiB.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
 @project.command(
     epilog=examples(
         "fabric project create nebula_prod",
@@ -48,33 +79,37 @@ def project() -> None:
     )
 )
 @click.option("--description", default="", help="For people.")
-@click.option("--instances", type=int, help="How many servers it may have.")
-@click.option("--cores", "vcpus", type=int, help="How many virtual CPUs they may have together.")
-@click.option(
-    "--ram", "ram_mib", type=int, metavar="MIB", help="How much memory they may have together, in MiB."
-)
+@limits
 @click.argument("name")
 @showing
 @pass_session
-def create(
-    session: Session,
-    *,
-    description: str,
-    instances: int | None,
-    vcpus: int | None,
-    ram_mib: int | None,
-    name: str,
-    shape: Shape,
-) -> None:
+def create(session: Session, /, *, description: str, name: str, shape: Shape, **said: int | None) -> None:
     """Make a project, with the system's default quota or its own."""
     quota = None
-    if instances is not None or vcpus is not None or ram_mib is not None:
-        if instances is None or vcpus is None or ram_mib is None:
-            raise click.UsageError("a quota is --instances, --cores and --ram together")
+    if asked := given(said):
+        if not {"instances", "vcpus", "ram_mib"} <= asked.keys():
+            raise click.UsageError(
+                "a quota is --instances, --cores and --ram together, with or without --volumes and --gigabytes"
+            )
         from fabric.client.projects import Quota
 
-        quota = Quota(instances=instances, vcpus=vcpus, ram_mib=ram_mib)
+        quota = Quota(**asked)
     print_one(shape, view(session.client.projects.create(name=name, description=description, quota=quota)))
+
+
+@project.command(
+    "set", epilog=examples("fabric project set --cores 400 --volumes 20 --gigabytes 2000 nebula_prod")
+)
+@click.option("--description", help="For people.")
+@limits
+@click.argument("project", shell_complete=params.projects)
+@pass_session
+def set_(session: Session, /, *, project: str, description: str | None, **said: int | None) -> None:
+    """Change one: what is said of it, or what it may have. What it has beyond a new limit stays, and no more is accepted."""
+    asked = given(said)
+    if description is None:
+        something(asked)
+    session.client.projects.update(project, description=description, limits=asked)
 
 
 @project.command("list", epilog=examples("fabric project list"))

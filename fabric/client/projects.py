@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from fabric.client.calls import Calls
 from fabric.pb.identity.v1 import project_service_pb2 as pb
@@ -14,11 +17,13 @@ __all__ = ["Project", "Projects", "Quota"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """A project's limits."""
+    """A project's limits. Those of volumes are the system's where they are left out, or 0."""
 
     instances: int
     vcpus: int
     ram_mib: int
+    volumes: int = 0
+    volume_gib: int = 0
 
 
 class Projects:
@@ -42,10 +47,31 @@ class Projects:
         limit = (
             None
             if quota is None
-            else QuotaAmounts(instances=quota.instances, vcpus=quota.vcpus, ram_mib=quota.ram_mib)
+            else QuotaAmounts(
+                instances=quota.instances,
+                vcpus=quota.vcpus,
+                ram_mib=quota.ram_mib,
+                volumes=quota.volumes,
+                volume_gib=quota.volume_gib,
+            )
         )
         request = pb.CreateProjectRequest(
             request_id=self._calls.request_id(),
             project=Project(name=name, description=description, quota_limit=limit),
         )
         return self._calls.unary(self._stub.CreateProject, request).project
+
+    def update(
+        self, project: str, *, description: str | None = None, limits: Mapping[str, int] | None = None
+    ) -> Project:
+        """Change what is given. `limits` are those of `Quota`, by name: of volumes too, 0 is none at all."""
+        limits = limits or {}
+        paths = [f"quota_limit.{name}" for name in limits] + ["description"] * (description is not None)
+        request = pb.UpdateProjectRequest(
+            request_id=self._calls.request_id(),
+            project=project,
+            update_mask=FieldMask(paths=paths),
+            description=description or "",
+            quota_limit=QuotaAmounts(**limits),
+        )
+        return self._calls.unary(self._stub.UpdateProject, request).project

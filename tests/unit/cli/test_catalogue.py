@@ -193,6 +193,20 @@ def test_a_project_has_its_quota(shell: Shell) -> None:
     assert shell.json("project", "list")[0]["Name"] == "nebula_prod"
     assert shell.json("project", "show", "nebula_prod")["id"] == made["id"]
     assert shell.run("project", "create", "--cores", "8", "half").exit_code == 2
+    assert shell.run("project", "create", "--volumes", "8", "half").exit_code == 2
+
+
+def test_a_projects_limits_are_changed_one_by_one(shell: Shell) -> None:
+    words = ("--instances", "5", "--cores", "8", "--ram", "4096", "--volumes", "3", "--gigabytes", "30")
+    made = shell.json("project", "create", *words, "nebula_prod")
+
+    shell.ok("project", "set", "--volumes", "0", "--description", "Nebula Inc.", "nebula_prod")
+    after = shell.json("project", "show", "nebula_prod")
+
+    assert (made["quota_volumes"], made["quota_gigabytes"]) == (3, 30)
+    assert {name for name in after if after[name] != made[name]} == {"quota_volumes", "description"}
+    assert (after["quota_volumes"], after["description"]) == (0, "Nebula Inc.")
+    assert shell.run("project", "set", "nebula_prod").exit_code == 2
 
 
 def test_a_user_is_made_with_a_password_typed_twice(shell: Shell) -> None:

@@ -392,6 +392,14 @@ class FakeApi:
     def create_project(self, request: Any) -> Any:
         return project_service_pb2.CreateProjectResponse(project=self._add(self.projects, request.project))
 
+    def update_project(self, request: Any) -> Any:
+        found = _found(self.projects, request.project)
+        for path in request.update_mask.paths:
+            of, field = (found.quota_limit, path[len("quota_limit.") :]) if "." in path else (found, path)
+            source = request.quota_limit if "." in path else request
+            setattr(of, field, getattr(source, field))
+        return project_service_pb2.UpdateProjectResponse(project=found)
+
     def get_user(self, request: Any) -> Any:
         return user_service_pb2.GetUserResponse(user=_found(self.users, request.user))
 

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 
 from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_options__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(fabric/identity/v1/project_service.proto\x12\x12\x66\x61\x62ric.identity.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x07Project\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12?\n\x04name\x18\x02 \x01(\tB1\x92\xb5\x18-\x08\x01\x18@\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x37\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x35\n\x0bquota_limit\x18\x05 \x01(\x0b\x32 .fabric.identity.v1.QuotaAmounts\x12<\n\nquota_used\x18\x06 \x01(\x0b\x32 .fabric.identity.v1.QuotaAmountsB\x06\x92\xb5\x18\x02\x38\x01\"\xa7\x01\n\x0cQuotaAmounts\x12\x1d\n\tinstances\x18\x01 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\xc0\x84=\x12\x1a\n\x05vcpus\x18\x02 \x01(\x03\x42\x0b\x92\xb5\x18\x07(\x00\x30\x80\xad\xe2\x04\x12\x1d\n\x07ram_mib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x00\x30\x80\xc8\xaf\xa0%\x12\x1b\n\x07volumes\x18\x04 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\xc0\x84=\x12 \n\nvolume_gib\x18\x05 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x00\x30\x80\x94\xeb\xdc\x03\",\n\x11GetProjectRequest\x12\x17\n\x07project\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"T\n\x12GetProjectResponse\x12,\n\x07project\x18\x01 \x01(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x10\n\x08revision\x18\x02 \x01(\x03\"P\n\x13ListProjectsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"p\n\x14ListProjectsResponse\x12-\n\x08projects\x18\x01 \x03(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x83\x01\n\x14\x43reateProjectRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x34\n\x07project\x18\x02 \x01(\x0b\x32\x1b.fabric.identity.v1.ProjectB\x06\x92\xb5\x18\x02\x08\x01\"W\n\x15\x43reateProjectResponse\x12,\n\x07project\x18\x01 \x01(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xd0\x02\n\x0eProjectService\x12\x63\n\nGetProject\x12%.fabric.identity.v1.GetProjectRequest\x1a&.fabric.identity.v1.GetProjectResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12i\n\x0cListProjects\x12\'.fabric.identity.v1.ListProjectsRequest\x1a(.fabric.identity.v1.ListProjectsResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12n\n\rCreateProject\x12(.fabric.identity.v1.CreateProjectRequest\x1a).fabric.identity.v1.CreateProjectResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(fabric/identity/v1/project_service.proto\x12\x12\x66\x61\x62ric.identity.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\x07Project\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12?\n\x04name\x18\x02 \x01(\tB1\x92\xb5\x18-\x08\x01\x18@\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\x12\x1c\n\x0b\x64\x65scription\x18\x03 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x37\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x35\n\x0bquota_limit\x18\x05 \x01(\x0b\x32 .fabric.identity.v1.QuotaAmounts\x12<\n\nquota_used\x18\x06 \x01(\x0b\x32 .fabric.identity.v1.QuotaAmountsB\x06\x92\xb5\x18\x02\x38\x01\"\xa7\x01\n\x0cQuotaAmounts\x12\x1d\n\tinstances\x18\x01 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\xc0\x84=\x12\x1a\n\x05vcpus\x18\x02 \x01(\x03\x42\x0b\x92\xb5\x18\x07(\x00\x30\x80\xad\xe2\x04\x12\x1d\n\x07ram_mib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x00\x30\x80\xc8\xaf\xa0%\x12\x1b\n\x07volumes\x18\x04 \x01(\x03\x42\n\x92\xb5\x18\x06(\x00\x30\xc0\x84=\x12 \n\nvolume_gib\x18\x05 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x00\x30\x80\x94\xeb\xdc\x03\",\n\x11GetProjectRequest\x12\x17\n\x07project\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"T\n\x12GetProjectResponse\x12,\n\x07project\x18\x01 \x01(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x10\n\x08revision\x18\x02 \x01(\x03\"P\n\x13ListProjectsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"p\n\x14ListProjectsResponse\x12-\n\x08projects\x18\x01 \x03(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x83\x01\n\x14\x43reateProjectRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x34\n\x07project\x18\x02 \x01(\x0b\x32\x1b.fabric.identity.v1.ProjectB\x06\x92\xb5\x18\x02\x08\x01\"W\n\x15\x43reateProjectResponse\x12,\n\x07project\x18\x01 \x01(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xf4\x01\n\x14UpdateProjectRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x17\n\x07project\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12\x1c\n\x0b\x64\x65scription\x18\x04 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\x12\x35\n\x0bquota_limit\x18\x05 \x01(\x0b\x32 .fabric.identity.v1.QuotaAmounts\"W\n\x15UpdateProjectResponse\x12,\n\x07project\x18\x01 \x01(\x0b\x32\x1b.fabric.identity.v1.Project\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xc0\x03\n\x0eProjectService\x12\x63\n\nGetProject\x12%.fabric.identity.v1.GetProjectRequest\x1a&.fabric.identity.v1.GetProjectResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12i\n\x0cListProjects\x12\'.fabric.identity.v1.ListProjectsRequest\x1a(.fabric.identity.v1.ListProjectsResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12n\n\rCreateProject\x12(.fabric.identity.v1.CreateProjectRequest\x1a).fabric.identity.v1.CreateProjectResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12n\n\rUpdateProject\x12(.fabric.identity.v1.UpdateProjectRequest\x1a).fabric.identity.v1.UpdateProjectResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -64,28 +65,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['project']._loaded_options = None
   _globals['_CREATEPROJECTREQUEST'].fields_by_name['project']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['project']._loaded_options = None
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['project']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['update_mask']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['description']._loaded_options = None
+  _globals['_UPDATEPROJECTREQUEST'].fields_by_name['description']._serialized_options = b'\222\265\030\003\030\200\010'
   _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['GetProject']._serialized_options = b'\212\265\030\002\010\004'
   _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['ListProjects']._serialized_options = b'\212\265\030\002\010\004'
   _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._loaded_options = None
   _globals['_PROJECTSERVICE'].methods_by_name['CreateProject']._serialized_options = b'\212\265\030\004\010\004\030\001'
-  _globals['_PROJECT']._serialized_start=130
-  _globals['_PROJECT']._serialized_end=428
-  _globals['_QUOTAAMOUNTS']._serialized_start=431
-  _globals['_QUOTAAMOUNTS']._serialized_end=598
-  _globals['_GETPROJECTREQUEST']._serialized_start=600
-  _globals['_GETPROJECTREQUEST']._serialized_end=644
-  _globals['_GETPROJECTRESPONSE']._serialized_start=646
-  _globals['_GETPROJECTRESPONSE']._serialized_end=730
-  _globals['_LISTPROJECTSREQUEST']._serialized_start=732
-  _globals['_LISTPROJECTSREQUEST']._serialized_end=812
-  _globals['_LISTPROJECTSRESPONSE']._serialized_start=814
-  _globals['_LISTPROJECTSRESPONSE']._serialized_end=926
-  _globals['_CREATEPROJECTREQUEST']._serialized_start=929
-  _globals['_CREATEPROJECTREQUEST']._serialized_end=1060
-  _globals['_CREATEPROJECTRESPONSE']._serialized_start=1062
-  _globals['_CREATEPROJECTRESPONSE']._serialized_end=1149
-  _globals['_PROJECTSERVICE']._serialized_start=1152
-  _globals['_PROJECTSERVICE']._serialized_end=1488
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._loaded_options = None
+  _globals['_PROJECTSERVICE'].methods_by_name['UpdateProject']._serialized_options = b'\212\265\030\004\010\004\030\001'
+  _globals['_PROJECT']._serialized_start=164
+  _globals['_PROJECT']._serialized_end=462
+  _globals['_QUOTAAMOUNTS']._serialized_start=465
+  _globals['_QUOTAAMOUNTS']._serialized_end=632
+  _globals['_GETPROJECTREQUEST']._serialized_start=634
+  _globals['_GETPROJECTREQUEST']._serialized_end=678
+  _globals['_GETPROJECTRESPONSE']._serialized_start=680
+  _globals['_GETPROJECTRESPONSE']._serialized_end=764
+  _globals['_LISTPROJECTSREQUEST']._serialized_start=766
+  _globals['_LISTPROJECTSREQUEST']._serialized_end=846
+  _globals['_LISTPROJECTSRESPONSE']._serialized_start=848
+  _globals['_LISTPROJECTSRESPONSE']._serialized_end=960
+  _globals['_CREATEPROJECTREQUEST']._serialized_start=963
+  _globals['_CREATEPROJECTREQUEST']._serialized_end=1094
+  _globals['_CREATEPROJECTRESPONSE']._serialized_start=1096
+  _globals['_CREATEPROJECTRESPONSE']._serialized_end=1183
+  _globals['_UPDATEPROJECTREQUEST']._serialized_start=1186
+  _globals['_UPDATEPROJECTREQUEST']._serialized_end=1430
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_start=1432
+  _globals['_UPDATEPROJECTRESPONSE']._serialized_end=1519
+  _globals['_PROJECTSERVICE']._serialized_start=1522
+  _globals['_PROJECTSERVICE']._serialized_end=1970
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,11 @@ class ProjectServiceStub:
                 request_serializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectRequest.SerializeToString,
                 response_deserializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectResponse.FromString,
                 _registered_method=True)
+        self.UpdateProject = channel.unary_unary(
+                '/fabric.identity.v1.ProjectService/UpdateProject',
+                request_serializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
+                response_deserializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectResponse.FromString,
+                _registered_method=True)
 
 
 class ProjectServiceServicer:
@@ -78,6 +83,13 @@ class ProjectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateProject(self, request, context):
+        """Change what is said of one, or its limits. What it uses beyond a new limit stays; no more is accepted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProjectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_ProjectServiceServicer_to_server(servicer, server):
                     servicer.CreateProject,
                     request_deserializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectRequest.FromString,
                     response_serializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectResponse.SerializeToString,
+            ),
+            'UpdateProject': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateProject,
+                    request_deserializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectRequest.FromString,
+                    response_serializer=fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -179,6 +196,33 @@ class ProjectService:
             '/fabric.identity.v1.ProjectService/CreateProject',
             fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectRequest.SerializeToString,
             fabric_dot_identity_dot_v1_dot_project__service__pb2.CreateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateProject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.identity.v1.ProjectService/UpdateProject',
+            fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectRequest.SerializeToString,
+            fabric_dot_identity_dot_v1_dot_project__service__pb2.UpdateProjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

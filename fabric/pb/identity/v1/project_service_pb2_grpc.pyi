@@ -40,6 +40,8 @@ class ProjectServiceStub:
     """Read all, by name."""
     CreateProject: _grpc.UnaryUnaryMultiCallable[_project_service_pb2.CreateProjectRequest, _project_service_pb2.CreateProjectResponse]
     """Make one, with its quota."""
+    UpdateProject: _grpc.UnaryUnaryMultiCallable[_project_service_pb2.UpdateProjectRequest, _project_service_pb2.UpdateProjectResponse]
+    """Change what is said of one, or its limits. What it uses beyond a new limit stays; no more is accepted."""
 
 @_typing.type_check_only
 class ProjectServiceAsyncStub(ProjectServiceStub):
@@ -52,6 +54,8 @@ class ProjectServiceAsyncStub(ProjectServiceStub):
     """Read all, by name."""
     CreateProject: _aio.UnaryUnaryMultiCallable[_project_service_pb2.CreateProjectRequest, _project_service_pb2.CreateProjectResponse]  # type: ignore[assignment]
     """Make one, with its quota."""
+    UpdateProject: _aio.UnaryUnaryMultiCallable[_project_service_pb2.UpdateProjectRequest, _project_service_pb2.UpdateProjectResponse]  # type: ignore[assignment]
+    """Change what is said of one, or its limits. What it uses beyond a new limit stays; no more is accepted."""
 
 class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
     """Projects, for system administrators."""
@@ -79,5 +83,13 @@ class ProjectServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_project_service_pb2.CreateProjectResponse, _abc.Awaitable[_project_service_pb2.CreateProjectResponse]]:
         """Make one, with its quota."""
+
+    @_abc_1.abstractmethod
+    def UpdateProject(
+        self,
+        request: _project_service_pb2.UpdateProjectRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_project_service_pb2.UpdateProjectResponse, _abc.Awaitable[_project_service_pb2.UpdateProjectResponse]]:
+        """Change what is said of one, or its limits. What it uses beyond a new limit stays; no more is accepted."""
 
 def add_ProjectServiceServicer_to_server(servicer: ProjectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
