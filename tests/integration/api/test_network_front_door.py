@@ -215,7 +215,9 @@ async def test_bad_input_names_its_field_and_changes_nothing(
     assert door.store.revision == before
 
 
-async def test_servers_are_attached_to_the_hosts_own_network_whatever_else_there_is(door: FrontDoor) -> None:
+async def test_servers_are_attached_to_what_they_name_and_else_to_the_hosts_own_network(
+    door: FrontDoor,
+) -> None:
     await outside(door)
     await cookbook(door, "own member")
     await make_flavor(door)
@@ -224,12 +226,18 @@ async def test_servers_are_attached_to_the_hosts_own_network_whatever_else_there
         request_id=rid(), name="web", flavor="m1.nebula_micro", image="linux"
     )
 
-    await door.ask(INSTANCES, "CreateInstance", create, "own member")
+    answer = await door.ask(INSTANCES, "CreateInstance", create, "own member")
+    plain = instances.CreateInstanceResponse.FromString(answer).instance
     create.request_id, create.network = rid(), "nebula_net"
-    with pytest.raises(InvalidRequest) as raised:
+    answer = await door.ask(INSTANCES, "CreateInstance", create, "own member")
+    wired = instances.CreateInstanceResponse.FromString(answer).instance
+    create.request_id, create.network = rid(), "public"
+    with pytest.raises(PermissionDenied, match="floating IP"):
         await door.ask(INSTANCES, "CreateInstance", create, "own member")
 
-    assert raised.value.field == "network"
+    (address,) = wired.status.addresses
+    assert (plain.spec.network_name, list(plain.status.addresses)) == ("default", [])
+    assert (wired.spec.network_name, address.network_name) == ("nebula_net", "nebula_net")
 
 
 async def test_every_change_is_in_the_audit_log_with_its_target(door: FrontDoor) -> None:
