@@ -7,8 +7,9 @@ all of them until it changes.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import product
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -52,6 +53,31 @@ class Index:
             self._ids[word].add(thing)
 
 
+class Census:
+    """On which hosts the things of a word are: known without a look at the things, of which there may be thousands. Words without any are
+    not kept.
+    """
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, Counter[HostRef]] = defaultdict(Counter)
+
+    def __getitem__(self, word: str) -> frozenset[HostRef]:
+        return frozenset(self._counts.get(word, ()))
+
+    def move(self, before: Iterable[tuple[str, HostRef]], after: Iterable[tuple[str, HostRef]]) -> None:
+        """Count one thing at other words and hosts than before."""
+        old, new = set(before), set(after)
+        for word, host in old - new:
+            counts = self._counts[word]
+            counts[host] -= 1
+            if not counts[host]:
+                del counts[host]
+            if not counts:
+                del self._counts[word]
+        for word, host in new - old:
+            self._counts[word][host] += 1
+
+
 class NetworkPicture:
     """See the module. The mappings are by id; bindings by their port's, gateways by their router's."""
 
@@ -67,6 +93,8 @@ class NetworkPicture:
         self._bound_in = Index()
         self._bound_on = Index()
         self._gateways_on = Index()
+        self._hosts_with = Census()
+        self._hosts_in_group = Census()
         self._rules: dict[str, RuleGroup] = {}
         self._filter_rules: dict[str, dict[SecurityRule, FilterRule]] = {}
         self._sets: dict[str, AddressSet] = {}
@@ -190,6 +218,10 @@ class NetworkPicture:
                 _forget(self._planned_subnets, (*_network_of(before), *_network_of(after)))
             case NetworkPort():
                 self._members.move(thing, _groups_of(before), _groups_of(after))
+                there = _host_of(self.get(PortBinding, thing))
+                self._hosts_in_group.move(
+                    product(_groups_of(before), there), product(_groups_of(after), there)
+                )
                 _forget(self._sets, (*_groups_of(before), *_groups_of(after)))
                 _forget(self._neighbours, (*_network_of(before), *_network_of(after)))
             case Router():
@@ -206,6 +238,12 @@ class NetworkPicture:
             case PortBinding():
                 self._bound_in.move(thing, _network_of(before), _network_of(after))
                 self._bound_on.move(thing, _host_of(before), _host_of(after))
+                self._hosts_with.move(
+                    product(_network_of(before), _host_of(before)),
+                    product(_network_of(after), _host_of(after)),
+                )
+                groups = _groups_of(self.get(NetworkPort, thing))
+                self._hosts_in_group.move(product(groups, _host_of(before)), product(groups, _host_of(after)))
                 _forget(self._neighbours, (*_network_of(before), *_network_of(after)))
             case RouterGateway():
                 self._gateways_on.move(thing, _host_of(before), _host_of(after))
@@ -229,7 +267,7 @@ class NetworkPicture:
                 case FloatingIp():
                     found |= self._hosts_of(_port_of(each))
                 case SecurityGroup():
-                    found |= self._hosts_of(self._members[each.id])
+                    found |= self._hosts_in_group[each.id]
                 case RouterGateway():
                     found |= self.hosts_of_router(each.router_id)
         if isinstance(both[0], NetworkPort):
@@ -243,8 +281,8 @@ class NetworkPicture:
             found |= self._around((*_network_of(before), *_network_of(after)))
         for group_id in {*_groups_of(before), *_groups_of(after)}:
             if _member(before, group_id) != _member(after, group_id):
-                found |= self._hosts_of(
-                    port for each in self._naming[group_id] for port in self._members[each]
+                found |= frozenset[HostRef]().union(
+                    *(self._hosts_in_group[each] for each in self._naming[group_id])
                 )
         return frozenset(found)
 
@@ -252,7 +290,7 @@ class NetworkPicture:
         return frozenset[HostRef]().union(*(self.hosts_of_network(each) for each in network_ids))
 
     def _hosts_in(self, network_ids: Iterable[str]) -> frozenset[HostRef]:
-        return self._hosts_of(port for each in set(network_ids) for port in self._bound_in[each])
+        return frozenset[HostRef]().union(*(self._hosts_with[each] for each in set(network_ids)))
 
     def _hosts_of(self, port_ids: Iterable[str]) -> frozenset[HostRef]:
         bindings = self._records[PortBinding]
