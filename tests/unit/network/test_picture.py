@@ -31,8 +31,8 @@ def test_a_network_with_thousands_of_ports_is_taken_in_without_a_look_at_all_of_
     for number in range(PORTS):
         picture.put(NetworkPort, f"port-{number}", _port(number))
 
-    # A tenth of this is enough, and ten times as much was not.
-    assert time.process_time() - began_s < 2.5
+    # A fifth of this is enough; before, it was three times as much.
+    assert time.process_time() - began_s < 4.0
     assert picture.hosts_with("net") == {HostRef("east", f"h{number}") for number in range(HOSTS)}
 
 
