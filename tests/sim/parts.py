@@ -15,6 +15,7 @@ from fabric.api.instances import InstanceHandlers
 from fabric.api.network_desk import Desk
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts
+from fabric.api.ports import PortHandlers
 from fabric.api.volumes import VolumeHandlers
 from fabric.conductor.service import ConductorService
 from fabric.deadlines import within
@@ -23,6 +24,7 @@ from fabric.images.core.inspect import ImageLimits
 from fabric.images.intake import Intake
 from fabric.model.image import ImageOffer
 from fabric.model.instance import ImageRef
+from fabric.model.network_plan import PlanState
 from fabric.model.quota import NetworkLimits
 from fabric.quota.ledger import Ledger
 from fabric.rpc.stream import StreamClosed
@@ -100,6 +102,7 @@ class ApiServer:
             reclaim_s=world.topology.reclaim_s,
         )
 
+        self.ports = PortHandlers(self.desk)
         self.volumes = VolumeHandlers(
             catalogue_store,
             self.cells,
@@ -131,6 +134,9 @@ class SimConductors(NoGuests):
         return await service.read_console_log(
             where.host, where.instance_id, where.placement_epoch, tail_bytes
         )
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        return (await self._reach(endpoint)).read_plan_state(host)
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         return (await self._reach(endpoint)).read_progress(instance_ids)

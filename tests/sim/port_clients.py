@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from fabric.errors import NotFound
 from fabric.model.identity import Principal
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.pb.network.v1 import port_service_pb2
@@ -32,11 +33,11 @@ class PortClient(Client):
                 await self._create()
             elif draw < 0.20:
                 await self._make_port()
-            elif draw < 0.28:
-                await self._delete(*self.random.choice(self.mine))
+            elif draw < 0.26:
+                await self._delete_one()
             elif draw < 0.31:
                 await self._delete_port()
-            elif draw < 0.60:
+            elif draw < 0.45:
                 await self._act()
             else:
                 await self._plug()
@@ -61,12 +62,19 @@ class PortClient(Client):
             made = [each.instance.id for each in answers if isinstance(each, pb.CreateInstanceResponse)]
             if made:
                 self.mine.append((made[0], principal))
-                if self.random.random() < 0.2:
+                if self.random.random() < 0.1:
                     await self._delete(made[0], principal)
                 return
             if any(each is not None for each in answers):
                 return
             await asyncio.sleep(0.5)
+
+    async def _delete_one(self) -> None:
+        """Mostly one that nothing more is asked of."""
+        gone = self.random.choice(self.mine)
+        await self._delete(*gone)
+        if self.random.random() < 0.8:
+            self.mine.remove(gone)
 
     async def _make_port(self) -> None:
         principal = self.random.choice(self.principals)
@@ -92,8 +100,11 @@ class PortClient(Client):
             if isinstance(seen, pb.GetInstanceResponse)
             else []
         )
+        if isinstance(seen, NotFound) and self.random.random() < 0.8:
+            self.mine.remove((instance_id, principal))
+            return
         mine = [name for name, whose in self.ports if whose == principal]
-        if has and self.random.random() < 0.5:
+        if has and self.random.random() < 0.4:
             await self._do(
                 pb.DetachInterfaceRequest(
                     request_id=self._name(), instance=instance_id, port=self.random.choice(has)

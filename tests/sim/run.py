@@ -23,6 +23,8 @@ from tests.history.invariants import Violation
 from tests.sim.clients import Client
 from tests.sim.loop import SimLoop, graveyard
 from tests.sim.nemesis import Nemesis
+from tests.sim.port_clients import PortClient
+from tests.sim.tenant_networks import unfollowed
 from tests.sim.volume_clients import VolumeClient
 from tests.sim.world import Topology, World
 
@@ -31,6 +33,9 @@ HORIZON_S = 60.0
 
 PLUGS = 3
 """Of each four schedules the one in which volumes and interfaces come and go."""
+
+WIRES = 2
+"""Of each four schedules the one in which servers are on networks of their projects, and ports come and go."""
 
 MOVER = 2
 """Which of the three clients sends its servers from host to host."""
@@ -131,6 +136,18 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
                 number=lambda: next(calls),
             )
         )
+    if seed % 4 == WIRES:
+        # Instead of one of the others: what all of them may have is little.
+        clients[0] = PortClient(
+            name="client-of-ports",
+            random=Random(f"ports {seed}"),
+            principals=world.principals(),
+            apis=apis,
+            call=world.call,
+            record=world.record,
+            number=lambda: next(calls),
+            moves=seed % 8 == WIRES,
+        )
     working = [loop.create_task(client.run(lambda: loop.time() > horizon_s)) for client in clients]
     breaking = loop.create_task(nemesis.run() if faults else asyncio.sleep(horizon_s))
     while not all(task.done() for task in (*working, breaking)):
@@ -149,7 +166,7 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
         await world.approve_quarantined()
         await asyncio.sleep(1.0)
         world.check_alive()
-        left = world.unsettled()
+        left = world.unsettled() or await unfollowed(world)
         if world.violation is None and left is not None and loop.time() - healed_s > HEALING_S:
             world.violate(Violation(f"not at rest {HEALING_S:.0f} s after healing: {left}"))
         if world.violation is not None:

@@ -15,6 +15,9 @@ from functools import partial
 from random import Random
 from typing import Any, Protocol
 
+from fabric.api.network_desk import Desk
+from fabric.api.networks import NetworkHandlers
+from fabric.api.subnets import SubnetHandlers
 from fabric.conductor.service import ConductorService
 from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError, Unavailable
@@ -25,9 +28,10 @@ from fabric.model.host import Cell, Host, Resources, Session, SessionState
 from fabric.model.identity import Principal, Project, Role
 from fabric.model.image import Image, ImageFormat, ImageState, Visibility
 from fabric.model.network import Network as GuestNetwork
-from fabric.model.quota import Charge, Quota
+from fabric.model.quota import Charge, NetworkLimits, Quota
 from fabric.model.volume import trait_of
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
+from fabric.pb.network.v1 import network_service_pb2, subnet_service_pb2
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.service import SchedulerService
 from fabric.scheduler.settings import SchedulerSettings
@@ -54,10 +58,12 @@ from tests.history.events import (
 )
 from tests.history.invariants import Checker, Violation
 from tests.history.settled import HostHoldings, Leftovers, unsettled
+from tests.sim import tenant_networks
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network, SimStore, SimStream, StoreServer
 from tests.sim.parts import CERT_SERIAL, IMAGE_BYTES, ApiServer, SimBlobs, SimClock, SimDialer, SimIds
 from tests.sim.permits import START_S, Permits
+from tests.sim.port_clients import NETWORK
 from tests.sim.process import Process
 
 PERMIT_S = 8.0
@@ -117,6 +123,7 @@ class World:
         self.blobs = MemoryBlobs(self.clock)
         self.blobs.put(hashlib.sha256(IMAGE_BYTES).hexdigest(), IMAGE_BYTES)
         self.ids = SimIds(Random(f"ids {seed}"))
+        self._network_ids = SimIds(Random(f"networks {seed}"))
         self.jitter: Callable[[], float] = Random(f"jitter {seed}").random
         self.cells = [f"cell{number}" for number in range(1, topology.cells + 1)]
         self.servers = {name: StoreServer(MemoryStore(name)) for name in ("global", *self.cells)}
@@ -173,9 +180,32 @@ class World:
         put[keys.NETWORK.at(network.id)] = network
         put[keys.NETWORK_NAME.at(network.name)] = network.id
         await glob.commit(Txn(put={key: codec.encode(value) for key, value in put.items()}))
+        await self._furnish_networks()
+        await tenant_networks.lead_out(glob)
         for at, cell in enumerate(self.cells):
             for number in range(topology.hosts_per_cell):
                 await self._furnish_host(cell, f"h{at}{number}", at * 16 + number)
+
+    async def _furnish_networks(self) -> None:
+        """A network for each project, with fewer addresses than its servers ask for."""
+        desk = Desk(
+            self.servers["global"].memory,
+            limits=NetworkLimits(),
+            clock=self.clock,
+            ids=self._network_ids,
+            jitter=lambda: 0.5,
+        )
+        networks, subnets = NetworkHandlers(desk), SubnetHandlers(desk)
+        for principal in self.principals():
+            rid = self._network_ids.new_id
+            network = network_service_pb2.Network(name=NETWORK)
+            subnet = subnet_service_pb2.Subnet(name=NETWORK, network=NETWORK, cidr="10.0.0.0/29")
+            await networks.create_network(
+                network_service_pb2.CreateNetworkRequest(request_id=rid(), network=network), principal
+            )
+            await subnets.create_subnet(
+                subnet_service_pb2.CreateSubnetRequest(request_id=rid(), subnet=subnet), principal
+            )
 
     async def _furnish_host(self, cell: str, name: str, number: int) -> None:
         host = Host(
@@ -187,6 +217,8 @@ class World:
             cert_serial=CERT_SERIAL,
             guest_cidr=f"10.0.{number}.0/24",
             slots=50,
+            tunnel_address=f"192.0.2.{number + 1}",
+            physical_networks=("external",),
         )
         await self.servers[cell].memory.commit(Txn(put={keys.HOST.at(name): codec.encode(host)}))
         self.machines[name] = self.machine_of(name, self._machine_event)
@@ -308,7 +340,8 @@ class World:
         if not isinstance(process.service, ApiServer):
             raise Unavailable(f"{api} is down")
         service = process.service
-        method = getattr(service.handlers, handler, None) or getattr(service.volumes, handler)
+        handlers = (service.handlers, service.volumes, service.ports)
+        method = next(getattr(each, handler) for each in handlers if hasattr(each, handler))
         answer = process.call(_answer(method(request, principal)))
         # A dead process answers nothing, not even to being cancelled.
         result = await asyncio.shield(answer)
@@ -417,6 +450,7 @@ class World:
                 what = (event.host, event.instance_id, event.placement_epoch)
                 has_given_up = self.permits.has_given_up(*what, event.generation)
                 self.record(Started(*what, age_s, has_given_up))
+                self._check_filtered(event)
             case "stopped":
                 self.record(Stopped(event.host, event.instance_id, event.detail))
             case "forgotten" | "files_removed":
@@ -433,6 +467,12 @@ class World:
                 self.note(event)
         if event.kind != "power_lost":
             self._meet_doom(event.host)
+
+    def _check_filtered(self, event: MachineEvent) -> None:
+        machine = self.machines[event.host]
+        guest = machine.domains[event.instance_id].spec.guest
+        if not machine.followed.filters(guest.ports):
+            self.violate(Violation(f"N1 a guest began whose ports nothing filters: {event}"))
 
     def _frame(self, stream: SimStream, frame: bytes, has_come: bool) -> None:
         self.permits.frame(stream, frame, has_come=has_come, now_s=self.loop.time())
