@@ -76,18 +76,21 @@ class LinuxWires:
                 await self._prepare()
 
     async def follow(self, plan: NetworkPlan) -> None:
+        with _network_faults("follow"):
+            # Kept first: were it followed and then forgotten, a restart would go back to another. And not in turn: whoever is next, a guest
+            # that waited to be plugged perhaps, goes by it already.
+            if plan != self._known_plan():
+                self._plan_record.write(plan)
+                self._plan = plan
+        await self._failpoints.reach("hostd.wires.plan_kept")
         async with self._changing:
             with self._faults("follow"):
-                # Kept first: were it followed and then forgotten, a restart would go back to another.
-                if plan != self._known_plan():
-                    self._plan_record.write(plan)
-                    self._plan = plan
-                await self._failpoints.reach("hostd.wires.plan_kept")
                 if self._taps is None:
                     _, failures = await self._converge()
                 else:
-                    failures = await self._tenants.converge(self._demand(plan, self._taps))
-                    self._followed.set(plan)
+                    newest = self._plan or plan
+                    failures = await self._tenants.converge(self._demand(newest, self._taps))
+                    self._followed.set(newest)
                 await self._failpoints.reach("hostd.wires.followed")
             # What could be had is there, and those who wait for it need not wait longer.
             with _network_faults("follow"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.model.firewall import RuleGroup
 from fabric.model.network_plan import NetworkPlan
 from hostd.core.faults import FaultCode
 from hostd.core.overlay import bridge_name, service_port_name, tunnel_name
@@ -235,5 +236,43 @@ async def test_a_guest_whose_ports_no_plan_filters_is_not_plugged(fabric: Fabric
 
     assert refused.value.code == FaultCode.NETWORK_PLAN_MISSING
     assert await wires.plugged() == {}
+    await wires.dismantle()
+    await wires.close()
+
+
+class Gates:
+    """Failpoints of which these are shut until they are opened."""
+
+    def __init__(self, *names: str) -> None:
+        self.reached = {name: asyncio.Event() for name in names}
+        self.open = {name: asyncio.Event() for name in names}
+
+    async def reach(self, name: str) -> None:
+        if name in self.open:
+            self.reached[name].set()
+            await self.open[name].wait()
+
+
+async def test_a_plan_that_comes_while_a_guest_is_plugged_is_gone_by_at_once(fabric: Fabric) -> None:
+    """A rule must hold within a second, however many guests wait to be plugged one after the other."""
+    before, after = "hostd.wires.recorded", "hostd.wires.plugged"
+    gates = Gates(before, after)
+    wires = fabric.wires(0, gates)
+    await wires.prepare()
+    await wires.follow(fabric.plan(0, (GUEST,)))
+    plugging = asyncio.create_task(wires.plug(GUEST.wiring))
+    await gates.reached[before].wait()
+
+    following = asyncio.create_task(wires.follow(fabric.plan(0, (GUEST,), RuleGroup(id="newer"))))
+    await asyncio.sleep(0)
+    gates.open[before].set()
+    await gates.reached[after].wait()
+
+    # It is not its turn yet, and its filter is there.
+    assert not following.done()
+    assert "group-everything" not in run(fabric, "nft", "list", "table", "bridge", "cellfabric-ports")
+    gates.open[after].set()
+    await plugging
+    await following
     await wires.dismantle()
     await wires.close()
