@@ -26,7 +26,7 @@ from fabric.network.follower import NetworkFollower
 from fabric.store.base import Committed, Store, Txn
 from fabric.store.codec import encode
 from fabric.store.keys import HOST, INSTANCE, PORT, PORT_BINDING
-from fabric.store.picture import Change
+from fabric.store.picture import Change, Picture
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ AT_ONCE: Final = 32
 """Ports of one transaction: each compares and writes two keys at most, and the store's limit is 128."""
 
 EVERYTHING_S: Final = 30.0
-"""How often everything is compared, whatever was noticed."""
+"""How often everything that is known is compared, whatever was noticed; nothing is read where it is as it should be."""
 
 
 class _Work(NamedTuple):
@@ -58,12 +58,14 @@ class Bindings:
         global_store: Store,
         follower: NetworkFollower,
         *,
+        hosts: Picture[Host],
         jitter: Callable[[], float],
     ) -> None:
         self._cell = cell
         self._store = store
         self._global = global_store
         self._follower = follower
+        self._hosts = hosts
         self._jitter = jitter
         self._placed: dict[str, Placed] = {}
         # Which servers' records have a port; one, but for a moment.
@@ -127,10 +129,20 @@ class Bindings:
             await asyncio.sleep(EVERYTHING_S * (0.75 + 0.5 * self._jitter()))
             known = self._follower.picture.of(PortBinding)
             for port_id in self._having:
-                self._look_at(port_id)
+                if self._wanted(port_id) != known.get(port_id):
+                    self._look_at(port_id)
             for binding in list(known.values()):
-                if binding.cell == self._cell:
+                if binding.cell == self._cell and binding.port_id not in self._having:
                     self._look_at(binding.port_id)
+
+    def _wanted(self, port_id: str) -> PortBinding | None:
+        """What the pictures say that a port's binding should be, where a server has it: a hint of whether to read about it."""
+        port = self._follower.picture.get(NetworkPort, port_id)
+        placed = None if port is None else self._placed.get(port.instance_id)
+        held = None if placed is None else self._hosts.entries.get(HOST.at(placed.host))
+        if port is None or placed is None or held is None or (port.network_id, port_id) not in placed.ports:
+            return None
+        return bindings.binding_of(placed, port.network_id, port_id, held.value)
 
     async def _keep_writing(self) -> None:
         while True:

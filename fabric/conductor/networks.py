@@ -38,7 +38,7 @@ class Networks:
         self._on_touched = on_touched
         self._follower = NetworkFollower(global_store, clock=clock, on_change=self._moved)
         self.plans = Plans(self._follower, hosts, clock=clock)
-        self.bindings = Bindings(cell, store, global_store, self._follower, jitter=jitter)
+        self.bindings = Bindings(cell, store, global_store, self._follower, hosts=hosts, jitter=jitter)
         self._gateways = Gateways(
             cell, global_store, self._follower, hosts=hosts, sessions=sessions, jitter=jitter
         )

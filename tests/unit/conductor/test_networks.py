@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from unittest import mock
 
 from fabric.conductor.service import ConductorService
 from fabric.model.binding import PortBinding, RouterGateway
@@ -27,7 +29,7 @@ from fabric.model.security_group import Direction, EtherType, SecurityGroup, Sec
 from fabric.model.session import Hello, Inventory, PlanFollowed, PlanPart
 from fabric.model.states import PowerState, VmState
 from fabric.rpc.plan_codec import unpack_plan
-from fabric.store.base import Txn
+from fabric.store.base import Snapshot, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import (
     INSTANCE,
@@ -336,6 +338,29 @@ async def test_a_server_whose_record_is_broken_keeps_no_others_port_from_being_b
 
     await until(lambda: it.is_on(2, "h2"), within_s=2.0)
     assert await it.is_on(1, "h1")
+
+
+@in_a_fabric
+async def test_nothing_is_read_about_bindings_that_are_as_they_should_be(it: Fabric) -> None:
+    """Every conductor read all its cell's ports, servers and hosts twice a minute, from both stores, and found nothing to do."""
+    await _serve(it.cell)
+    await _approve(it.cell, "h1")
+    await it.begin(1, 2)
+    for number in (1, 2):
+        await _have(it, number, "h1")
+        await until(functools.partial(it.is_on, number, "h1"))
+    asked: list[str] = []
+    reach = it.cell.network_reaches["c1"]
+    get = reach.get
+
+    async def noted(*keys: str) -> Snapshot:
+        asked.extend(keys)
+        return await get(*keys)
+
+    with mock.patch.object(reach, "get", noted):
+        await asyncio.sleep(300)
+
+    assert not [key for key in asked if key.startswith(PORT_BINDING.under())]
 
 
 @in_a_fabric
