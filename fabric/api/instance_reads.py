@@ -23,6 +23,7 @@ from fabric.errors import FabricError, NotFound, PermissionDenied, Unavailable
 from fabric.lifecycle.table import UNKNOWN, shown
 from fabric.model.identity import Principal
 from fabric.model.instance import Build, Instance, Location
+from fabric.model.network_plan import PlanState
 from fabric.model.states import TaskState, VmState
 from fabric.pb.common.v1 import types_pb2
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
@@ -52,6 +53,10 @@ class Conductors(GuestConductors, ConsoleConductors, Protocol):
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         """How far steps are, for those that have a word. Raises Unavailable."""
+        ...
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        """How far a host has got with its network plans; None where it is told none. Raises Unavailable."""
         ...
 
 

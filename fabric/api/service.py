@@ -29,6 +29,7 @@ from fabric.api.routers import RouterHandlers
 from fabric.api.security_groups import SecurityGroupHandlers
 from fabric.api.subnets import SubnetHandlers
 from fabric.api.tokens import TokenHandlers
+from fabric.api.traces import TraceHandlers
 from fabric.api.users import UserHandlers
 from fabric.api.volumes import VolumeHandlers
 from fabric.api.watching import Watching
@@ -65,6 +66,7 @@ from fabric.pb.network.v1 import (
     router_service_pb2,
     security_group_service_pb2,
     subnet_service_pb2,
+    trace_service_pb2,
 )
 from fabric.pb.volume.v1 import volume_service_pb2
 from fabric.quota.ledger import Ledger
@@ -197,6 +199,11 @@ class ApiService:
             (router_service_pb2, "RouterService", RouterHandlers(desk)),
             (floating_ip_service_pb2, "FloatingIpService", FloatingIpHandlers(desk)),
             (security_group_service_pb2, "SecurityGroupService", SecurityGroupHandlers(desk)),
+            (
+                trace_service_pb2,
+                "TraceService",
+                TraceHandlers(desk, servers=self._catalogue, cells=self._cells, conductors=conductors),
+            ),
             (image_service_pb2, "ImageService", self._images),
             (
                 volume_service_pb2,

@@ -137,3 +137,48 @@ def set_(session: Session, /, *, network: str, **said: Any) -> None:
 def delete(session: Session, *, networks: tuple[str, ...]) -> None:
     """Delete networks with their subnets; refused while anything is on them."""
     each(session, networks, session.client.networks.delete)
+
+
+@network.command(
+    epilog=examples(
+        "fabric network trace --from nebula_web_01 --to nebula_db_01 --protocol tcp --port 5432",
+        "fabric network trace --from nebula_web_01 --to 198.51.100.7",
+    )
+)
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    metavar="SERVER",
+    shell_complete=params.servers,
+    help="Where the packet comes from: a server or a port.",
+)
+@click.option(
+    "--to",
+    "destination",
+    required=True,
+    metavar="ADDRESS",
+    help="Where to: an address, a server or a port.",
+)
+@click.option(
+    "--protocol", default="icmp", show_default=True, help="tcp, udp, icmp, another name or a number."
+)
+@click.option("--port", type=int, help="The destination port, or the ICMP type; any where it is not said.")
+@listing
+@pass_session
+def trace(
+    session: Session, *, source: str, destination: str, protocol: str, port: int | None, shape: Shape
+) -> None:
+    """Say what a packet would meet: the rules, the way, and whether the hosts have followed all that.
+
+    No packet is sent: this is what the fabric knows. A packet here is the first of a connection.
+    """
+    from fabric.client.traces import outcome_name
+
+    found = session.client.traces.trace(source, destination, protocol=protocol, port=port)
+    print_list(
+        shape,
+        ("Step", "Outcome", "Why", "ID"),
+        ((each.kind, outcome_name(each.outcome), each.detail, each.resource_id) for each in found.steps),
+    )
+    session.say(f"{found.source_address} to {found.destination_address}: {outcome_name(found.outcome)}")

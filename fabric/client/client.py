@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fabric.client.routers import FloatingIps, Routers
     from fabric.client.security_groups import SecurityGroups
     from fabric.client.tokens import Tokens
+    from fabric.client.traces import Traces
     from fabric.client.users import Users
     from fabric.client.volumes import Volumes
 
@@ -136,6 +137,13 @@ class Client:
         from fabric.client.ports import Ports
 
         return Ports(self._calls)
+
+    @cached_property
+    def traces(self) -> Traces:
+        """What becomes of packets."""
+        from fabric.client.traces import Traces
+
+        return Traces(self._calls)
 
     @cached_property
     def routers(self) -> Routers:

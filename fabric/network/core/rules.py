@@ -85,7 +85,7 @@ def rule_of(asked: AskedRule, *, rule_id: str, now_ms: int, field: str) -> Secur
             field=f"{field}.remote_cidr",
         )
     remote = ranges.network(asked.remote_cidr, field=f"{field}.remote_cidr") if asked.remote_cidr else None
-    protocol = _protocol(asked.protocol, field=f"{field}.protocol")
+    protocol = protocol_number(asked.protocol, field=f"{field}.protocol")
     ether_type = asked.ether_type or _implied(remote, protocol)
     if remote is not None and (remote.version == 6) != (ether_type is EtherType.IPV6):
         raise InvalidRequest(
@@ -218,7 +218,8 @@ def _meaning(rule: SecurityRule) -> SecurityRule:
     )
 
 
-def _protocol(asked: str, *, field: str) -> int:
+def protocol_number(asked: str, *, field: str) -> int:
+    """The number of a protocol that somebody has said by name or number; ANY for any. Raises InvalidRequest, naming `field`."""
     word = asked.strip().lower()
     word = _ALIASES.get(word, word)
     if not word:

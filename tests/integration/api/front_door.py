@@ -23,6 +23,7 @@ from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
 from fabric.model.host import Cell
 from fabric.model.identity import Project, Role, RoleGrant, Token, User
+from fabric.model.network_plan import PlanState
 from fabric.model.quota import Charge
 from fabric.network.core.host_local import default_network
 from fabric.observability.audit import Book
@@ -56,6 +57,9 @@ class Lines:
 class NoConductors(NoGuests):
     async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         raise Unavailable("there is no conductor in this test")
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        return None
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         return {}

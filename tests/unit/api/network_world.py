@@ -7,16 +7,21 @@ from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from fabric.api.cells import Cells
 from fabric.api.floating_ips import FloatingIpHandlers
+from fabric.api.named import absent
 from fabric.api.network_desk import Desk
 from fabric.api.networks import NetworkHandlers
 from fabric.api.ports import PortHandlers
 from fabric.api.routers import RouterHandlers
 from fabric.api.security_groups import SecurityGroupHandlers
 from fabric.api.subnets import SubnetHandlers
+from fabric.api.traces import TraceHandlers
 from fabric.clock import SystemClock
 from fabric.ids import Ids, RandomIds
 from fabric.model.identity import Principal, Role
+from fabric.model.instance import Location
+from fabric.model.network_plan import PlanState
 from fabric.model.quota import NetworkLimits
 from fabric.pb.network.v1 import floating_ip_service_pb2 as fip
 from fabric.pb.network.v1 import network_service_pb2 as net
@@ -25,12 +30,41 @@ from fabric.pb.network.v1 import router_service_pb2 as rtr
 from fabric.pb.network.v1 import security_group_service_pb2 as grp
 from fabric.pb.network.v1 import subnet_service_pb2 as sub
 from fabric.store.base import Store
+from fabric.store.memory import MemoryStore
 
 OWN = Principal(user_id="ann", project_id="own", project_name="own", role=Role.MEMBER)
 OTHER = Principal(user_id="bob", project_id="other", project_name="other", role=Role.MEMBER)
 ADMIN = Principal(
     user_id="root", project_id="admin", project_name="admin", role=Role.ADMIN, system_admin=True
 )
+
+
+class AllFollowed:
+    """Conductors whose hosts have followed everything; `states` says of whom something else is so."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, PlanState | None] = {}
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        return self.states.get(
+            host,
+            PlanState(
+                revision=9,
+                followed=9,
+                told_age_ms=50,
+                followed_age_ms=40,
+                fault_code="",
+                fault_message="",
+                is_current=True,
+            ),
+        )
+
+
+class NoServers:
+    """Where there is none."""
+
+    async def location(self, word: str, principal: Principal) -> Location:
+        raise absent("server", word)
 
 
 class NetworkWorld:
@@ -52,6 +86,14 @@ class NetworkWorld:
         self.routers = RouterHandlers(desk)
         self.floating_ips = FloatingIpHandlers(desk)
         self.groups = SecurityGroupHandlers(desk)
+        self.cell = MemoryStore("c1")
+        self.conductors = AllFollowed()
+        self.traces = TraceHandlers(
+            desk,
+            servers=NoServers(),
+            cells=Cells({"c1": self.cell}, clock=SystemClock()),
+            conductors=self.conductors,
+        )
 
     async def network(self, name: str, who: Principal = OWN, **fields: Any) -> net.Network:
         asked = net.Network(name=name, **fields)

@@ -35,6 +35,7 @@ from fabric.model.identity import Principal, Role
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneShot
 from fabric.model.network import Network
+from fabric.model.network_plan import PlanState
 from fabric.model.quota import Charge, NetworkLimits, Quota
 from fabric.model.states import TaskState, VmState, Want
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
@@ -106,6 +107,9 @@ class Consoles(NoGuests):
 
     async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         return f"{where.conductor} {where.host} {where.placement_epoch}\nlogin:".encode()
+
+    async def plan_state(self, endpoint: str, host: str) -> PlanState | None:
+        return None
 
     async def progress(self, endpoint: str, instance_ids: Sequence[str]) -> Mapping[str, str]:
         if self.is_silent or endpoint in self.silent:

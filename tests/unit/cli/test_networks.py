@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.unit.cli.shell import Shell
@@ -213,3 +215,13 @@ def test_the_last_address_is_followed_by_advice(outside: Shell) -> None:
 
     assert result.exit_code == 6
     assert "allocation pool" in result.stderr
+
+
+def test_a_packet_is_followed_through_what_is_known(office: Shell) -> None:
+    office.ok("port", "create", "--network", "office", "office_port")
+    result = office.run("network", "trace", "--from", "office_port", "--to", "198.51.100.7", "-f", "json")
+
+    steps = {each["Step"]: each["Outcome"] for each in json.loads(result.stdout)}
+    assert steps == {"host": "blocked", "egress": "passes", "route": "blocked"}
+    assert result.stderr.endswith("to 198.51.100.7: blocked\n")
+    assert office.run("network", "trace", "--from", "office_port").exit_code == 2

@@ -40,6 +40,7 @@ from fabric.pb.network.v1 import (
     router_service_pb2,
     security_group_service_pb2,
     subnet_service_pb2,
+    trace_service_pb2,
 )
 from fabric.pb.volume.v1 import volume_service_pb2
 from fabric.rpc.status import DETAILS_KEY, to_status
@@ -64,6 +65,7 @@ FILES = (
     security_group_service_pb2,
     subnet_service_pb2,
     token_service_pb2,
+    trace_service_pb2,
     user_service_pb2,
     volume_service_pb2,
 )

@@ -30,6 +30,7 @@ class NetworkApi:
             world.routers,
             world.floating_ips,
             world.groups,
+            world.traces,
         )
         self._methods = {
             name: getattr(handler, name) for handler in handlers for name in dir(handler) if name[0] != "_"

@@ -1,0 +1,129 @@
+"""A packet through the model as projects have made it, and through what the hosts say of it. The books are checked after every test."""
+
+from __future__ import annotations
+
+import pytest
+
+from fabric.errors import InvalidRequest, NotFound
+from fabric.model.binding import PortBinding, RouterGateway
+from fabric.model.host import Session, SessionState
+from fabric.model.identity import Principal
+from fabric.pb.network.v1 import security_group_service_pb2 as grp
+from fabric.pb.network.v1 import trace_service_pb2 as pb
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import PORT_BINDING, ROUTER_GATEWAY, SESSION
+from tests.unit.api.network_world import OTHER, OWN, NetworkWorld, nebula
+
+PASSES, BLOCKED, UNKNOWN = (
+    pb.TRACE_OUTCOME_PASSES,
+    pb.TRACE_OUTCOME_BLOCKED,
+    pb.TRACE_OUTCOME_UNKNOWN,
+)
+
+
+async def placed(world: NetworkWorld, name: str, host: str = "h1") -> str:
+    """A port of the nebula's, on a host; its address."""
+    made = await world.port("nebula_net", name)
+    binding = PortBinding(
+        port_id=made.id, network_id=made.network, instance_id="i", cell="c1", host=host, placement_epoch=1
+    )
+    session = Session(host=host, epoch=1, state=SessionState.UP, conductor="c:1")
+    await world.store.commit(Txn(put={PORT_BINDING.at(made.network, made.id): encode(binding)}))
+    await world.cell.commit(Txn(put={SESSION.at(host): encode(session)}))
+    return made.fixed_ips[0].ip_address
+
+
+async def trace(
+    world: NetworkWorld,
+    source: str,
+    destination: str,
+    *,
+    protocol: str = "tcp",
+    port: int | None = 22,
+    who: Principal = OWN,
+) -> tuple[int, list[tuple[str, int]]]:
+    request = pb.ReadTraceRequest(source=source, destination=destination, protocol=protocol, port=port)
+    found = await world.traces.read_trace(request, who)
+    return found.outcome, [(each.kind, each.outcome) for each in found.steps]
+
+
+async def test_members_of_one_group_reach_each_other_and_hosts_vouch_for_it(world: NetworkWorld) -> None:
+    await nebula(world)
+    await placed(world, "web")
+    address = await placed(world, "db", "h2")
+
+    by_name = await trace(world, "web", "db")
+    by_address = await trace(world, "web", address)
+
+    assert by_name == by_address
+    assert by_name == (
+        PASSES,
+        [
+            ("host", PASSES),
+            ("egress", PASSES),
+            ("route", PASSES),
+            ("ingress", PASSES),
+            ("host", PASSES),
+        ],
+    )
+
+
+async def test_what_no_rule_lets_in_is_blocked_until_one_does(world: NetworkWorld) -> None:
+    await nebula(world)
+    await world.group("closed")
+    await placed(world, "web")
+    await placed(world, "db")
+    await world.update("Port", "db", security_groups=["closed"])
+
+    before, _ = await trace(world, "web", "db")
+    await world.rule(
+        "closed", direction=grp.DIRECTION_INGRESS, protocol="tcp", port_range_min=22, port_range_max=22
+    )
+    after, _ = await trace(world, "web", "db")
+
+    assert (before, after) == (BLOCKED, PASSES)
+    assert (await trace(world, "web", "db", port=80))[0] == BLOCKED
+
+
+async def test_a_floating_ip_is_reached_as_whoever_the_sender_is_outside(world: NetworkWorld) -> None:
+    await nebula(world)
+    await placed(world, "web")
+    await placed(world, "db")
+    floating = await world.floating_ip("public", port="db")
+    router = await world.get("Router", "nebula_router")
+
+    lost = await trace(world, "web", floating.ip_address)
+    gateway = RouterGateway(router_id=router.id, cell="c1", host="h1", tunnel_address="192.0.2.1")
+    await world.store.commit(Txn(put={ROUTER_GATEWAY.at(router.id): encode(gateway)}))
+    led = await trace(world, "web", floating.ip_address)
+
+    assert lost[1][-1] == ("route", BLOCKED)
+    # From outside it is no member of the default group any more.
+    assert led[1][2:4] == [("route", PASSES), ("ingress", BLOCKED)]
+    assert (await trace(world, "web", "192.0.2.77"))[1][-1] == ("ingress", UNKNOWN)
+
+
+async def test_a_host_that_has_not_followed_is_named_beside_what_the_model_says(world: NetworkWorld) -> None:
+    await nebula(world)
+    await placed(world, "web")
+    await placed(world, "db", "h2")
+    world.conductors.states["h2"] = None
+
+    outcome, steps = await trace(world, "web", "db")
+
+    assert (outcome, steps[-1]) == (UNKNOWN, ("host", UNKNOWN))
+
+
+async def test_what_is_not_the_projects_is_not_there(world: NetworkWorld) -> None:
+    await nebula(world)
+    await placed(world, "web")
+
+    with pytest.raises(NotFound):
+        await trace(world, "web", "192.0.2.1", who=OTHER)
+    with pytest.raises(NotFound):
+        await trace(world, "web", "nobody")
+    with pytest.raises(InvalidRequest, match="protocol"):
+        await trace(world, "web", "192.0.2.1", protocol="any")
+    with pytest.raises(InvalidRequest, match="family"):
+        await trace(world, "web", "2001:db8::1")
