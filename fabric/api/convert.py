@@ -117,9 +117,9 @@ def host_message(
         epoch=0 if session is None else session.epoch,
     )
     if use is not None:
-        status.claimed_vcpus = use.claimed.vcpus
-        status.claimed_ram_mib = use.claimed.ram_mib
-        status.claimed_disk_gib = use.claimed.disk_gib
+        status.claimed_vcpus = use.taken.vcpus
+        status.claimed_ram_mib = use.taken.ram_mib
+        status.claimed_disk_gib = use.taken.disk_gib
         status.instances = use.instances
     if report is not None:
         status.hypervisor = report.hypervisor

@@ -102,15 +102,23 @@ async def test_an_approved_host_is_in_its_cell_with_what_was_approved(world: Wor
 
 @in_a_world
 async def test_what_is_seen_of_a_host_is_shown_beside_what_was_approved(world: World) -> None:
+    """What volumes have of its disk was left out: a host that took no more servers looked empty."""
     await world.create(_host())
     session = Session(host="h1", epoch=3, state=SessionState.UP)
-    use = Use(host="h1", claimed=Resources(vcpus=1, ram_mib=512, disk_gib=1), instances=1, slots=(0,))
+    use = Use(
+        host="h1",
+        claimed=Resources(vcpus=1, ram_mib=512, disk_gib=1),
+        instances=1,
+        slots=(0,),
+        volumes_gib=5,
+    )
     await world.stores["c1"].commit(Txn(put={SESSION.at("h1"): encode(session), USE.at("h1"): encode(use)}))
 
     shown = (await world.handlers.get_host(pb.GetHostRequest(host="h1"), ADMIN)).host
 
     assert (shown.status.state, shown.status.epoch) == ("UP", 3)
-    assert (shown.status.claimed_ram_mib, shown.status.instances) == (512, 1)
+    assert (shown.status.claimed_ram_mib, shown.status.claimed_disk_gib) == (512, 6)
+    assert shown.status.instances == 1
 
 
 @in_a_world
