@@ -268,6 +268,8 @@ def most(one: Charge, other: Charge) -> Charge:
         instances=max(one.instances, other.instances),
         vcpus=max(one.vcpus, other.vcpus),
         ram_mib=max(one.ram_mib, other.ram_mib),
+        volumes=max(one.volumes, other.volumes),
+        volume_gib=max(one.volume_gib, other.volume_gib),
     )
 
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.instance import Assignment, Instance, MoveWanted
 from fabric.model.placement import Decision
+from fabric.model.quota import Charge
 from fabric.model.states import TaskState, VmState, Want
-from fabric.scheduler.core.moving import Claimed, Found, Waiting, claim
+from fabric.scheduler.core.moving import Claimed, Found, Waiting, claim, most
 from fabric.scheduler.core.picture import Seen
 from tests.unit.scheduler.worlds import host, request
 
@@ -60,3 +61,11 @@ def test_a_move_takes_no_room_that_a_volume_took_since_it_was_decided() -> None:
 
 def test_a_move_goes_to_no_host_that_was_closed_since_it_was_decided() -> None:
     assert _claimed(replace(CHOSEN, enabled=False), Use(host="e2")) is None
+
+
+def test_the_most_of_two_charges_is_enough_for_either_of_everything() -> None:
+    """What volumes are charged came later, and was left out: one that is charged with its server would have been given back by a move."""
+    one = Charge(instances=1, vcpus=4, ram_mib=512, volumes=1, volume_gib=5)
+    other = Charge(instances=1, vcpus=2, ram_mib=1024, volumes=0, volume_gib=9)
+
+    assert most(one, other) == Charge(instances=1, vcpus=4, ram_mib=1024, volumes=1, volume_gib=9)
