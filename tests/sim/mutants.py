@@ -41,6 +41,7 @@ from hostd.driver.fake import FakeMachine
 from hostd.session import Session
 from tests.sim.mutant import Mutant, Swap, committing, less
 from tests.sim.mutants_of_moves import MOVE_MUTANTS
+from tests.sim.mutants_of_ports import PORT_MUTANTS
 from tests.sim.mutants_of_volumes import VOLUME_MUTANTS
 from tests.sim.network import SimStore
 from tests.sim.run import run
@@ -510,6 +511,7 @@ MUTANTS: Final = (
     ),
     *MOVE_MUTANTS,
     *VOLUME_MUTANTS,
+    *PORT_MUTANTS,
     Mutant(
         name="no_permit", without="guests are started under a permit only (R5)", within=60, swaps=_no_permit
     ),
