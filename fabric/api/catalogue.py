@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from fabric.api.groups import Groups
@@ -34,6 +34,7 @@ from fabric.store.keys import (
     QUOTA,
     USER,
 )
+from fabric.store.picture import Change
 
 V = TypeVar("V")
 
@@ -80,6 +81,8 @@ class Catalogue:
         self.locations_by_project = Groups(self.locations, lambda each: each.project_id)
         self.builds = Shelf(store, BUILD.under(), Build, clock=clock)
         self.floating_ips = Shelf(store, FLOATING_IP.under(), FloatingIp, clock=clock)
+        self._host_local: dict[str, Network] = {}
+        self.networks.listeners.append(self._on_networks)
 
     async def run(self) -> None:
         """Keep the pictures, until cancelled."""
@@ -103,11 +106,23 @@ class Catalogue:
         own = [each for each in found if each.project_id == principal.project_id]
         return one(own or found, "image", word, field=field, id_of=lambda each: each.id)
 
+    def host_local(self, word: str) -> list[Network]:
+        """The networks that hosts serve themselves, of this id or name or, for no word, all: as far as they are known."""
+        return [each for each in self._host_local.values() if not word or word in {each.id, each.name}]
+
+    def _on_networks(self, changes: Sequence[Change[Network]]) -> None:
+        # Few among the many that projects make, and asked for at every create.
+        for change in changes:
+            self._host_local.pop(change.key, None)
+            if change.after is not None and change.after.value.kind is NetworkKind.HOST_LOCAL:
+                self._host_local[change.key] = change.after.value
+
     async def network(self, word: str, *, field: str = "network") -> Network:
         """By id or name, of those that hosts serve themselves; the only one there is, for no word. Raises NotFound."""
-        found = await self.networks.matching(
-            lambda each: each.kind is NetworkKind.HOST_LOCAL and (not word or word in {each.id, each.name})
-        )
+        found = self.host_local(word)
+        if not found:
+            await self.networks.catch_up()
+            found = self.host_local(word)
         if not word and len(found) > 1:
             names = ", ".join(sorted(each.name for each in found))
             raise InvalidRequest(f"there are several networks; say which: {names}", field=field)

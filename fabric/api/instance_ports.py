@@ -21,7 +21,7 @@ from fabric.model.network import Network, NetworkKind, NetworkPort, Port, Subnet
 from fabric.network.core.guest_ports import check_guest_network, guest_port
 from fabric.network.core.ports import AskedAddress, check_unbound
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
-from fabric.store.keys import NETWORK, PORT, SUBNET
+from fabric.store.keys import NETWORK, PORT, PROJECT_NETWORK_NAME, SUBNET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,7 @@ class InstancePorts:
                 )
                 continue
             network_path = f"{path}network" if path else "network"
-            network = await named_by(network_path, self._desk.network(each.network, principal))
+            network = await self._named(each.network, principal, field=network_path)
             if network.value.kind is NetworkKind.HOST_LOCAL:
                 own.append(_only_once(network.value, each, own, path=path, field=network_path))
                 continue
@@ -101,6 +101,14 @@ class InstancePorts:
         return Wired(
             network=own[0] if own else None, ports=tuple(ports), unchanged=draft.unchanged, put=draft.put
         )
+
+    async def _named(self, word: str, principal: Principal, *, field: str) -> Found[Network]:
+        """A network by id or name. The hosts' own is known without asking for it, but for a network of the project that has its name."""
+        local = self._catalogue.host_local(word)
+        own = PROJECT_NETWORK_NAME.at(principal.project_id, word)
+        if len(local) == 1 and own not in (await self._desk.store.get(own)).entries:
+            return Found(local[0], 0, 0)
+        return await named_by(field, self._desk.network(word, principal))
 
     async def addresses(
         self, asked: Sequence[pb.RequestedAddress], principal: Principal, *, path: str

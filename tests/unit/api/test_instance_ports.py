@@ -126,6 +126,18 @@ async def test_a_single_network_may_be_named_as_before(world: Wired) -> None:
 
 
 @a_world
+async def test_a_projects_own_network_comes_before_the_hosts_of_its_name(world: Wired) -> None:
+    await world.net.network("default", OWN)
+    await world.net.subnet("default", "10.3.0.0/24", "default-four", OWN)
+
+    named = await world.create(network="default")
+    by_id = await world.create(network="n")
+
+    assert [it.network_name for it in (await world.build_of(named)).request.guest.ports] == ["default"]
+    assert (await world.build_of(by_id)).request.network_id == "n"
+
+
+@a_world
 async def test_nothing_named_is_the_hosts_own_network(world: Wired) -> None:
     made = await world.create()
 
