@@ -1,4 +1,5 @@
-"""cloud-init itself, of an ordinary Debian, learns who its server is: once from a config drive and nothing else, once from metadata alone.
+"""cloud-init itself, of an ordinary Debian, learns who its server is: once from a config drive and nothing else, and from metadata alone,
+on its host's network and on one that a project made, where DHCP and metadata are the network's own.
 
 It is Debian's package with Debian's settings. What it finds where is its own decision, and what it made of it is asked of it, in the guest.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
-from ipaddress import IPv4Interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from tests.e2e.running import Running, Said, a_fabric, cloud_image, until
 pytestmark = [pytest.mark.slow, pytest.mark.owns_machine, pytest.mark.timeout(1800)]
 
 NAME_SERVER = "192.0.2.53"
+NAME_SERVER6 = "2001:db8::53"
 MTU = 1432
-"""Of nobody's default, so that who has it was told."""
+OWN_MTU = 1398
+"""Nobody's default, so that who has one of them was told."""
 BOOT_S = 420.0
 """From ACTIVE to the end of cloud-init's last stage, under emulation on a busy machine; without others about a third."""
 
@@ -60,6 +63,10 @@ class Way:
     user_data: str
     files: dict[str, str]
     asks_the_service: bool
+    families: tuple[int, ...] = (4,)
+    mtu: int = MTU
+    name_servers: tuple[str, ...] = (NAME_SERVER,)
+    floating: bool = False
 
 
 _WRITTEN = {
@@ -80,6 +87,17 @@ WAYS = {
         user_data=in_parts(cloud_config=CONFIG, x_shellscript=SCRIPT),
         files={**_WRITTEN, "/root/script": "a script of root\n"},
         asks_the_service=True,
+    ),
+    "by-own-network": Way(
+        words=("--no-config-drive", "--network", "own", "--security-group", "ssh"),
+        datasource="DataSourceOpenStackLocal [net,ver=2]",
+        user_data=CONFIG,
+        files=_WRITTEN,
+        asks_the_service=True,
+        families=(4, 6),
+        mtu=OWN_MTU,
+        name_servers=(NAME_SERVER, NAME_SERVER6),
+        floating=True,
     ),
 }
 
@@ -134,7 +152,32 @@ def fabric() -> Iterator[Running]:
             *("--file", str(image), "debian"),
             timeout_s=300,
         )
+        own_network(running)
         yield running
+
+
+def own_network(fabric: Running) -> None:
+    """Both families behind a router, and a group that lets SSH in."""
+    fabric.cli("network", "create", "--mtu", str(OWN_MTU), "own")
+    fabric.cli("router", "create", "way-out")
+    fabric.cli("router", "set", "--external-gateway", "public", "way-out")
+    for name, cidr, server in (("four", "10.20.0.0/22", NAME_SERVER), ("six", "fd00:20::/64", NAME_SERVER6)):
+        fabric.cli(
+            *(
+                "subnet",
+                "create",
+                "--network",
+                "own",
+                "--subnet-range",
+                cidr,
+                "--dns-nameserver",
+                server,
+                name,
+            )
+        )
+        fabric.cli("router", "add", "subnet", "way-out", name)
+    fabric.cli("security", "group", "create", "ssh")
+    fabric.cli("security", "group", "rule", "create", "--proto", "tcp", "--dst-port", "22", "ssh")
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +201,10 @@ def server(
         *(*way.words, "--property", "role=web", "--user-data", str(user_data), "--wait", name),
         timeout_s=300,
     )
+    address = ""
+    if way.floating:
+        address = fabric.shown("floating", "ip", "create", "public")["floating_ip_address"]
+        fabric.cli("server", "add", "floating", "ip", name, address)
     made = Server(fabric, name, way, key)
     try:
         try:
@@ -172,6 +219,8 @@ def server(
         yield made
     finally:
         fabric.cli("server", "delete", "--wait", name)
+        if address:
+            fabric.cli("floating", "ip", "delete", address)
 
 
 def test_cloud_init_took_everything_from_this_source_alone(server: Server) -> None:
@@ -227,26 +276,36 @@ def test_cloud_init_knows_what_the_server_is(server: Server) -> None:
 def test_the_network_is_as_network_data_says(server: Server) -> None:
     """Read from the kernel and the resolver, not from what was written for them."""
     document = server.query("network_json")
-    ((link,), (network,)) = document["links"], document["networks"]
-    interface = IPv4Interface(f"{network['ip_address']}/{network['netmask']}")
+    (link,), networks = document["links"], document["networks"]
+    interfaces = [ip_interface(f"{each['ip_address']}/{_length(each['netmask'])}") for each in networks]
     (card,) = [
         each
         for each in json.loads(server.does("ip -json address show"))
         if each["address"] == link["ethernet_mac_address"]
     ]
-    routes = json.loads(server.does("ip -json -4 route show default"))
 
-    assert card["mtu"] == link["mtu"] == MTU
-    assert [(each["local"], each["prefixlen"]) for each in card["addr_info"] if each["family"] == "inet"] == [
-        (str(interface.ip), interface.network.prefixlen)
+    assert tuple(each.version for each in interfaces) == server.way.families
+    assert {
+        (each["local"], each["prefixlen"]) for each in card["addr_info"] if each["scope"] == "global"
+    } == {(str(each.ip), each.network.prefixlen) for each in interfaces}
+    assert card["mtu"] == link["mtu"] == server.way.mtu
+    for interface, network in zip(interfaces, networks, strict=True):
+        routes = json.loads(server.does(f"ip -json -{interface.version} route show default"))
+        assert [(each["gateway"], each["dev"]) for each in routes] == [
+            (network["routes"][0]["gateway"], card["ifname"])
+        ]
+        assert str(interface.ip) in str(server.shown["addresses"])
+    resolver = server.does("cat /run/systemd/resolve/resolv.conf").splitlines()
+    assert [line for line in resolver if line.startswith("nameserver ")] == [
+        f"nameserver {each}" for each in server.way.name_servers
     ]
-    assert [(each["gateway"], each["dev"]) for each in routes] == [
-        (network["routes"][0]["gateway"], card["ifname"])
-    ]
-    assert f"nameserver {NAME_SERVER}\n" in server.does("cat /run/systemd/resolve/resolv.conf")
     # Not by DHCP, which would have come to the same.
     assert "dhcp4: true" not in server.does("cat /etc/netplan/50-cloud-init.yaml")
-    assert str(interface.ip) in str(server.shown["addresses"])
+
+
+def _length(netmask: str) -> int:
+    """The length of the prefix that a netmask of either family stands for."""
+    return int(ip_address(netmask)).bit_count()
 
 
 def test_another_boot_of_the_same_server_changes_nothing(server: Server) -> None:
