@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
+
+from google.protobuf.message import Message
 
 from fabric.api.draft import Draft
 from fabric.api.named import Found, named_by
@@ -81,11 +84,8 @@ class RouterHandlers:
             draft.write(ROUTER.at(project_id, router_id), router, seen=0)
             return router_id
 
-        done = await desk.make(decide, request, principal)
-        made = await desk.routers.get(project_id, done.resource_id)
-        return pb.CreateRouterResponse(
-            router=router_message(made.value, made.mod_revision), revision=done.revision
-        )
+        router, revision = await self._made(decide, request, principal)
+        return pb.CreateRouterResponse(router=router, revision=revision)
 
     async def update_router(
         self, request: pb.UpdateRouterRequest, principal: Principal
@@ -115,11 +115,8 @@ class RouterHandlers:
             draft.write(ROUTER.at(before.project_id, before.id), after, seen=found.mod_revision)
             return before.id
 
-        done = await desk.make(decide, request, principal)
-        made = await desk.routers.get(principal.project_id, done.resource_id)
-        return pb.UpdateRouterResponse(
-            router=router_message(made.value, made.mod_revision), revision=done.revision
-        )
+        router, revision = await self._made(decide, request, principal)
+        return pb.UpdateRouterResponse(router=router, revision=revision)
 
     async def delete_router(
         self, request: pb.DeleteRouterRequest, principal: Principal
@@ -167,11 +164,8 @@ class RouterHandlers:
             draft.write(key, after, seen=found.mod_revision)
             return router.id
 
-        done = await desk.make(decide, request, principal)
-        made = await desk.routers.get(principal.project_id, done.resource_id)
-        return pb.AddRouterInterfaceResponse(
-            router=router_message(made.value, made.mod_revision), revision=done.revision
-        )
+        router, revision = await self._made(decide, request, principal)
+        return pb.AddRouterInterfaceResponse(router=router, revision=revision)
 
     async def remove_router_interface(
         self, request: pb.RemoveRouterInterfaceRequest, principal: Principal
@@ -194,13 +188,18 @@ class RouterHandlers:
             draft.write(ROUTER.at(router.project_id, router.id), after, seen=found.mod_revision)
             return router.id
 
-        done = await desk.make(decide, request, principal)
-        made = await desk.routers.get(principal.project_id, done.resource_id)
-        return pb.RemoveRouterInterfaceResponse(
-            router=router_message(made.value, made.mod_revision), revision=done.revision
-        )
+        router, revision = await self._made(decide, request, principal)
+        return pb.RemoveRouterInterfaceResponse(router=router, revision=revision)
 
     # ------------------------------------------------------------------ inside
+
+    async def _made(
+        self, decide: Callable[[Draft], Awaitable[str]], request: Message, principal: Principal
+    ) -> tuple[pb.Router, int]:
+        """Change a router, once. Returns it as it then is, and the revision of the write."""
+        done = await self._desk.make(decide, request, principal)
+        made = await self._desk.routers.get(principal.project_id, done.resource_id)
+        return router_message(made.value, made.mod_revision), done.revision
 
     async def _inner_network(self, subnet: Subnet, principal: Principal) -> Found[Network]:
         """The network of a subnet that a router may be put into: who is its gateway decides over all of its traffic."""
