@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from hostd.core.router_table import OUTSIDE
 from hostd.core.routing import MAIN_TABLE, RULES, TRANSIT, Link, Route, Space
 
 PROTOCOL: Final = 77
@@ -54,6 +55,17 @@ def seen_of(space: Space) -> Seen:
         neighbours=space.neighbours,
         remotes=space.remotes,
         rules=frozenset(RULES),
+    )
+
+
+def held_back(want: Space, seen: Seen) -> Space:
+    """What must be, but for external addresses that are not there yet: nobody has said that they are still this host's."""
+    kept = {name for name, (mark, _) in seen.links.items() if mark in {link.mark for link in want.links}}
+    there = frozenset(each for each in seen.addresses if each[0] in kept)
+    return replace(
+        want,
+        addresses=frozenset(each for each in want.addresses if each[0] != OUTSIDE or each in there),
+        announced=frozenset(),
     )
 
 

@@ -81,7 +81,7 @@ class Wires(Protocol):
 class Routing(Protocol):
     """The routers of a host's tenant networks: what `Wires` have done by when it comes to them."""
 
-    async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str]) -> None:
+    async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str], *, told: bool) -> None:
         """Have the plan's routers, and no others. One that cannot be made stands in no other's way.
 
         `bridges` has the bridge of each of its networks, by id; they are there and up. A leg is a port of its network's bridge that learns
@@ -89,6 +89,9 @@ class Routing(Protocol):
         bridge's own ports' prefixes, so what is in the bridge beside them is never touched by anybody else. Routers advertise themselves
         (RFC 4861) in their IPv6 subnets; DHCP of both families is the service namespace's, and so are advertisements in networks of which
         no IPv6 subnet has a router.
+
+        Until this process was `told` the plan, and does not only know it from before, no address appears in an external network: while this
+        host was away it may have become another's.
 
         Converges by difference. Raises ProgramFailed, OSError or ValueError.
         """

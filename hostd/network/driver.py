@@ -65,6 +65,8 @@ class LinuxWires:
         self._plan_record = PlanRecord(settings.state / "network-plan.json")
         self._wirings: dict[str, Wiring] | None = None
         self._plan: NetworkPlan | None = None
+        self._told = False
+        """Whether the plan was told to this process, and not only kept by an earlier one."""
         self._followed = FollowedPlan()
         self._taps: Mapping[str, Tap] | None = None
         """What was seen last of taps that are not removed since; None where that is not to be believed."""
@@ -82,6 +84,7 @@ class LinuxWires:
             if plan != self._known_plan():
                 self._plan_record.write(plan)
                 self._plan = plan
+            self._told = True
         await self._failpoints.reach("hostd.wires.plan_kept")
         async with self._changing:
             with self._faults("follow"):
@@ -264,6 +267,7 @@ class LinuxWires:
         others |= {tap_name(port.id) for each in wirings for port in each.guest.ports if not port.vni}
         return Demand(
             plan=plan or NetworkPlan(),
+            told=self._told,
             taps=taps,
             others=frozenset(others),
             used=frozenset(used - {""}),

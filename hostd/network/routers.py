@@ -28,7 +28,7 @@ from hostd.core.routing import (
     space,
     uplinks_needed,
 )
-from hostd.core.routing_change import PROTOCOL, Seen, parsed, routing_change, seen_of
+from hostd.core.routing_change import PROTOCOL, Seen, held_back, parsed, routing_change, seen_of
 from hostd.core.tap_names import MARK
 from hostd.network import nfnetlink
 from hostd.network.netns import Namespace, add_namespace, is_namespace, namespaces, remove_namespace
@@ -56,7 +56,7 @@ class Routers:
         self._uplinks: dict[str, Uplink] = {}
         self._swept = False
 
-    async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str]) -> None:
+    async def converge(self, plan: NetworkPlan, bridges: Mapping[str, str], *, told: bool) -> None:
         """As `Routing` has it. One that cannot be made stands in no other's way; the first failure is raised in the end."""
         host = self._namespace.identity
         wanted = {router.id for router in plan.routers}
@@ -69,7 +69,7 @@ class Routers:
         for router in plan.routers:
             try:
                 want = space(router, plan, bridges, uplinks, host=host)
-                await self._have(want)
+                await self._have(want, told=told)
             except (ProgramFailed, OSError, ValueError) as failure:
                 _log.warning("router.failed", router=router.id, words=str(failure))
                 self._uplinks.clear()
@@ -102,13 +102,13 @@ class Routers:
 
     # -------------------------------------------------------------- one router
 
-    async def _have(self, want: Space) -> None:
+    async def _have(self, want: Space, *, told: bool) -> None:
         if self._made.get(want.router_id) != want:
-            await self._make(want)
+            await self._make(want, told=told)
         if want.problem:
             raise ValueError(want.problem)
 
-    async def _make(self, want: Space) -> None:
+    async def _make(self, want: Space, *, told: bool) -> None:
         # Until it is done nothing of it is believed.
         made = self._made.pop(want.router_id, None)
         inside = Namespace(want.namespace)
@@ -122,6 +122,8 @@ class Routers:
             seen = await _look(inside)
         else:
             seen = seen_of(made)
+        if not told:
+            want = held_back(want, seen)
         todo = routing_change(seen, want, joins_anew=made is None)
         await _batch(inside, "ip", todo.removing)
         await _batch(self._namespace, "ip", todo.making)

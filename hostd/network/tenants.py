@@ -62,9 +62,13 @@ class TenantTap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What is wanted. `others` are taps that are filtered elsewhere; `used` are networks that a guest here still uses, planned or not."""
+    """What is wanted. `others` are taps that are filtered elsewhere; `used` are networks that a guest here still uses, planned or not.
+
+    `told`: the plan is one that this process was told, so nobody else has been told otherwise since, as far as anybody knows.
+    """
 
     plan: NetworkPlan
+    told: bool = False
     taps: tuple[TenantTap, ...] = ()
     others: frozenset[str] = field(default_factory=frozenset)
     used: frozenset[str] = field(default_factory=frozenset)
@@ -138,7 +142,7 @@ class TenantNetworks:
         )
         await self._failpoints.reach("hostd.wires.filtered")
         failures: dict[str, Exception] = {}
-        if (unrouted := await self._route(plan, planned)) is not None:
+        if (unrouted := await self._route(plan, planned, told=demand.told)) is not None:
             failures[ROUTERS] = unrouted
         await self._links.apply(change(first, want))
         self._have = want
@@ -176,14 +180,13 @@ class TenantNetworks:
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None
 
-    async def _route(self, plan: NetworkPlan, planned: Iterable[str]) -> Exception | None:
+    async def _route(self, plan: NetworkPlan, planned: Iterable[str], *, told: bool) -> Exception | None:
         """Have the routers; what is wrong with one."""
         if self._routing is None:
             return None
         try:
-            await self._routing.converge(
-                plan, {network_id: bridge_name(network_id) for network_id in planned}
-            )
+            bridges = {network_id: bridge_name(network_id) for network_id in planned}
+            await self._routing.converge(plan, bridges, told=told)
         except (ProgramFailed, OSError, ValueError) as error:
             _log.warning("network.not_routed", words=str(error))
             return error

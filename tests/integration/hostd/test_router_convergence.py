@@ -109,9 +109,9 @@ async def test_a_router_that_was_changed_is_as_one_that_was_made(hosts: tuple[st
         if chance.random() < STARTS_ANEW:
             await routers.close()
             routers = Routers(Namespace(changed), PHYSICAL)
-        await routers.converge(plan, BRIDGES)
+        await routers.converge(plan, BRIDGES, told=True)
         fresh = Routers(Namespace(made), PHYSICAL)
-        await fresh.converge(plan, BRIDGES)
+        await fresh.converge(plan, BRIDGES, told=True)
 
         assert await state_of(changed) == await state_of(made), (
             f"plan {number} of seed {seed}: {plan.routers}"

@@ -81,7 +81,7 @@ def some(host: str, step: str = "") -> tuple[Routers, Broken]:
 async def followed(host: str, plan: NetworkPlan) -> None:
     """By a process that knows nothing of what was before, and ends."""
     routers, _ = some(host)
-    await routers.converge(plan, BRIDGES)
+    await routers.converge(plan, BRIDGES, told=True)
     await routers.close()
 
 
@@ -98,7 +98,7 @@ async def test_one_that_was_being_made_is_made(host: str, step: str) -> None:
     routers, broken = some(host, step)
 
     with pytest.raises(Unavailable):
-        await routers.converge(FIRST, BRIDGES)
+        await routers.converge(FIRST, BRIDGES, told=True)
     await routers.close()
     await followed(host, FIRST)
 
@@ -112,7 +112,7 @@ async def test_one_that_was_being_made_and_is_not_wanted_any_more_is_gone(host: 
     routers, _ = some(host, step)
 
     with pytest.raises(Unavailable):
-        await routers.converge(FIRST, BRIDGES)
+        await routers.converge(FIRST, BRIDGES, told=True)
     await routers.close()
 
     await removed(host)
@@ -127,7 +127,7 @@ async def test_one_that_was_being_changed_is_as_if_it_had_been_made_so(host: str
     routers, broken = some(host, step)
 
     with pytest.raises(Unavailable):
-        await routers.converge(SECOND, BRIDGES)
+        await routers.converge(SECOND, BRIDGES, told=True)
     await routers.close()
     await followed(host, SECOND)
 
@@ -141,10 +141,10 @@ async def test_the_process_that_failed_makes_it_whole_as_well(host: str) -> None
     wanted = await state_of(host)
     routers, _ = some(host, "settled")
     with pytest.raises(Unavailable):
-        await routers.converge(FIRST, BRIDGES)
+        await routers.converge(FIRST, BRIDGES, told=True)
 
-    await routers.converge(FIRST, BRIDGES)
-    await routers.converge(SECOND, BRIDGES)
+    await routers.converge(FIRST, BRIDGES, told=True)
+    await routers.converge(SECOND, BRIDGES, told=True)
     await routers.close()
 
     assert await state_of(host) == wanted
@@ -156,7 +156,7 @@ async def test_one_whose_end_was_cut_short_is_gone(host: str) -> None:
     routers, broken = some(host, "unlinked")
 
     with pytest.raises(Unavailable):
-        await routers.converge(NetworkPlan(tunnel_address=TUNNELS[0]), {})
+        await routers.converge(NetworkPlan(tunnel_address=TUNNELS[0]), {}, told=True)
     await routers.close()
 
     assert broken.reached

@@ -312,6 +312,9 @@ async def test_another_process_that_takes_over_interrupts_nothing_and_makes_noth
     with greeting(site.netns(ALICE), "alice"), greeting(site.routed.world, "world"):
         comes, leaves = Conversation(site.routed.world, FLOATING), Conversation(site.netns(BOB), WORLD)
         await site.start_again()
+        # What is there stays, whether or not anybody says that it may.
+        assert comes.goes_on()
+        assert leaves.goes_on()
         await site.follow()
 
         assert comes.goes_on()
@@ -342,7 +345,9 @@ async def test_the_same_plan_again_changes_nothing(site: Site, monkeypatch: pyte
 
     for host, routers in enumerate(site.routers):
         plan = site.routed.plan(host)
-        await routers.converge(plan, {network.id: bridge_name(network.id) for network in plan.networks})
+        await routers.converge(
+            plan, {network.id: bridge_name(network.id) for network in plan.networks}, told=True
+        )
 
     assert ran == []
 
@@ -401,7 +406,7 @@ async def test_what_leads_nowhere_is_said_and_stands_in_no_others_way(site: Site
     await routers.close()
     try:
         with pytest.raises(ValueError, match="external"):
-            await site.routers[0].converge(plan, bridges)
+            await site.routers[0].converge(plan, bridges, told=True)
         with greeting(site.netns(DAVE), "dave"), greeting(site.routed.world, "world"):
             assert await asked(site.netns(ALICE), DAVE.address) == f"dave {ALICE.address}"
             # Its floating IP is nowhere; it goes out as who has none.
@@ -413,8 +418,8 @@ async def test_what_leads_nowhere_is_said_and_stands_in_no_others_way(site: Site
         await site.start_again()
 
 
-async def test_a_machine_that_starts_again_has_its_routers_from_what_was_kept(site: Site) -> None:
-    """Nobody tells the plan once more: the conductor may be away."""
+async def test_a_machine_that_starts_again_routes_and_takes_no_address_outside_unasked(site: Site) -> None:
+    """The conductor may be away; and what was here may be elsewhere by now."""
     for host, netns in enumerate(site.routed.fabric.hosts):
         await site.wires[host].close()
         for name in router_leftovers(netns):
@@ -423,5 +428,18 @@ async def test_a_machine_that_starts_again_has_its_routers_from_what_was_kept(si
     await site.start_again()
 
     with greeting(site.netns(ALICE), "alice"), greeting(site.routed.world, "world"):
+        with greeting(site.netns(DAVE), "dave", 7200):
+            assert await asyncio.to_thread(reached, site.netns(ALICE), DAVE.address, 7200)
+        # Who remembers where it was would go on finding it there, as long as it is nowhere else.
+        ip("neighbour", "flush", "dev", "segment", netns=site.routed.world)
+        assert await asked(site.routed.world, FLOATING, timeout_s=0.3) == ""
+        await site.follow()
         assert await asked(site.routed.world, FLOATING) == f"alice {GATEWAY}"
         assert await asked(site.netns(BOB), WORLD) == f"world {OURS.address}"
+
+
+def reached(netns: str, address: str, port: int) -> bool:
+    talk = Conversation(netns, address, port)
+    if talk.greeted:
+        talk.close()
+    return talk.greeted != ""

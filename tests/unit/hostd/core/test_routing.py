@@ -30,7 +30,7 @@ from hostd.core.routing import (
     transit_mac,
     uplinks_needed,
 )
-from hostd.core.routing_change import Seen, parsed, routing_change, seen_of
+from hostd.core.routing_change import Seen, held_back, parsed, routing_change, seen_of
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 HOST = "/run/netns/host-1"
@@ -308,6 +308,25 @@ def test_an_interface_marked_otherwise_is_made_anew() -> None:
     assert todo.removing == ("link del dev outside",)
     assert len(todo.making) == 1
     assert [line for line in todo.settling if line.startswith("address add 203.0.113.10")]
+
+
+def test_a_host_that_was_away_takes_no_address_outside_before_it_is_told() -> None:
+    made = held_back(LEADING, Seen())
+
+    assert {at for at, _ in made.addresses} == {at for at, _ in LEADING.addresses} - {"outside"}
+    assert made.announced == frozenset()
+    assert (made.routes, made.links) == (LEADING.routes, LEADING.links)
+    # When it is told, that is a change like any other.
+    todo = routing_change(seen_of(made), LEADING, joins_anew=False)
+    assert [line for line in todo.settling if line.startswith("address add")]
+    assert len(todo.settling) == 1
+
+
+def test_addresses_outside_that_are_there_stay_though_nobody_says_so() -> None:
+    assert held_back(LEADING, seen_of(LEADING)).addresses == LEADING.addresses
+    # Unless their interface goes: then they would be new ones.
+    moved = spaced(a_router(outside=an_outside(is_gateway=True, mac="fa:16:3e:00:00:0a")))
+    assert "outside" not in {at for at, _ in held_back(moved, seen_of(LEADING)).addresses}
 
 
 def test_what_the_kernel_says_is_read_as_what_was_made() -> None:
