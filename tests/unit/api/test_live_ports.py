@@ -10,13 +10,18 @@ from typing import Any
 
 import pytest
 
+from fabric.conductor import records
+from fabric.conductor.core import flow
+from fabric.conductor.core.draft import Draft
 from fabric.errors import FabricError, InvalidRequest, Reason, WrongState
 from fabric.ids import RandomIds
 from fabric.lifecycle.devices import tenant_ports_of
+from fabric.model.faults import FaultCode
 from fabric.model.host import Host, Resources
-from fabric.model.instance import Assignment, Instance, Location, PortLeft
+from fabric.model.instance import Assignment, Instance, Location
 from fabric.model.network import NetworkPort
-from fabric.model.states import VmState
+from fabric.model.session import HostState, Status
+from fabric.model.states import PowerState, VmState
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.scheduler.port_ends import PortEnds
 from fabric.scheduler.ports import Ports
@@ -110,16 +115,24 @@ class Live(Wired):
     async def works(self) -> list[str]:
         return list((await self.cells["c1"].list(PORT_LEFT.under())).entries)
 
-    async def said(self) -> None:
-        """The host has let go of what it was to let go of, as a conductor writes it."""
+    async def said(self, fault: str = "") -> None:
+        """The host says that the latest generation is so, or why it is not; a conductor writes what that changes."""
+        cell = self.cells["c1"]
         record = await self.record()
-        left = [each.port_id for each in record.plugs if each.is_leaving]
-        put: dict[str, object] = {
-            PORT_LEFT.at(each): PortLeft(instance_id=self.server, project_id="p", port_id=each)
-            for each in left
-        }
-        put[INSTANCE.at(self.server)] = replace(record, plugs=())
-        await self.cells["c1"].commit(Txn(put={key: encode(value) for key, value in put.items()}))
+        status = Status(
+            epoch=1,
+            instance_id=self.server,
+            placement_epoch=1,
+            generation=record.generation,
+            action_seq=0,
+            state=HostState.ACTIVE,
+            power=PowerState.RUNNING,
+            fault_code=fault,
+        )
+        draft = Draft(await records.read(cell, flow.status_reads("h1", status)))
+        draft.add(await records.read(cell, draft.missing(flow.move_reads(draft, status))))
+        assert flow.take_status(draft, "h1", 1, status, now_ms=1, op_id="op") == flow.ACCEPTED
+        assert await records.commit(cell, draft)
 
     async def check(self) -> None:
         """A port is bound to the server that has it, and to no other, once nothing is to be done any more."""
@@ -178,6 +191,24 @@ def test_a_port_that_was_made_for_the_server_ends_when_it_is_removed(word: str) 
         await asyncio.sleep(5)
 
         assert await world.ports() == []
+
+    a_world(claim)()
+
+
+@pytest.mark.parametrize("asked", [{"network": "red"}, {"port": "web"}])
+def test_what_the_host_could_not_plug_in_is_given_back_when_it_has_let_go(asked: dict[str, str]) -> None:
+    async def claim(world: Live) -> None:
+        await world.net.port("red", "web", OWN)
+        await world.attach(**asked)
+
+        await world.said(FaultCode.INTERFACE_ATTACH_FAILED)
+        assert len(await world.bound()) == 1
+        await world.said()
+        await asyncio.sleep(5)
+
+        assert [each.name for each in await world.ports()] == ["web"]
+        assert await world.bound() == {}
+        assert (await world.record()).ports == ()
 
     a_world(claim)()
 
