@@ -147,6 +147,12 @@ class Overlay:
             answers=self.answers,
         )
 
+    def with_taps_of(self, have: Overlay) -> Overlay:
+        """The same, but with taps as they are in `have`, wanted or not: what is to be before any of them is touched."""
+        new = frozenset(name for name in self.taps if have.links.get(name) != self.links[name])
+        rest = self.without(new)
+        return replace(rest, links={**rest.links, **{it: have.links[it] for it in new & have.taps}})
+
     @property
     def taps(self) -> frozenset[str]:
         """The names of its taps."""

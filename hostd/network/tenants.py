@@ -130,8 +130,8 @@ class TenantNetworks:
         )
         made = await self._make_services(served)
         have = await self._links.without(have, {service_port_name(network_id) for network_id in made})
-        # What has no filter yet is not made yet.
-        first = want.without(want.taps - have.taps)
+        # No tap is made, or touched, before it is filtered.
+        first = want.with_taps_of(have)
         linking = change(have, first)
         await self._links.apply(linking)
         await self.firewall.apply(

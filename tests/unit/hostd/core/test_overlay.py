@@ -215,6 +215,17 @@ def test_a_tap_that_is_there_unmarked_is_marked_and_not_made() -> None:
     assert any("alias" in line and TAP.mark.tap in line for line in lines)
 
 
+def test_a_tap_is_touched_by_none_of_what_comes_before_its_filter() -> None:
+    assert TAP.mark is not None
+    for have in (Overlay(), Overlay().seeing_taps(frozenset({TAP.mark.tap})), an_overlay(PLAN, TAP)):
+        want = an_overlay(PLAN, TAP)
+        first = want.with_taps_of(have)
+
+        assert not [line for line in said(change(have, first)) if TAP.mark.tap in line]
+        touched = [line for line in said(change(first, want)) if TAP.mark.tap in line]
+        assert bool(touched) == (have.links.get(TAP.mark.tap) != TAP)
+
+
 def test_a_tap_that_went_by_itself_is_made_again() -> None:
     lines = change(an_overlay(PLAN, TAP).seeing_taps(frozenset()), an_overlay(PLAN, TAP))
 

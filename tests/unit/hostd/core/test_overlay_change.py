@@ -152,7 +152,11 @@ def test_every_change_is_one_that_the_kernel_takes_and_leads_to_what_is_wanted(
         namespaces = {network.id: "cfn" for network in plan.networks}
 
         want = wanted(plan, taps, namespaces, kept)
-        kernel.carry_out(change(have, want))
+        first = want.with_taps_of(have)
+        before = {port: kernel.masters.get(port) for port in names}
+        kernel.carry_out(change(have, first))
+        assert {port: kernel.masters.get(port) for port in names} == before
+        kernel.carry_out(change(first, want))
         have = want
 
         assert kernel.links.keys() == want.links.keys() == kernel.up
