@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 from dataclasses import replace
 
@@ -13,6 +15,7 @@ from fabric.model.instance import Guest, ImageRef, OneShot
 from fabric.model.session import HostState, Order
 from fabric.model.states import Want
 from hostd.commands.journal_memory import JournalMemory
+from hostd.driver.base import DriverError
 from tests.conformance.guests import an_id
 from tests.integration.hostd.test_real_guest import (  # noqa: F401 - fixtures are found by their names here
     MISSING,
@@ -31,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {MISSING}"),
 ]
 
+PATIENCE_S = 120.0
 MADE = an_id("made")
 BOOT = "cat /proc/sys/kernel/random/boot_id"
 
@@ -94,6 +98,37 @@ async def test_a_snapshot_of_a_running_guest_boots_as_another_with_what_was_writ
         assert await site.logs_in(first, "hostname; cat /root/kept || echo gone") == "first\ngone"
     for guest in (first, second):
         await site.remove(guest)
+
+
+async def _agent_answers(site: Site, guest: Guest) -> str:  # noqa: F811 - the fixture's own name is what it is called
+    """Whether its filesystems are frozen, as the agent says once it answers: it starts last."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            with contextlib.suppress(DriverError):
+                return str(
+                    await site.host.driver.agent(guest.id, "guest-fsfreeze-status", {}, timeout_s=10.0)
+                )
+            await asyncio.sleep(0.5)
+
+
+@pytest.mark.slow
+async def test_a_snapshot_has_what_a_guest_with_an_agent_had_yet_to_write_to_its_disk(
+    site: Site,  # noqa: F811 - the fixture
+) -> None:
+    """Its filesystems are frozen for the instant, which writes out what they hold back: half a minute's worth, left to themselves."""
+    guest = a_server(site, "unsynced", 24)
+    async with a_daemon(site, JournalMemory(), soft_reboot_s=60) as daemon:
+        await daemon.carry_out(wanted(guest, 1))
+        await _agent_answers(site, guest)
+        await site.logs_in(guest, "echo precious-and-not-synced > /root/kept; echo done")
+
+        taken = await daemon.carry_out(wanted(guest, 2, OneShot.SNAPSHOT))
+
+        assert (taken.state, taken.fault_code) == (HostState.ACTIVE, "")
+        assert b"precious-and-not-synced" in daemon.images[MADE]
+        assert await _agent_answers(site, guest) == "thawed"
+        assert await site.logs_in(guest, "cat /root/kept") == "precious-and-not-synced"
+    await site.remove(guest)
 
 
 @pytest.mark.slow
