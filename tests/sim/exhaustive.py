@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final
 
+from google.protobuf.message import Message
+
 from fabric.errors import FabricError, NotFound, WrongState
 from fabric.lifecycle.core import allowed_actions
 from fabric.lifecycle.table import BY_ACTION, RULES, shown
@@ -26,7 +28,9 @@ from fabric.model.faults import FaultCode
 from fabric.model.image import ImageState
 from fabric.model.quota import Charge
 from fabric.model.states import Action, TaskState, VmState
+from fabric.model.volume import is_serial
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.pb.volume.v1 import volume_service_pb2 as volume_pb
 from hostd.driver.fake import Delays, FakeMachine, MachineEvent
 from tests.history.invariants import Violation
 from tests.sim.clients import METHODS
@@ -122,7 +126,7 @@ class OneBreak(World):
                 schedulers=1,
                 conductors_per_cell=1,
                 projects=1,
-                quota=Charge(instances=20, vcpus=40, ram_mib=40960),
+                quota=Charge(instances=20, vcpus=40, ram_mib=40960, volumes=1, volume_gib=1),
                 # Shelving is one action here, and offloading another; so are deleting and keeping what is deleted.
                 shelve_offload_s=-1,
                 reclaim_s=KEPT_S if keeps else 0.0,
@@ -228,8 +232,21 @@ KEEPING: Final = frozenset({Action.SOFT_DELETE, Action.RESTORE})
 OTHERWISE: Final = frozenset({Action.SOFT_DELETE, Action.CHANGE_PASSWORD})
 """What has no method of its own, or one that answers when it is done."""
 
+LEFT_TO_HOSTS: Final[dict[Action, tuple[Action, ...]]] = {
+    Action.CONFIRM_RESIZE: (),
+    Action.ATTACH_VOLUME: (),
+    Action.DETACH_VOLUME: (Action.ATTACH_VOLUME,),
+    Action.ATTACH_INTERFACE: (),
+    Action.DETACH_INTERFACE: (Action.ATTACH_INTERFACE,),
+}
+"""What has no task, but leaves something to hosts: a copy to forget, a device to plug in or out. And what must have been done before."""
+
+_DEVICES: Final = frozenset(LEFT_TO_HOSTS) - {Action.CONFIRM_RESIZE}
+_OF_VOLUMES: Final = frozenset({Action.ATTACH_VOLUME, Action.DETACH_VOLUME})
+
 PASSWORD: Final = "of the story"
 IMAGE: Final = "made-of-web"
+VOLUME: Final = "data"
 
 
 def is_asked_for(action: Action) -> bool:
@@ -246,6 +263,7 @@ def actions() -> Iterator[Action]:
     """What is broken: the create, the delete, and everything that a client can ask for and that is under way for a while."""
     yield Action.CREATE
     yield Action.DELETE
+    yield from LEFT_TO_HOSTS
     for rule in RULES:
         if rule.task is not TaskState.NONE and is_asked_for(rule.action):
             yield rule.action
@@ -271,7 +289,9 @@ class Story:
         before = VmState.BUILDING
         if action is not Action.CREATE:
             await self._at_rest(120.0, "after the create")
-            for step in way_to(action):
+            if action in _OF_VOLUMES:
+                await self._make_volume()
+            for step in (*way_to(action), *LEFT_TO_HOSTS.get(action, ())):
                 await self._ask(step, server)
                 await self._at_rest(BY_ACTION[step].deadline_s, f"after {step}")
             before = await self._state(server) or before
@@ -291,10 +311,12 @@ class Story:
         rule = BY_ACTION[action]
         fault = await self._fault(server)
         self._check_what_was_made(action, server, is_done=not fault)
+        await self._check_what_is_plugged(action, server, is_done=not fault)
         if state is None:
             return "done" if action is Action.DELETE else "gone"
-        # A resize that was taken back is where it was before it was asked for.
-        wanted = VmState.ACTIVE if action is Action.REVERT_RESIZE else rule.final or before
+        # A resize that is over, either way, is where it was before it was asked for.
+        is_over = action in {Action.REVERT_RESIZE, Action.CONFIRM_RESIZE}
+        wanted = VmState.ACTIVE if is_over else rule.final or before
         if state is wanted and not fault:
             return "done"
         if not fault:
@@ -312,6 +334,44 @@ class Story:
             made = [each for each in world.checker.images.values() if each.name == IMAGE]
             if is_done != (ImageState.ACTIVE in {each.state for each in made}) or len(made) > is_done:
                 raise Violation(f"done: {is_done}; its images: {[each.state.name for each in made]}")
+
+    async def _check_what_is_plugged(self, action: Action, server: str, *, is_done: bool) -> None:
+        """A device is there or not, in the record and at the host alike, and as the action was to have it where that was done."""
+        found = await self._get(server)
+        if action not in _DEVICES or found is None:
+            return
+        status = found.status
+        is_volume = action in _OF_VOLUMES
+        there = (
+            [each.state for each in status.volumes]
+            if is_volume
+            else [each.port_id for each in status.addresses[1:]]
+        )
+        is_there = len(there) == 1
+        is_attach = action in {Action.ATTACH_VOLUME, Action.ATTACH_INTERFACE}
+        if (
+            len(there) > 1
+            or (is_volume and there not in ([], ["ATTACHED"]))
+            or (is_done and is_there is not is_attach)
+        ):
+            raise Violation(f"{action}, done: {is_done}, and what is plugged in is {there}")
+        specs = [
+            machine.domains[server].spec
+            for machine in self._world.machines.values()
+            if server in machine.domains
+        ]
+        held = [
+            any(is_serial(each.serial) for each in spec.disks) if is_volume else len(spec.interfaces) > 1
+            for spec in specs
+        ]
+        if held != [is_there]:
+            raise Violation(f"{action}, done: {is_done}: in the record {is_there}, at the host {held}")
+
+    async def _make_volume(self) -> None:
+        asked = volume_pb.CreateVolumeRequest(
+            request_id="volume", volume=volume_pb.Volume(name=VOLUME, size_gib=1)
+        )
+        await self._call("create_volume", asked)
 
     async def _create(self) -> str:
         request = pb.CreateInstanceRequest(
@@ -331,6 +391,9 @@ class Story:
             if is_last:
                 self._world.checker.deleted.add(server)
             return
+        if action in _DEVICES:
+            await self._plug(action, rid, server)
+            return
         if action is Action.CHANGE_PASSWORD:
             asked = pb.ChangePasswordRequest(request_id=rid, instance=server, password=PASSWORD)
             # It is answered when it is done: that it was not is the story's to tell, by its fault.
@@ -344,6 +407,21 @@ class Story:
         if action in {Action.REBOOT_SOFT, Action.REBOOT_HARD}:
             chosen["kind"] = pb.REBOOT_KIND_HARD if action is Action.REBOOT_HARD else pb.REBOOT_KIND_SOFT
         await self._call(method.attribute, method.request(request_id=rid, instance=server, **chosen))
+
+    async def _plug(self, action: Action, rid: str, server: str) -> None:
+        asked: Message
+        match action:
+            case Action.ATTACH_VOLUME:
+                asked = pb.AttachVolumeRequest(request_id=rid, instance=server, volume=VOLUME)
+            case Action.DETACH_VOLUME:
+                asked = pb.DetachVolumeRequest(request_id=rid, instance=server, volume=VOLUME)
+            case Action.ATTACH_INTERFACE:
+                asked = pb.AttachInterfaceRequest(request_id=rid, instance=server, network="default")
+            case _:
+                found = await self._get(server)
+                port = "" if found is None else found.status.addresses[-1].port_id
+                asked = pb.DetachInterfaceRequest(request_id=rid, instance=server, port=port)
+        await self._call(str(action).replace("-", "_"), asked)
 
     async def _call(self, handler: str, request: Any) -> Any:
         """As a client does: the same request again until it is answered."""
@@ -470,9 +548,8 @@ def page(results: Iterable[Found]) -> str:
         "What is said to be done is looked for: the password in the guest, the image with its bytes. A password that is said not",
         "to be set may be, where its host died before it could say so.",
         "",
-        "Actions without a task are not here, because they are done when they are written. Of what some of them leave to the",
-        "host, volumes and interfaces to be plugged in or out, the random schedules break every step",
-        "([the simulation](../concepts/simulation.md)), but not one by one.",
+        "Actions without a task are done when they are written. Those are here that leave something to hosts: the old copy of a",
+        "confirmed resize, and volumes and interfaces to be plugged in or out, which are looked for in the record and in the guest.",
         "",
         f"**{len(rows)} runs, {bad} that ended as they may not.**",
         "",
