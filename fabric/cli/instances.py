@@ -97,7 +97,7 @@ def server() -> None:
     "--user-data",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="What its first boot is given: a script that starts with #!.",
+    help="What its first boot is given: a script that starts with #!, or what else the image's cloud-init takes.",
 )
 @click.option("--property", "properties", type=PAIR, multiple=True, help="Free metadata; may be given again.")
 @click.option(
