@@ -16,11 +16,15 @@ class FloatingAddresses:
     """Kept up to date by the catalogue's picture."""
 
     def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
         self._shelf = catalogue.floating_ips
         self._by_port = Groups(self._shelf, lambda each: each.port_id)
 
     async def add(self, messages: Sequence[pb.Instance], *, timeout_s: float) -> None:
         """Show what leads to these servers, as of now; as of lately where the store is away."""
+        networks = {each.network_id for message in messages for each in message.status.addresses}
+        if all(self._catalogue.host_local(each) for each in networks):
+            return
         with contextlib.suppress(Unavailable):
             await self._shelf.catch_up(timeout_s=timeout_s)
         for message in messages:

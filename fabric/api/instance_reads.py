@@ -85,8 +85,7 @@ class InstanceReads:
     ) -> pb.GetInstanceResponse:
         location = await self._catalogue.location(request.instance, principal)
         instance, revision = await self.show(location, principal)
-        if location.port_ids:
-            await self._floating.add([instance], timeout_s=LIST_CATCH_UP_S)
+        await self._floating.add([instance], timeout_s=LIST_CATCH_UP_S)
         return pb.GetInstanceResponse(instance=instance, revision=revision)
 
     async def show(self, location: Location, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
@@ -139,8 +138,7 @@ class InstanceReads:
         page, token = self._pages.cut(kept, request, key=_position)
         messages = [self._row(each, away, principal) for each in page]
         await self._add_progress(messages)
-        if any(each.port_ids for each in page):
-            await self._floating.add(messages, timeout_s=LIST_CATCH_UP_S)
+        await self._floating.add(messages, timeout_s=LIST_CATCH_UP_S)
         return pb.ListInstancesResponse(
             instances=messages,
             next_page_token=token,

@@ -30,6 +30,7 @@ from fabric.store.base import Txn
 from fabric.store.codec import encode
 from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, LOCATION, PORT_LEFT
 from tests.unit.api import network_books
+from tests.unit.api.network_world import ADMIN
 from tests.unit.api.test_instance_ports import OWN, Wired, fixed
 from tests.unit.api.test_instances import WHO, in_a_world
 from tests.unit.store.virtual import LoopClock
@@ -396,3 +397,45 @@ async def test_who_binds_too_late_is_refused_and_binds_anew(world: Live) -> None
     await world.attach(network="red")
 
     assert len(await world.bound()) == len((await world.record()).ports) == 1
+
+
+@a_world
+async def test_a_server_is_shown_with_the_floating_ips_that_lead_to_it(world: Live) -> None:
+    await world.net.network("public", ADMIN, external=True)
+    await world.net.subnet("public", "172.24.4.0/24", "public-subnet", ADMIN)
+    await world.net.router("edge", OWN, external_network="public")
+    await world.net.add_interface("edge", "red-four", OWN)
+    await world.attach(network="red")
+    (port,) = (await world.record()).ports
+    leading = await world.net.floating_ip("public", OWN, port=port.id)
+
+    shown = await world.get(world.server)
+    listed = await world.handlers.list_instances(pb.ListInstancesRequest(), WHO)
+    await world.net.update("FloatingIp", leading.id, OWN, port="")
+    after = await world.get(world.server)
+
+    told = [(each.network_name, each.kind, each.address) for each in shown.status.addresses]
+    assert told == [
+        ("red", "FIXED", port.address),
+        ("red", "FIXED", port.further[0].address),
+        ("red", "FLOATING", leading.ip_address),
+    ]
+    (row,) = listed.instances
+    assert [each.address for each in row.status.addresses] == [
+        each.address for each in shown.status.addresses
+    ]
+    assert {each.kind for each in after.status.addresses} == {"FIXED"}
+
+
+@a_world
+async def test_a_server_that_is_on_no_host_shows_the_addresses_that_it_keeps(world: Live) -> None:
+    await world.attach(network="red")
+    record = await world.record()
+    away = replace(record, host="", slot=0, ports=(), vm_state=VmState.SHELVED_OFFLOADED)
+    await world.cells["c1"].commit(Txn(put={INSTANCE.at(world.server): encode(away)}))
+
+    shown = await world.get(world.server)
+
+    assert [each.address for each in shown.status.addresses] == [
+        it.address for it in record.ports[0].addresses
+    ]
