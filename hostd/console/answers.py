@@ -28,8 +28,8 @@ from fabric.model.session import (
 from fabric.model.states import PowerState
 from fabric.observability.failpoints import Failpoints
 from hostd.console.tunnels import Tunnels
-from hostd.core.faults import FaultCode, as_fault_code, fault_text
-from hostd.driver.base import Driver, DriverError
+from hostd.core.faults import FaultCode, as_fault_code
+from hostd.driver.base import Driver, DriverError, driver_error
 from hostd.images.base import DiskError, Disks
 
 _log = structlog.get_logger(__name__)
@@ -109,9 +109,9 @@ class Answers:
         """Raise DriverError unless that very placement's guest runs, or is held in memory."""
         domain = await self._driver.observe(instance_id)
         if domain is None or not domain.ours or domain.placement_epoch != placement_epoch:
-            raise DriverError(FaultCode.DOMAIN_MISSING, fault_text(FaultCode.DOMAIN_MISSING))
+            raise driver_error(FaultCode.DOMAIN_MISSING)
         if domain.power not in _ON:
-            raise DriverError(FaultCode.GUEST_OFF, fault_text(FaultCode.GUEST_OFF))
+            raise driver_error(FaultCode.GUEST_OFF)
 
 
 async def _tried(work: Callable[[], Awaitable[Done]], what: str, instance_id: str) -> tuple[Done | None, str]:

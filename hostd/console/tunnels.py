@@ -21,8 +21,8 @@ from fabric.model.console import ConsoleEnd, ConsoleKind
 from fabric.model.session import TunnelWanted
 from fabric.rpc import frames, relay
 from fabric.rpc.stream import Stream, StreamClosed
-from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import Driver, DriverError
+from hostd.core.faults import FaultCode
+from hostd.driver.base import Driver, driver_error
 
 _log = structlog.get_logger(__name__)
 
@@ -103,17 +103,17 @@ class Tunnels:
         """See to it that nobody has the serial console. Of several who take it over at once the last has it."""
         while (holder := self._serial.get(wanted.instance_id)) is not None:
             if not wanted.take_over:
-                raise _error(FaultCode.CONSOLE_IN_USE)
+                raise driver_error(FaultCode.CONSOLE_IN_USE)
             holder.must_leave.set()
             try:
                 async with within(_HANDOVER_S):
                     await holder.has_left.wait()
             except TimeoutError:
-                raise _error(FaultCode.CONSOLE_IN_USE) from None
+                raise driver_error(FaultCode.CONSOLE_IN_USE) from None
 
     async def _serve_screen(self, wanted: TunnelWanted) -> None:
         if self._screens[wanted.instance_id] >= SCREENS_AT_ONCE:
-            raise _error(FaultCode.CONSOLE_IN_USE)
+            raise driver_error(FaultCode.CONSOLE_IN_USE)
         self._screens[wanted.instance_id] += 1
         try:
             await self._carry(wanted, ())
@@ -152,7 +152,3 @@ class Tunnels:
             async with within(_LAST_WORDS_S):
                 while True:
                     await line.receive()
-
-
-def _error(code: FaultCode) -> DriverError:
-    return DriverError(code, fault_text(code))

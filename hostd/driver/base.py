@@ -16,6 +16,7 @@ from fabric.model.host import Resources
 from fabric.model.instance import Guest
 from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
+from hostd.core.faults import FaultCode, fault_text
 
 
 class DriverError(Exception):
@@ -25,6 +26,11 @@ class DriverError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
+
+
+def driver_error(code: FaultCode, detail: str = "") -> DriverError:
+    """A fault, in its own words."""
+    return DriverError(code, fault_text(code, detail))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,16 +17,16 @@ from typing import Any, TypeVar
 
 from fabric.model.host import Resources
 from fabric.model.states import PowerState
-from hostd.core.faults import FaultCode, fault_text
+from hostd.core.faults import FaultCode
 from hostd.driver.base import (
     REBOOTED,
     DiskFile,
     Domain,
     DomainEvent,
     DomainSpec,
-    DriverError,
     Hypervisor,
     Interface,
+    driver_error,
 )
 from hostd.driver.fake_consoles import FakeConsoles
 from hostd.driver.fake_parts import (
@@ -254,7 +254,7 @@ class FakeMachine:
         if domain.power is power:
             return
         if domain.running is None:
-            raise _error(FaultCode.GUEST_OFF)
+            raise driver_error(FaultCode.GUEST_OFF)
         domain.power = power
         if power is PowerState.SUSPENDED:
             domain.saved, domain.running = domain.running, None
@@ -266,7 +266,7 @@ class FakeMachine:
         """Let a paused domain go on."""
         domain = self.domains[instance_id]
         if domain.running is None:
-            raise _error(FaultCode.DOMAIN_RESUME_FAILED)
+            raise driver_error(FaultCode.DOMAIN_RESUME_FAILED)
         if domain.power is not PowerState.RUNNING:
             domain.power = PowerState.RUNNING
             self._tell(instance_id, PowerState.RUNNING, "resumed")
@@ -276,7 +276,7 @@ class FakeMachine:
         domain = self.domains[instance_id]
         running = domain.running
         if running is None:
-            raise _error(FaultCode.GUEST_OFF)
+            raise driver_error(FaultCode.GUEST_OFF)
         if isinstance(device, DiskFile):
             if all(each.serial != device.serial for each in running.disks):
                 self._refuse_shared(instance_id, device, FaultCode.VOLUME_ATTACH_FAILED)
@@ -305,7 +305,7 @@ class FakeMachine:
         other = None if disk.readonly else opener(disk, instance_id, self.domains, self.shelves)
         if other is not None:
             self._happened("shared", other, disk.serial)
-            raise _error(code, "another guest has the disk open")
+            raise driver_error(code, "another guest has the disk open")
 
     def reset(self, instance_id: str) -> None:
         """The guest reboots itself: same definition, same process."""
@@ -477,11 +477,11 @@ class FakeDriver(FakeConsoles):
         def copy() -> None:
             domain = self._need(instance_id)
             if domain.running is None:
-                raise _error(FaultCode.GUEST_OFF)
+                raise driver_error(FaultCode.GUEST_OFF)
             held = Held(instance_id, domain.running.placement_epoch)
             made = next((each for each in self._machine.copies.values() if each.path == target.path), None)
             if made is None or serial not in {disk.serial for disk in domain.running.disks}:
-                raise _error(FaultCode.SNAPSHOT_FAILED)
+                raise driver_error(FaultCode.SNAPSHOT_FAILED)
             made.data = self._machine.written.get(held, b"")
 
         await self._do(instance_id, "copy_disk", self._machine.delays.copy_s, copy)
@@ -509,7 +509,7 @@ class FakeDriver(FakeConsoles):
         def ask() -> None:
             running = self._need(instance_id).running
             if running is None:
-                raise _error(FaultCode.GUEST_OFF)
+                raise driver_error(FaultCode.GUEST_OFF)
             machine = self._machine
             # In its own time; a paused one does nothing until it goes on.
             machine.after(machine.delays.let_go_s, lambda: machine.unplug(instance_id, name))
@@ -535,7 +535,9 @@ class FakeDriver(FakeConsoles):
     async def press_reset_button(self, instance_id: str) -> None:
         def press() -> None:
             if self._need(instance_id).running is None:
-                raise _error(FaultCode.DOMAIN_START_FAILED, "it is not running, so it cannot reboot itself")
+                raise driver_error(
+                    FaultCode.DOMAIN_START_FAILED, "it is not running, so it cannot reboot itself"
+                )
             if instance_id not in self._machine.deaf:
                 self._machine.after(
                     self._machine.delays.guest_shutdown_s, lambda: self._machine.reset(instance_id)
@@ -577,24 +579,20 @@ class FakeDriver(FakeConsoles):
     def _need(self, instance_id: str) -> FakeDomain:
         domain = self._machine.domains.get(instance_id)
         if domain is None:
-            raise _error(FaultCode.DOMAIN_MISSING)
+            raise driver_error(FaultCode.DOMAIN_MISSING)
         return domain
 
     async def _do(self, lock: str, step: str, delay_s: float, work: Callable[[], _T]) -> _T:
         def checked() -> _T:
             if not self._machine.hypervisor_up:
-                raise _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+                raise driver_error(FaultCode.HYPERVISOR_UNAVAILABLE)
             fault = self._machine.pop_fault(step)
             if fault is not None:
-                raise _error(fault)
+                raise driver_error(fault)
             return work()
 
         if not self._machine.hypervisor_up:
-            raise _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+            raise driver_error(FaultCode.HYPERVISOR_UNAVAILABLE)
         return await self._machine.operate(
-            f"domain/{lock or step}", delay_s, checked, lambda: _error(FaultCode.HYPERVISOR_UNAVAILABLE)
+            f"domain/{lock or step}", delay_s, checked, lambda: driver_error(FaultCode.HYPERVISOR_UNAVAILABLE)
         )
-
-
-def _error(code: FaultCode, detail: str = "") -> DriverError:
-    return DriverError(code, fault_text(code, detail))

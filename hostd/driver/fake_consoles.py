@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from fabric.model.console import ConsoleKind
 from fabric.model.session import Diagnostics, DiskCounters, InterfaceCounters
 from fabric.rpc.stream import MemoryStream, Stream, StreamClosed, memory_pair
-from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import DomainSpec, DriverError
+from hostd.core.faults import FaultCode
+from hostd.driver.base import DomainSpec, driver_error
 from hostd.images.base import Held
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ def agent(machine: FakeMachine, instance_id: str, command: str, arguments: Mappi
     """What the guest's agent does. Raises DriverError."""
     _running(machine, instance_id)
     if instance_id in machine.agentless:
-        raise _error(FaultCode.AGENT_MISSING)
+        raise driver_error(FaultCode.AGENT_MISSING)
     if command == "guest-set-user-password":
         password = base64.b64decode(str(arguments["password"])).decode()
         machine.passwords[instance_id, str(arguments["username"])] = password
     elif command not in _HARMLESS:
-        raise _error(FaultCode.AGENT_FAILED)
+        raise driver_error(FaultCode.AGENT_FAILED)
     return _HARMLESS.get(command, {})
 
 
@@ -108,14 +108,10 @@ _HARMLESS: Final[Mapping[str, object]] = {
 def _running(machine: FakeMachine, instance_id: str) -> FakeDomain:
     domain = machine.domains.get(instance_id)
     if domain is None:
-        raise _error(FaultCode.DOMAIN_MISSING)
+        raise driver_error(FaultCode.DOMAIN_MISSING)
     if domain.running is None:
-        raise _error(FaultCode.GUEST_OFF)
+        raise driver_error(FaultCode.GUEST_OFF)
     return domain
-
-
-def _error(code: FaultCode) -> DriverError:
-    return DriverError(code, fault_text(code))
 
 
 async def _until(off: asyncio.Event, stream: MemoryStream, behave: Callable[[], Awaitable[None]]) -> None:

@@ -20,8 +20,8 @@ import libvirt
 import structlog
 
 from fabric.deadlines import within
-from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import DriverError
+from hostd.core.faults import FaultCode
+from hostd.driver.base import DriverError, driver_error
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -189,7 +189,7 @@ class Connection:
         """
         connect = self._connect
         if connect is None:
-            raise DriverError(FaultCode.HYPERVISOR_UNAVAILABLE, fault_text(FaultCode.HYPERVISOR_UNAVAILABLE))
+            raise driver_error(FaultCode.HYPERVISOR_UNAVAILABLE)
         return await self._in_thread(
             otherwise, self._call_deadline_s if deadline_s is None else deadline_s, partial(function, connect)
         )
@@ -275,14 +275,12 @@ class Connection:
                 return await result
         except TimeoutError:
             _log.warning("hypervisor.timeout", deadline_s=deadline_s)
-            raise DriverError(
-                FaultCode.HYPERVISOR_TIMEOUT, fault_text(FaultCode.HYPERVISOR_TIMEOUT)
-            ) from None
+            raise driver_error(FaultCode.HYPERVISOR_TIMEOUT) from None
         except libvirt.libvirtError as error:
             code = fault_of(error, otherwise)
             if code is not FaultCode.DOMAIN_MISSING:
                 _log.info("hypervisor.refused", fault=code, words=error.get_error_message())
-            raise DriverError(code, fault_text(code)) from error
+            raise driver_error(code) from error
 
 
 def _close_late(opened: asyncio.Future[libvirt.virConnect]) -> None:

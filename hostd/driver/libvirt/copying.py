@@ -14,8 +14,8 @@ from typing import Final
 import libvirt
 import structlog
 
-from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import DiskFile, DriverError
+from hostd.core.faults import FaultCode
+from hostd.driver.base import DiskFile, driver_error
 
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ def is_done(domain: libvirt.virDomain) -> bool:
     words = str(ended.get("errmsg", ""))
     _log.warning("copy.failed", job=ended.get("type"), words=words)
     is_full = "No space left on device" in words
-    raise _error(FaultCode.DISK_FULL if is_full else FaultCode.SNAPSHOT_FAILED)
+    raise driver_error(FaultCode.DISK_FULL if is_full else FaultCode.SNAPSHOT_FAILED)
 
 
 def end(domain: libvirt.virDomain) -> None:
@@ -68,7 +68,7 @@ def end(domain: libvirt.virDomain) -> None:
     job = domain.jobStats()
     if job["type"] != libvirt.VIR_DOMAIN_JOB_NONE:
         if job.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP:
-            raise _error(FaultCode.SNAPSHOT_FAILED)
+            raise driver_error(FaultCode.SNAPSHOT_FAILED)
         with contextlib.suppress(libvirt.libvirtError):
             # It may have ended since.
             domain.abortJob()
@@ -96,7 +96,7 @@ def backup_xml(domain_xml: str, serial: str, target: DiskFile) -> str:
             # Its owner is right already, and libvirt would not give it back.
             ET.SubElement(file, "seclabel", {"model": "dac", "relabel": "no"})
     if not found:
-        raise _error(FaultCode.SNAPSHOT_FAILED)
+        raise driver_error(FaultCode.SNAPSHOT_FAILED)
     return ET.tostring(document, encoding="unicode")
 
 
@@ -128,8 +128,4 @@ def _without_an_agent() -> Iterator[None]:
 
 def _must_be_on(domain: libvirt.virDomain) -> None:
     if not domain.isActive():
-        raise _error(FaultCode.GUEST_OFF)
-
-
-def _error(code: FaultCode) -> DriverError:
-    return DriverError(code, fault_text(code))
+        raise driver_error(FaultCode.GUEST_OFF)

@@ -22,7 +22,7 @@ from fabric.model.console import ConsoleKind
 from fabric.model.session import Diagnostics
 from fabric.model.states import PowerState
 from fabric.rpc.stream import Stream
-from hostd.core.faults import FaultCode, fault_text
+from hostd.core.faults import FaultCode
 from hostd.driver.base import (
     REBOOTED,
     DiskFile,
@@ -32,6 +32,7 @@ from hostd.driver.base import (
     DriverError,
     Hypervisor,
     Interface,
+    driver_error,
 )
 from hostd.driver.libvirt import copying, guests
 from hostd.driver.libvirt.connection import REBOOT, Connection, Lifecycle
@@ -384,10 +385,7 @@ class LibvirtDriver:
 
     def _refuse_foreign(self, domain: libvirt.virDomain) -> None:
         if self._mark(domain) is None:
-            raise DriverError(
-                FaultCode.DOMAIN_INVALID,
-                fault_text(FaultCode.DOMAIN_INVALID, "a domain that is not ours has its id"),
-            )
+            raise driver_error(FaultCode.DOMAIN_INVALID, "a domain that is not ours has its id")
 
     async def _on(
         self,
@@ -443,7 +441,7 @@ def _saved(domain: libvirt.virDomain) -> str:
 def _running(domain: libvirt.virDomain) -> str:
     """The XML of a domain that runs. Raises DriverError: GUEST_OFF."""
     if not domain.isActive():
-        raise DriverError(FaultCode.GUEST_OFF, fault_text(FaultCode.GUEST_OFF))
+        raise driver_error(FaultCode.GUEST_OFF)
     return str(domain.XMLDesc(0))
 
 

@@ -18,8 +18,8 @@ import libvirt_qemu
 
 from fabric.model.session import Diagnostics, DiskCounters, InterfaceCounters
 from fabric.model.states import PowerState
-from hostd.core.faults import FaultCode, fault_text
-from hostd.driver.base import DriverError
+from hostd.core.faults import FaultCode
+from hostd.driver.base import driver_error
 
 _TERMINALS: Final = "/dev/pts/"
 _AGENT: Final = "org.qemu.guest_agent.0"
@@ -46,11 +46,11 @@ def open_serial(domain: libvirt.virDomain) -> int:
     source = _live(domain).find("devices/serial/source")
     path = "" if source is None else source.get("path", "")
     if not path.startswith(_TERMINALS):
-        raise _error(FaultCode.CONSOLE_UNAVAILABLE)
+        raise driver_error(FaultCode.CONSOLE_UNAVAILABLE)
     try:
         return os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise _error(FaultCode.CONSOLE_UNAVAILABLE) from error
+        raise driver_error(FaultCode.CONSOLE_UNAVAILABLE) from error
 
 
 def open_screen(domain: libvirt.virDomain) -> int:
@@ -127,16 +127,16 @@ def ask_agent(
 ) -> object:
     """What the agent in the guest returns. An agent that is not connected is not waited for."""
     if not domain.isActive():
-        raise _error(FaultCode.GUEST_OFF)
+        raise driver_error(FaultCode.GUEST_OFF)
     if not _has_agent(domain):
-        raise _error(FaultCode.AGENT_MISSING)
+        raise driver_error(FaultCode.AGENT_MISSING)
     asked = json.dumps({"execute": command, "arguments": dict(arguments)})
     try:
         answer = libvirt_qemu.qemuAgentCommand(domain, asked, max(1, round(timeout_s)), 0)
     except libvirt.libvirtError as error:
         # From here on libvirt's own words are not for a log: they may repeat what the agent was asked.
         away = error.get_error_code() in _AGENT_IS_AWAY
-        raise _error(FaultCode.AGENT_MISSING if away else FaultCode.AGENT_FAILED) from None
+        raise driver_error(FaultCode.AGENT_MISSING if away else FaultCode.AGENT_FAILED) from None
     return json.loads(answer).get("return")
 
 
@@ -148,7 +148,3 @@ def _has_agent(domain: libvirt.virDomain) -> bool:
 
 def _live(domain: libvirt.virDomain) -> ET.Element:
     return ET.fromstring(domain.XMLDesc(0))  # noqa: S314 - from libvirt
-
-
-def _error(code: FaultCode) -> DriverError:
-    return DriverError(code, fault_text(code))
