@@ -19,7 +19,8 @@ from hostd.driver.base import DomainSpec, driver_error
 from hostd.images.base import Held
 
 if TYPE_CHECKING:
-    from hostd.driver.fake import FakeDomain, FakeMachine
+    from hostd.driver.fake_machine import FakeMachine
+    from hostd.driver.fake_parts import FakeDomain
 
 T = TypeVar("T")
 
