@@ -128,15 +128,19 @@ class Client:
             answers = await asyncio.gather(
                 *(self._ask(api, "create", "create_instance", request, principal) for api in servers)
             )
-            made = [each.instance.id for each in answers if isinstance(each, pb.CreateInstanceResponse)]
+            made = [each.instance for each in answers if isinstance(each, pb.CreateInstanceResponse)]
             if made:
-                self.mine.append((made[0], principal))
+                self.mine.append((made[0].id, principal))
+                self._has_made(made[0], principal)
                 if self.random.random() < 0.15:
-                    await self._delete(made[0], principal)
+                    await self._delete(made[0].id, principal)
                 return
             if any(each is not None and not isinstance(each, Unavailable) for each in answers):
                 return
             await asyncio.sleep(0.5)
+
+    def _has_made(self, instance: pb.Instance, principal: Principal) -> None:
+        """A create was accepted."""
 
     def _boots_from(self, _principal: Principal) -> dict[str, Any]:
         """What a create says of what its server boots from."""

@@ -85,13 +85,13 @@ VOLUME_MUTANTS: Final = (
     Mutant(
         name="root_volume_taken_from_others",
         without="a claim compares the volume that its server boots from",
-        within=200,
+        within=400,
         swaps=_taken_from_others,
     ),
     Mutant(
         name="root_volume_on_any_host",
         without="a server that boots from a volume runs where its data is",
-        within=200,
+        within=100,
         swaps=_booted_anywhere,
     ),
     Mutant(

@@ -37,6 +37,9 @@ PLUGS = 3
 WIRES = 2
 """Of each four schedules the one in which servers are on networks of their projects, and ports come and go."""
 
+BOOTS = 7
+"""Of each eight the one of these in which servers boot from one volume after another."""
+
 MOVER = 2
 """Which of the three clients sends its servers from host to host."""
 
@@ -134,6 +137,7 @@ async def _history(world: World, seed: int, *, faults: bool, horizon_s: float) -
                 call=world.call,
                 record=world.record,
                 number=lambda: next(calls),
+                boots=seed % 8 == BOOTS,
             )
         )
     if seed % 4 == WIRES:

@@ -16,8 +16,9 @@ from tests.sim.clients import Client
 
 @dataclass(slots=True)
 class VolumeClient(Client):
-    """One user, with a few servers and a few volumes."""
+    """One user, with a few servers and a few volumes. One who `boots` has others boot from them, one after the other."""
 
+    boots: bool = False
     volumes: list[tuple[str, Principal]] = field(default_factory=list)
 
     async def run(self, is_over: Callable[[], bool]) -> None:
@@ -25,29 +26,43 @@ class VolumeClient(Client):
         while not is_over():
             await asyncio.sleep(self.random.uniform(0.2, 2.0))
             draw = self.random.random()
-            if not self.mine or draw < 0.12:
-                await self._create()
-            elif not self.volumes or draw < 0.20:
+            turn_over, act = (0.6, 0.8) if self.boots else (0.25, 0.5)
+            if len(self.volumes) < 2 or draw < 0.06:
                 await self._make_volume()
-            elif draw < 0.26:
-                await self._delete(*self.random.choice(self.mine))
-            elif draw < 0.28:
-                await self._delete_volume()
-            elif draw < 0.44:
+            elif not self.mine or draw < turn_over:
+                await self._turn_over()
+            elif draw < act:
                 await self._act()
+            elif draw < act + 0.04:
+                await self._delete_volume()
             else:
                 await self._plug()
+
+    async def _turn_over(self) -> None:
+        """End the oldest server where there are a few, so that volumes come free, and make another."""
+        if len(self.mine) > (1 if self.boots else 2):
+            await self._delete(*self.mine.pop(0))
+        await self._create()
 
     def _boots_from(self, principal: Principal) -> dict[str, Any]:
         """From one of its volumes, whether another server has it or not; from a new one; or from the image."""
         named = [name for name, whose in self.volumes if whose == principal]
         draw = self.random.random()
         ends = self.random.random() < 0.3
-        if named and draw < 0.6:
+        if named and draw < 0.75:
             return {"volume": self.random.choice(named), "delete_volume_on_termination": ends}
-        if draw < 0.75:
+        if draw < 0.85:
             return {"image": "tiny", "boot_volume_gib": 1, "delete_volume_on_termination": ends}
         return {"image": "tiny"}
+
+    def _has_made(self, instance: pb.Instance, principal: Principal) -> None:
+        """What it boots from is known by its id from now on, also where it was made for it."""
+        known = {name for name, _ in self.volumes}
+        self.volumes += [
+            (each.volume_id, principal)
+            for each in instance.status.volumes
+            if each.is_root and each.volume_id not in known
+        ]
 
     async def _make_volume(self) -> None:
         principal = self.random.choice(self.principals)
@@ -63,7 +78,7 @@ class VolumeClient(Client):
         self.volumes.append((name, principal))
 
     async def _delete_volume(self) -> None:
-        name, principal = self.random.choice(self.volumes)
+        name, principal = self.volumes.pop(self.random.randrange(len(self.volumes)))
         request = volume_service_pb2.DeleteVolumeRequest(request_id=self._name(), volume=name)
         await self._retry("delete-volume", "delete_volume", request, principal)
 

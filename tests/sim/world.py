@@ -98,7 +98,7 @@ class Topology:
     conductors_per_cell: int = 2
     projects: int = 2
     quota: Charge = field(
-        default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096, volumes=3, volume_gib=5)
+        default_factory=lambda: Charge(instances=5, vcpus=8, ram_mib=4096, volumes=5, volume_gib=8)
     )
     host_capacity: Resources = field(default_factory=lambda: Resources(vcpus=4, ram_mib=2048, disk_gib=20))
     shelve_offload_s: float = 0.0
