@@ -23,11 +23,8 @@ from fabric.conductor.settings import ConductorSettings
 from fabric.errors import FabricError, Unavailable
 from fabric.images.memory import MemoryBlobs
 from fabric.model.faults import FaultCode
-from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, Host, Resources, Session, SessionState
 from fabric.model.identity import Principal, Project, Role
-from fabric.model.image import Image, ImageFormat, ImageState, Visibility
-from fabric.model.network import Network as GuestNetwork
 from fabric.model.quota import Charge, NetworkLimits, Quota
 from fabric.model.volume import trait_of
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
@@ -57,8 +54,9 @@ from tests.history.events import (
     Wrote,
 )
 from tests.history.invariants import Checker, Violation
-from tests.history.settled import HostHoldings, Leftovers, unsettled
+from tests.history.settled import Leftovers, unsettled
 from tests.sim import tenant_networks
+from tests.sim.furniture import catalogue, holdings_of
 from tests.sim.loop import SimLoop
 from tests.sim.network import Network, SimStore, SimStream, StoreServer
 from tests.sim.parts import CERT_SERIAL, IMAGE_BYTES, ApiServer, SimBlobs, SimClock, SimDialer, SimIds
@@ -159,26 +157,7 @@ class World:
             put[keys.QUOTA.at(project)] = Quota(project_id=project, limit=topology.quota)
         for cell in self.cells:
             put[keys.CELL.at(cell)] = Cell(name=cell)
-        for flavor in (
-            Flavor(id=self.ids.new_id(), name="small", vcpus=1, ram_mib=512, disk_gib=1),
-            Flavor(id=self.ids.new_id(), name="large", vcpus=2, ram_mib=1024, disk_gib=2),
-        ):
-            put[keys.FLAVOR.at(flavor.id)] = flavor
-        image = Image(
-            id=self.ids.new_id(),
-            name="tiny",
-            project_id=self._project(0),
-            format=ImageFormat.RAW,
-            state=ImageState.ACTIVE,
-            visibility=Visibility.PUBLIC,
-            size_bytes=len(IMAGE_BYTES),
-            virtual_size_bytes=len(IMAGE_BYTES),
-            sha256=hashlib.sha256(IMAGE_BYTES).hexdigest(),
-        )
-        put[keys.IMAGE.at(image.id)] = image
-        network = GuestNetwork(id=self.ids.new_id(), name="default")
-        put[keys.NETWORK.at(network.id)] = network
-        put[keys.NETWORK_NAME.at(network.name)] = network.id
+        put |= catalogue(self.ids, owner=self._project(0))
         await glob.commit(Txn(put={key: codec.encode(value) for key, value in put.items()}))
         await self._furnish_networks()
         await tenant_networks.lead_out(glob)
@@ -411,20 +390,7 @@ class World:
     def unsettled(self) -> str | None:
         """What is not at rest, or left behind."""
         self.feed()
-        holdings = [
-            HostHoldings(
-                host=name,
-                running=frozenset(machine.running()),
-                domains=frozenset(
-                    (each, domain.spec.placement_epoch) for each, domain in machine.domains.items()
-                ),
-                files=frozenset((held.instance_id, held.placement_epoch) for held in machine.folders),
-                wires=frozenset((each, epoch) for each, (epoch, _) in machine.wires.items()),
-                volumes=frozenset(machine.volumes),
-                shared=frozenset(each for shelf in machine.shelves.values() for each in shelf.sizes),
-            )
-            for name, machine in self.machines.items()
-        ]
+        holdings = [holdings_of(machine) for machine in self.machines.values()]
         left = {name: server.memory.names() for name, server in self.servers.items()}
         try:
             return unsettled(self.checker, holdings, Leftovers(keys=left))
