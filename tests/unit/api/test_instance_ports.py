@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fabric.api.core.devices import PORTS_LIMIT
 from fabric.errors import (
     FabricError,
     InvalidRequest,
@@ -268,6 +269,28 @@ async def test_a_create_that_cannot_be_paid_for_holds_no_address(world: Wired) -
         await world.on(at("red"))
 
     assert await world.ports() == []
+
+
+@a_world
+async def test_the_largest_create_there_can_be_fits_into_a_transaction(world: Wired) -> None:
+    """Five interfaces with four addresses each, of subnets of their own, in as many groups as may be named."""
+    networks = []
+    for number in range(PORTS_LIMIT):
+        name = f"net-{number}"
+        await world.net.network(name, OWN)
+        cidrs = [f"10.{number}.{at}.0/24" for at in range(2)] + [
+            f"fd00:{number}:{at}::/64" for at in range(2)
+        ]
+        subnets = [(await world.net.subnet(name, cidr, who=OWN)).id for cidr in cidrs]
+        networks.append(at(name, fixed_ips=[fixed(subnet=each) for each in subnets]))
+    groups = [(await world.net.group(f"group-{number}", OWN)).id for number in range(8)]
+
+    world.store.largest = 0
+
+    await world.create(networks=networks, security_groups=groups)
+
+    # A volume to boot from, made in the same transaction, takes a few more.
+    assert 100 < world.store.largest <= 128 - 8
 
 
 @a_world

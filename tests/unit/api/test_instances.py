@@ -74,6 +74,8 @@ class Faulty(MemoryStore):
     is_deaf = False
     """Reads are answered, writes are not."""
     losing = 0
+    largest = 0
+    """Compares or writes of the largest transaction there was, whichever were more."""
 
     async def get(self, *keys: str) -> Snapshot:
         await self._wait()
@@ -87,6 +89,7 @@ class Faulty(MemoryStore):
         await self._wait()
         while self.is_deaf:
             await asyncio.sleep(1.0)
+        self.largest = max(self.largest, len(txn.unchanged), len(txn.put) + len(txn.delete))
         outcome = await super().commit(txn)
         if self.losing and isinstance(outcome, Committed):
             self.losing -= 1
