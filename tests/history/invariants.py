@@ -66,7 +66,7 @@ _NEXT: Mapping[VmState, str] = {
     VmState.RESIZED: "ACTIVE STOPPED ERROR",
     VmState.SHELVED: "ACTIVE SHELVED_OFFLOADED ERROR",
     VmState.SHELVED_OFFLOADED: "ACTIVE ERROR",
-    VmState.SOFT_DELETED: "ACTIVE ERROR",
+    VmState.SOFT_DELETED: "ACTIVE RESCUED ERROR",
     # What was given up may come about late: a suspend, too. One that failed where it was resized to is RESIZED while it is reverted.
     VmState.ERROR: "ACTIVE STOPPED SUSPENDED RESCUED RESIZED SOFT_DELETED",
 }
@@ -127,6 +127,10 @@ class Checker:
         self.accepted: set[str] = set()
         self.deleting: set[str] = set()
         self.deleted: set[str] = set()
+        self.restored: set[str] = set()
+        """Asked to be brought back: what was deleted softly may be there again."""
+        self.keeps = False
+        """Whether deleted servers are kept for a while in this world, and end by themselves within the time it is given to rest."""
         self._have_run: set[tuple[str, str, int]] = set()
         self._open: dict[int, Called] = {}
         self._pending: tuple[str, int] | None = None
@@ -166,6 +170,8 @@ class Checker:
                 self._open[event.call] = event
                 if event.method == "delete":
                     self.deleting.add(event.instance_id)
+                if event.method == "restore":
+                    self.restored.add(event.instance_id)
             case Returned():
                 self._returned(event)
 

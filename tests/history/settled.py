@@ -49,6 +49,11 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
     records = {each: record for books in checker.cells.values() for each, record in books.instances.items()}
     for instance_id in sorted(checker.accepted):
         record = records.get(instance_id)
+        if record is not None and checker.keeps:
+            if record.vm_state is VmState.SOFT_DELETED:
+                return f"I7 {instance_id} is kept, and its time is yet to come"
+            if instance_id in checker.restored or record.vm_state is VmState.ERROR:
+                continue  # it was brought back, or could not be powered off: its delete has another end
         if instance_id in checker.deleted or (record is None and instance_id in checker.deleting):
             if record is not None:
                 return f"I9 {instance_id} was deleted, and its record is there: {record.vm_state.name} {record.task.name}"

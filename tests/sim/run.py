@@ -69,6 +69,7 @@ def topology_for(seed: int) -> Topology:
         chosen,
         shelve_offload_s=timers.choice((0.0, 0.0, 3.0, -1.0)),
         resize_confirm_s=timers.choice((0.0, 0.0, 4.0)),
+        reclaim_s=Random(f"keeping {seed}").choice((0.0, 0.0, 0.0, 8.0)),
     )
 
 
@@ -94,6 +95,7 @@ def unlogged() -> Iterator[None]:
 def _run(seed: int, *, verbose: bool, faults: bool, horizon_s: float) -> Outcome:
     loop = SimLoop(Random(f"loop {seed}"))
     world = World(loop, seed, topology_for(seed), verbose=verbose)
+    world.checker.keeps = world.topology.reclaim_s > 0
     settled_s = loop.run_world(_history(world, seed, faults=faults, horizon_s=horizon_s))
     return Outcome(
         seed=seed,

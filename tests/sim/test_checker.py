@@ -594,3 +594,38 @@ def test_i10_an_old_copy_beside_the_new(history: History) -> None:
     assert at_the_end(history, replace(left, running=frozenset()), holdings()) == (
         f"I10 h2 still holds {SERVER} of placement 1"
     )
+
+
+def _deleted_softly(history: History, vm_state: VmState, *asked: Event) -> str | None:
+    """What is found at the end, where deleted servers are kept for a while and this one's record is there."""
+    history.checker.keeps = True
+    is_off = vm_state is not VmState.ACTIVE
+    fault = Fault(code="HOST_FAILED", message="the host failed") if vm_state is VmState.ERROR else None
+    want = Want.STOP if is_off else Want.RUN
+    history.write(
+        "cell1", {keys.INSTANCE.at(SERVER): replace(active(), vm_state=vm_state, want=want, fault=fault)}
+    )
+    if is_off:
+        history.tell(Stopped("h1", SERVER, "power cut"))
+    history.tell(Called(2, "delete", PROJECT, "rid-2", SERVER), Returned(2, SERVER), *asked)
+    return at_the_end(history, replace(holdings(), running=frozenset() if is_off else frozenset({SERVER})))
+
+
+def test_i9_a_server_that_is_kept_beyond_its_time(history: History) -> None:
+    assert (
+        _deleted_softly(history, VmState.SOFT_DELETED) == f"I7 {SERVER} is kept, and its time is yet to come"
+    )
+
+
+def test_i9_a_soft_delete_that_did_nothing(history: History) -> None:
+    assert _deleted_softly(history, VmState.ACTIVE) == (
+        f"I9 {SERVER} was deleted, and its record is there: ACTIVE NONE"
+    )
+
+
+def test_a_server_that_could_not_be_powered_off_is_no_breach(history: History) -> None:
+    assert _deleted_softly(history, VmState.ERROR) is None
+
+
+def test_a_server_that_was_restored_is_no_breach(history: History) -> None:
+    assert _deleted_softly(history, VmState.ACTIVE, Called(3, "restore", PROJECT, "rid-3", SERVER)) is None
