@@ -5,6 +5,7 @@ from __future__ import annotations
 from fabric.api.placed import Whereabouts
 from fabric.errors import Unavailable
 from fabric.model.console import ConsoleKind
+from fabric.model.network_plan import PlanState
 from fabric.model.session import Diagnostics
 from fabric.rpc.frames import Line
 from fabric.rpc.stream import Stream
@@ -24,7 +25,10 @@ class NoGuests:
 
 
 class NoConsoles:
-    """The part of a conductor that is about guests."""
+    """The part of a conductor that is about guests, and what else few tests ask it."""
+
+    def read_plan_state(self, host: str) -> PlanState | None:
+        return None
 
     async def serve_tunnel(self, host: str, cert_serial: str, stream: Stream) -> None:
         raise Unavailable("there are no consoles in this test")

@@ -79,9 +79,6 @@ class Conductor(NoConsoles):
     def read_progress(self, instance_ids: object) -> dict[str, str]:
         return {}
 
-    def read_plan_state(self, host: str) -> None:
-        return None
-
 
 @pytest.fixture
 def authority() -> Authority:
