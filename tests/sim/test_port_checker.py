@@ -12,7 +12,7 @@ from fabric.model.network import FixedAddress, NetworkPort, Port
 from fabric.store import keys
 from fabric.store.codec import encode
 from tests.history.ports import Ports
-from tests.sim.test_checker import active, located
+from tests.sim.checker_history import active, located
 
 SERVER = active()
 LOCATION = located()
