@@ -22,7 +22,7 @@ from fabric.scheduler.boot_volumes import BootVolumes, Roots
 from fabric.scheduler.commits import commit, read, seen
 from fabric.scheduler.core import saga
 from fabric.scheduler.core.ask import ask_of
-from fabric.scheduler.core.boot_volumes import VOLUME_UNAVAILABLE, Root, asked, unavailable
+from fabric.scheduler.core.boot_volumes import VOLUME_UNAVAILABLE, asked, unavailable
 from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.claim import Chosen, claim, never_placed
 from fabric.scheduler.core.picture import HostPicture, HostRow, Seen
@@ -206,13 +206,14 @@ class CellBuilds:
             if not self._is_open:
                 # Lost meanwhile: its hosts would look full, and the builds be sent away for nothing.
                 break
-            roots = await self._volumes.look(each.build for each in left)
-            left = [each for each in left if await self._has_its_volume(each, roots.get(each.id))]
+            roots = await self._roots(left)
+            left = [each for each in left if await self._has_its_volume(each, roots)]
             chosen, homeless = self._decide(left, roots)
             if not chosen:
                 return homeless
-            rounds = [await self._claim(chunk, roots) for chunk in self._chunks(chosen)]
-            if all(each.is_as_decided for each in rounds):
+            bound = [each for each in chosen if await self._is_bound(each[0], roots)]
+            rounds = [await self._claim(chunk, roots) for chunk in self._chunks(bound)]
+            if len(bound) == len(chosen) and all(each.is_as_decided for each in rounds):
                 return homeless
             # Whoever found no room counted on those claims; they went otherwise, and some of them may have left room.
             left = [*(each for lost in rounds for each in lost.left), *(each for each, _ in homeless)]
@@ -221,12 +222,37 @@ class CellBuilds:
             self._later(each)
         return []
 
-    async def _has_its_volume(self, each: Pending, root: Root | None) -> bool:
-        """Whether the volume that it boots from can be had; where it cannot, the server ends in ERROR."""
+    async def _roots(self, builds: Sequence[Pending]) -> Roots:
+        """The volumes of those that boot from one; none while they cannot be read, which holds up nobody else."""
+        try:
+            return await self._volumes.look(each.build for each in builds)
+        except Unavailable as away:
+            log.info("volumes.unread", cell=self._cell, why=away.message)
+            return {}
+
+    async def _has_its_volume(self, each: Pending, roots: Roots) -> bool:
+        """Whether it may go on: it boots from an image, or from a volume that can be had. Where that cannot, the server ends in ERROR."""
+        if each.build.request.guest.root_volume is None:
+            return True
+        root = roots.get(each.id)
         why = "" if root is None else unavailable(root, self._cell)
-        if why:
+        if root is None:
+            self._later(each)
+        elif why:
             await self._fail(each, VOLUME_UNAVAILABLE, why, None)
-        return not why
+        return root is not None and not why
+
+    async def _is_bound(self, each: Pending, roots: Roots) -> bool:
+        """Whether the volume that it boots from, if it does, belongs to this cell now. Where it does not, it is looked at again later."""
+        if each.id not in roots:
+            return True
+        try:
+            is_bound = await self._volumes.bind(roots[each.id])
+        except Unavailable:
+            is_bound = False
+        if not is_bound:
+            self._later(each)
+        return is_bound
 
     def _decide(
         self, builds: Sequence[Pending], roots: Roots
@@ -276,9 +302,6 @@ class CellBuilds:
     async def _claim(self, chunk: Sequence[tuple[Pending, Decision]], roots: Roots) -> Round:
         """Claim these together; those that lost a race are to be decided again, on the facts that the refusal brought."""
         by_id = {each.id: each for each, _ in chunk}
-        for each, _ in chunk:
-            if each.id in roots and not await self._volumes.bind(roots[each.id]):
-                return Round(list(by_id.values()), is_as_decided=False)
         wanted = claim(
             self._hosts,
             self._cell,

@@ -194,3 +194,26 @@ def test_a_server_whose_volume_is_in_a_shared_directory_goes_to_a_host_that_shar
         assert ((await volume_of(stage)).host, (await stage.uses())["h2"].volumes_gib) == ("h2", 0)
 
     play(world)
+
+
+def test_a_volume_that_cannot_be_looked_at_holds_up_its_own_server_alone() -> None:
+    async def world(stage: Stage) -> None:
+        await stage.open(host("h1"))
+        entry = VolumeEntry(id="v-1", project_id="p-1", user_id="u-1", name="root", size_gib=5)
+        await stage.put(stage.globe, keys.VOLUME_ENTRY.at("p-1", "v-1"), entry)
+        running = stage.schedule("s1")
+        await asyncio.sleep(2)
+        running.to_cell["east"].away()
+        plain = build("i-9", create_time_ms=WALL_MS)
+        await stage.accept(booting("i-0"), plain)
+        await asyncio.sleep(0.5)
+        running.to_global.away()
+        running.to_cell["east"].away(is_away=False)
+        await asyncio.sleep(20)
+
+        assert set(await stage.instances()) == {"i-9"}
+        running.to_global.away(is_away=False)
+        await asyncio.sleep(30)
+        assert set(await stage.instances()) == {"i-0", "i-9"}
+
+    play(world)
