@@ -287,3 +287,52 @@ def test_two_tenants_with_one_range_on_two_hosts_never_meet(
 
 def _asked(address: str) -> str:
     return f"until nc -w 3 {address} 80 </dev/null | grep web; do sleep 1; done"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("web")
+def test_the_way_out_is_at_another_host_when_its_own_is_lost(fabric: Running, nebula: Tenant) -> None:
+    """For who has no floating IP. The lost host's daemon comes back with the plan that it kept, and takes nothing back by it."""
+    (address,) = [
+        each["ip_address"] for each in nebula.shown("router", "show", "nebula_router")["external_fixed_ips"]
+    ]
+    gateway = fabric.topology["segments"]["gateway"].partition("/")[0]
+    (lost,) = until(lambda: holders(fabric, address), "the router leads out somewhere")
+    other = 3 - lost
+    nebula.create("nebula_out_01", host=other)
+    try:
+        public = nebula.give_floating_ip("nebula_out_01")
+        asks = (
+            f"while :; do ping -c 1 -W 1 {gateway} >/dev/null && date +%s >> /root/answers; sleep 0.3; done"
+        )
+        nebula.inside("nebula_out_01", f"setsid sh -c '{asks}' </dev/null >/dev/null 2>&1 &")
+        nebula.cli("server", "remove", "floating", "ip", "nebula_out_01", public)
+
+        fabric.dev("stop", "--now", f"hostd-cell1-host{lost}")
+        until(lambda: other in holders(fabric, address), "another host leads out", timeout_s=120)
+        fabric.dev("start", f"hostd-cell1-host{lost}")
+        until(lambda: holders(fabric, address) == [other], "only that host leads out")
+        moved_s = time.time()
+        time.sleep(3)  # for the guest to ask some more: only its own answers are evidence
+        nebula.cli("server", "add", "floating", "ip", "nebula_out_01", public)
+        answers = [int(word) for word in nebula.inside("nebula_out_01", "cat /root/answers").split()]
+
+        assert [each for each in answers if moved_s < each]
+    finally:
+        nebula.cli("server", "delete", "--wait", "nebula_out_01")
+
+
+def holders(fabric: Running, address: str) -> list[int]:
+    """The hosts of which a router has the address outside."""
+    found = []
+    spaces = subprocess.run(
+        ("ip", "netns", "list"), capture_output=True, text=True, check=True
+    ).stdout.split()
+    for number, host in enumerate(fabric.topology["cells"][0]["hosts"], start=1):
+        for space in spaces:
+            if space.startswith(f"{host['link']['netns']}.cfr-"):
+                seen = subprocess.run(
+                    ("ip", "-n", space, "address", "show"), capture_output=True, text=True, check=False
+                )
+                found += [number] * (f" {address}/32 " in seen.stdout)
+    return found
