@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from fabric.conductor.core import guard
 from fabric.errors import InvalidRequest
-from fabric.model.session import Hello
+from fabric.model.session import Hello, PlanFollowed
 from fabric.pb.host.v1 import host_session_service_pb2 as pb
 from fabric.rpc.session_codec import unpack_from_host
 
@@ -86,12 +86,13 @@ def is_in_form(word: bytes) -> bool:
 
 
 def is_offence(word: bytes, *, epoch: int) -> bool:
-    """Whether it counts against a host that has a session: out of form, and not just late."""
+    """Whether it counts against a host that has a session and was told no plan: out of form or invented, and not just late."""
     try:
         message = unpack_from_host(word)
     except InvalidRequest:
         return True
-    return not is_in_form(word) and guard.epoch_of(message) in {None, epoch}
+    is_invented = isinstance(message, PlanFollowed)
+    return (is_invented or not is_in_form(word)) and guard.epoch_of(message) in {None, epoch}
 
 
 # ------------------------------------------------------------------------------------------ how they are made
@@ -175,6 +176,7 @@ def _values(field: FieldDescriptor, ids: Sequence[str], epoch: int) -> Sequence[
     if field.name == "epoch":
         return (*_INT64, epoch - 1, epoch + 1)
     return {
+        FieldDescriptor.TYPE_BOOL: (False, True),
         FieldDescriptor.TYPE_INT64: _INT64,
         FieldDescriptor.TYPE_INT32: _INT32,
         FieldDescriptor.TYPE_STRING: _TEXTS,

@@ -163,7 +163,7 @@ def _forgeries(number: int) -> list[bytes]:
     words = [
         word
         for word in every_word(own=own, others=(GOODS, NOBODYS, next_one), epoch=1)
-        if is_in_form(word) and not _is_its_right(word, own)
+        if is_in_form(word) and not is_offence(word, epoch=1) and not _is_its_right(word, own)
     ]
     chance.shuffle(words)
     return [*words, *chance.choices(words, k=max(0, EACH - len(words)))]
