@@ -156,7 +156,11 @@ class LinuxWires:
             with _network_faults("plugged"):
                 taps = (await self._links.look()).taps
                 marks = [tap.mark for tap in taps.values() if tap.mark is not None]
-        return {mark.instance_id: mark.placement_epoch for mark in marks}
+                # A plug that was given up may have come as far as its record, and that holds its addresses.
+                held = {wiring.guest.id: wiring.placement_epoch for wiring in self._known().values()}
+        for mark in marks:
+            held[mark.instance_id] = max(mark.placement_epoch, held.get(mark.instance_id, 0))
+        return held
 
     async def wired(self, instance_id: str) -> frozenset[str]:
         # Not in turn with what is being changed: every step of every guest asks this.

@@ -47,6 +47,23 @@ async def plugging_twice_is_success(wires: Wires) -> None:
     assert await wires.plugged() == {ONE.id: 1}
 
 
+async def what_a_plug_that_is_given_up_leaves_is_seen_and_goes(wires: Wires) -> None:
+    """A server deleted while it was being wired left its record, unseen: its address was in use on that host for ever after."""
+    for yields in range(0, 40, 3):
+        plugging = asyncio.create_task(wires.plug(Wiring(guest=ONE, placement_epoch=1)))
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        await asyncio.sleep(yields / 2000)
+        plugging.cancel()
+        await asyncio.gather(plugging, return_exceptions=True)
+        for instance_id, epoch in (await wires.plugged()).items():
+            await wires.unplug(instance_id, epoch)
+
+        heir = a_guest("heir", ports=ONE.ports)
+        await wires.plug(Wiring(guest=heir, placement_epoch=1))
+        await wires.unplug(heir.id, 1)
+
+
 async def telling_wires_nobody_and_changes_no_interface(wires: Wires) -> None:
     one = Wiring(guest=ONE, placement_epoch=1)
     await wires.tell(one)
@@ -159,6 +176,7 @@ LAWS: tuple[Law, ...] = (
     preparing_twice_is_success_and_wires_nobody,
     plugging_gives_an_interface_per_port_with_its_mac_and_mtu,
     plugging_twice_is_success,
+    what_a_plug_that_is_given_up_leaves_is_seen_and_goes,
     telling_wires_nobody_and_changes_no_interface,
     unplugging_takes_one_guest_and_twice_is_success,
     an_old_order_to_unplug_leaves_a_newer_placement,
