@@ -435,9 +435,12 @@ class World:
             self._meet_doom(event.host)
 
     def _check_filtered(self, event: MachineEvent) -> None:
-        machine = self.machines[event.host]
-        guest = machine.domains[event.instance_id].spec.guest
-        if not machine.followed.filters(guest.ports):
+        domain = self.machines[event.host].domains[event.instance_id]
+        begun = domain.running or domain.spec
+        # One that is resumed has the interfaces it had, whatever its definition of then said of ports.
+        macs = {each.mac for each in begun.interfaces}
+        ports = [each for each in (*begun.guest.ports, *domain.spec.guest.ports) if each.mac in macs]
+        if not self.machines[event.host].followed.filters(ports):
             self.violate(Violation(f"N1 a guest began whose ports nothing filters: {event}"))
 
     def _frame(self, stream: SimStream, frame: bytes, has_come: bool) -> None:
