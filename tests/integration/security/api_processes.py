@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fabric.client.client import Client
 from fabric.client.retry import RetrySettings
@@ -27,6 +28,7 @@ from tests.chaos.etcd_process import Certificates, Cluster, find_binaries, free_
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORD = "canary-admin-password-7f3a"
 PATIENCE_S = 30.0
+_OVERALL = health_pb2.HealthCheckRequest(service="")
 
 
 class ApiProcess:
@@ -52,6 +54,19 @@ class ApiProcess:
     def resident_mib(self) -> float:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1024**2
+
+    def until_serving(self) -> None:
+        """Return when it welcomes calls: its port is open before, and there need not be an administrator yet."""
+        credentials = grpc.ssl_channel_credentials((self._folder / "pki" / "ca.pem").read_bytes())
+        end_s = time.monotonic() + PATIENCE_S
+        with grpc.secure_channel(f"localhost:{self.port}", credentials) as wire:
+            health = health_pb2_grpc.HealthStub(wire)
+            while time.monotonic() < end_s:
+                with contextlib.suppress(grpc.RpcError):
+                    if health.Check(_OVERALL, timeout=5).status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                time.sleep(0.1)
+        raise AssertionError(f"not serving after {PATIENCE_S:g} s:\n{self.log[-3000:]}")
 
     def client(self, token: str = "") -> Client:
         return Client(

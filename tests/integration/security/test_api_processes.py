@@ -67,6 +67,7 @@ async def apis(tmp_path: Path) -> AsyncIterator[Apis]:
 
 
 def _token(api: ApiProcess, user: str = "admin", password: str = PASSWORD) -> str:
+    api.until_serving()
     with api.client() as client:
         return client.tokens.issue(user=user, password=password).token
 
