@@ -113,6 +113,17 @@ class InterfacePreparing:
 
     async def _held(self, asked: _Asked, location: Location) -> Prepared:
         """Bind the port. What is read here of the server is only what spares a bind that would be taken back."""
+        promised: list[_Work] = []
+        try:
+            return await self._bound(asked, location, promised)
+        except FabricError:
+            # Of a try before this one, which did not bind the port: for as long as it is there nobody else plugs the port in.
+            for work in promised[-1:]:
+                await work.call_in()
+            raise
+
+    async def _bound(self, asked: _Asked, location: Location, promised: list[_Work]) -> Prepared:
+        """As `_held`. What was promised meanwhile is in `promised`."""
         view = self._cells[location.cell]
         new_id = self._ids.new_id()
         for attempt in range(1, TRIES + 1):
@@ -135,18 +146,15 @@ class InterfacePreparing:
             work = await self._promise(view, record, port)
             if work is None:
                 continue
+            promised.append(work)
             await self._failpoints.reach("api.port.promised")
             draft.write(row_key, after, seen=row.mod_revision)
-            try:
-                outcome = await commit_settled(
-                    self._desk.store,
-                    Txn(unchanged=draft.unchanged, put=draft.put),
-                    mark=row_key,
-                    patience_s=PATIENCE_S,
-                )
-            except FabricError:
-                await work.call_in()
-                raise
+            outcome = await commit_settled(
+                self._desk.store,
+                Txn(unchanged=draft.unchanged, put=draft.put),
+                mark=row_key,
+                patience_s=PATIENCE_S,
+            )
             if isinstance(outcome, Committed):
                 await self._failpoints.reach("api.port.bound")
                 return Prepared(beside=devices.joining(port, work.revision), undo=work.call_in)
@@ -205,14 +213,24 @@ class InterfacePreparing:
     async def _promise(self, view: CellView, record: Instance, port: Port) -> _Work | None:
         """Write what is to be done should the port be bound and never plugged in; None when that has just changed.
 
+        Another server's is left alone: without it, what that one may have bound by now would be given back by nobody.
+
         Raises:
-            WrongState: the port is being given back.
+            WrongState: the port is being given back, or another server is about to have it.
         """
         key = PORT_LEFT.at(port.id)
         seen = await view.get(key)
         stored = seen.value(key)
         now_ms = self._clock.now_ms()
-        if stored is not None and decode(PortLeft, stored).not_before_ms <= now_ms:
+        there = None if stored is None else decode(PortLeft, stored)
+        if there is not None and there.not_before_ms > now_ms and there.instance_id != record.id:
+            raise WrongState(
+                f"port {port.id} is just being plugged into server {there.instance_id}",
+                reason=Reason.RESOURCE_IN_USE,
+                port=port.id,
+                instance=there.instance_id,
+            )
+        if there is not None and there.not_before_ms <= now_ms:
             raise WrongState(
                 f"port {port.id} is just being given back; try again",
                 reason=Reason.RESOURCE_IN_USE,

@@ -400,6 +400,45 @@ async def test_who_binds_too_late_is_refused_and_binds_anew(world: Live) -> None
 
 
 @a_world
+async def test_of_two_servers_that_want_one_port_at_once_one_gets_it(world: Live) -> None:
+    """The later one wrote its work over the earlier one's, which had yet to bind the port: the earlier one then bound it and could not
+    plug it in, and the later one could not bind it. What was left to do spoke of the later one, which never had the port; so it stayed
+    bound to the earlier one for ever.
+    """
+    other = await world.placed("other")
+    await world.net.port("red", "web", OWN)
+
+    world.places.delays_s["api.port.promised"] = 1
+    first = asyncio.create_task(world.attach(port="web"))
+    await asyncio.sleep(0.5)
+    world.places.delays_s["api.port.promised"] = 2
+    second = asyncio.create_task(world.attach(port="web", server=other))
+    outcomes = await asyncio.gather(first, second, return_exceptions=True)
+
+    assert isinstance(outcomes[0], pb.Instance)
+    assert isinstance(outcomes[1], WrongState)
+    assert outcomes[1].reason is Reason.RESOURCE_IN_USE
+    assert len(await world.bound()) == len((await world.record()).ports) == 1
+
+
+@a_world
+async def test_what_a_try_has_left_that_came_to_nothing_is_done_at_once(world: Live) -> None:
+    """Not in a minute: until then no other server of the cell could have the port."""
+    port = await world.net.port("red", "web", OWN)
+
+    world.places.delays_s["api.port.promised"] = 1
+    attaching = asyncio.create_task(world.attach(port=port.id))
+    await asyncio.sleep(0.5)
+    await world.net.update("Port", "web", OWN, description="another one by now")
+    await world.net.delete("Port", "web", OWN)
+    with pytest.raises(InvalidRequest, match="no port"):
+        await attaching
+    await asyncio.sleep(5)
+
+    assert await world.works() == []
+
+
+@a_world
 async def test_a_server_is_shown_with_the_floating_ips_that_lead_to_it(world: Live) -> None:
     await world.net.network("public", ADMIN, external=True)
     await world.net.subnet("public", "172.24.4.0/24", "public-subnet", ADMIN)
