@@ -111,6 +111,9 @@ class Port:
         return self.vni == 0
 
 
+METADATA_ADDRESS = "169.254.169.254"
+"""Where every guest finds its metadata over IPv4, whatever its network."""
+
 NO_SLOT = -1
 """The address slot of what has none on its host's own network."""
 

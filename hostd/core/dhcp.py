@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from fabric.model.network import Port
-from hostd.core.ruleset import METADATA_ADDRESS, Subnet
+from fabric.model.network import METADATA_ADDRESS, Port
+from hostd.core.ruleset import Subnet
 
 LEASE_S: Final = 86_400
 _HOSTNAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)

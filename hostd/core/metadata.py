@@ -65,12 +65,13 @@ def meta_data(guest: Guest, version: str = "latest", *, random_seed: bytes = b""
 def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
     """network_data.json: every link by its MAC, every address static, so that a guest is reachable without DHCP too.
 
-    Of each family there is one default route: by the first address that has a gateway, as the address of record comes first.
+    To each destination there is one route: by the first address whose subnet has one, as the address of record comes first. So of each
+    family there is one way out, and of several networks that have metadata one is where it is asked for.
     """
     links: list[dict[str, Any]] = []
     networks: list[dict[str, Any]] = []
     servers: dict[str, None] = {}
-    led_out: set[int] = set()
+    led_to: set[ipaddress.IPv4Network | ipaddress.IPv6Network] = set()
     for number, port in enumerate(ports):
         servers.update(dict.fromkeys(port.dns_servers))
         links.append(
@@ -90,10 +91,9 @@ def network_data(ports: tuple[Port, ...]) -> dict[str, Any]:
             routes = [
                 {"network": str(to.network_address), "netmask": str(to.netmask), "gateway": gateway}
                 for to, gateway in ways
-                if to.prefixlen or interface.version not in led_out
+                if to not in led_to
             ]
-            if any(not to.prefixlen for to, _ in ways):
-                led_out.add(interface.version)
+            led_to.update(to for to, _ in ways)
             networks.append(
                 {
                     "id": f"network{len(networks)}",

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from fabric.model.network import METADATA_ADDRESS
 from hostd.core.tap_names import MARK, TAP_PREFIX, TapMark
 
-METADATA_ADDRESS: Final = "169.254.169.254"
 METADATA_PORT: Final = 80
 TUNNEL_PORT: Final = 4789
 """VXLAN's (RFC 7348)."""

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from fabric.model.network import Port
+from fabric.model.network import METADATA_ADDRESS, Port
 from fabric.model.network_plan import NetworkPlan, PlannedNetwork, PlannedSubnet
 from hostd.core.dhcp import LEASE_S, Serving, hostname_word
 from hostd.core.firewall import link_local
 from hostd.core.overlay import SERVICE_INTERFACE
-from hostd.core.ruleset import METADATA_ADDRESS
 
 METADATA_ADDRESS6: Final = "fe80::a9fe:a9fe"
 """Where OpenStack's metadata is asked for over IPv6; also the link-local address that DHCPv6 needs."""

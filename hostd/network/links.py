@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
 
-from hostd.core.ruleset import METADATA_ADDRESS, Subnet
+from fabric.model.network import METADATA_ADDRESS
+from hostd.core.ruleset import Subnet
 from hostd.core.tap_names import MARK, TAP_PREFIX, TapMark, parse_alias
 from hostd.network.netns import Namespace
 

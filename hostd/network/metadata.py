@@ -19,8 +19,9 @@ import structlog
 from fabric.clock import Clock
 from fabric.deadlines import within
 from fabric.model.instance import Guest
+from fabric.model.network import METADATA_ADDRESS
 from hostd.core.metadata_request import MAX_HEAD_BYTES, Response, parse, respond
-from hostd.core.ruleset import METADATA_ADDRESS, METADATA_PORT
+from hostd.core.ruleset import METADATA_PORT
 from hostd.network.netns import Namespace
 
 _log = structlog.get_logger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 
 from fabric.clock import Clock
 from fabric.model.instance import Guest
+from fabric.model.network import METADATA_ADDRESS
 from hostd.core.dhcp import Serving
 from hostd.core.overlay import SERVICE_INTERFACE
-from hostd.core.ruleset import METADATA_ADDRESS
 from hostd.core.tenant_services import (
     METADATA_ADDRESS6,
     NAMESPACE_SETTINGS,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from fabric.errors import InvalidRequest
-from fabric.model.network import Network, NetworkKind, NetworkPort, Port, PortAddress, Subnet
+from fabric.model.network import (
+    METADATA_ADDRESS,
+    HostRoute,
+    Network,
+    NetworkKind,
+    NetworkPort,
+    Port,
+    PortAddress,
+    Subnet,
+)
 from fabric.network.core.subnets import cidr_of
 
 
@@ -50,8 +59,20 @@ def _address(subnet: Subnet, address: str) -> PortAddress:
         address=address,
         prefix_length=cidr_of(subnet).prefixlen,
         gateway=subnet.gateway,
-        routes=subnet.host_routes,
+        routes=_routes(subnet),
     )
+
+
+def _routes(subnet: Subnet) -> tuple[HostRoute, ...]:
+    """The subnet's own and, as DHCP has it too, the way to metadata: no router knows one, and without a gateway there is none at all.
+
+    Over IPv6 metadata is at a link-local address, which needs no route.
+    """
+    metadata = f"{METADATA_ADDRESS}/32"
+    is_led_elsewhere = any(each.destination == metadata for each in subnet.host_routes)
+    if not subnet.service_address or cidr_of(subnet).version != 4 or is_led_elsewhere:
+        return subnet.host_routes
+    return (HostRoute(destination=metadata, next_hop=subnet.service_address), *subnet.host_routes)
 
 
 def _once(words: Iterable[str]) -> tuple[str, ...]:

@@ -120,6 +120,26 @@ def test_a_default_route_that_somebody_chose_takes_the_gateways_place() -> None:
     assert [route["gateway"] for route in said["networks"][0]["routes"]] == ["10.0.0.9"]
 
 
+def test_of_several_networks_with_metadata_one_is_where_it_is_asked_for() -> None:
+    """Two routes of equal weight to one destination are none that a guest can have: the second one fails, and its interface with it."""
+    first, second = (
+        a_tenant_port(
+            number,
+            gateway="",
+            further=(),
+            routes=(HostRoute(destination="169.254.169.254/32", next_hop=f"10.0.0.{number}"),),
+        )
+        for number in (1, 2)
+    )
+
+    said = network_data((first, second))
+
+    assert [network["routes"] for network in said["networks"]] == [
+        [{"network": "169.254.169.254", "netmask": "255.255.255.255", "gateway": "10.0.0.1"}],
+        [],
+    ]
+
+
 @pytest.mark.parametrize(
     ("further", "networks", "ipv4"),
     [((), 0, None), ((PortAddress(address="fd00::11", prefix_length=64),), 1, None)],
