@@ -97,8 +97,8 @@ class PortEnds:
         location = seen(books, location_key, Location)
         if location.value is not None:
             # Before the server is looked at: whoever plugs the port in meanwhile needs the work as it is, and this takes it over.
-            mine = await commit(self._store, taken(left, held.mod_revision), timeout_s=self._timeout_s)
-            if not isinstance(mine, Committed):
+            done_revision = await self._taken_over(held)
+            if not done_revision:
                 return False
             record = await read(self._store, instance_key, timeout_s=self._timeout_s)
             instance = seen(record, instance_key, Instance).value
@@ -113,8 +113,19 @@ class PortEnds:
                     return False
                 await self._ports.failpoints.reach("scheduler.port.given_back")
                 log.info("port.given_back", cell=self._cell, instance=left.instance_id, port=left.port_id)
-            done_revision = mine.revision
         else:
             done_revision = held.mod_revision
         done = await commit(self._store, forget({work_key: done_revision}), timeout_s=self._timeout_s)
         return isinstance(done, Committed)
+
+    async def _taken_over(self, held: Held[PortLeft]) -> int:
+        """The revision of the work, from which on nobody plugs the port in by it; 0 where it has changed.
+
+        By work that is for now nobody does: it is not written again, which would look like news and be done again at once.
+        """
+        if not held.value.not_before_ms:
+            key = keys.PORT_LEFT.at(held.value.port_id)
+            there = (await read(self._store, key, timeout_s=self._timeout_s)).seen(key)
+            return held.mod_revision if there == held.mod_revision else 0
+        mine = await commit(self._store, taken(held.value, held.mod_revision), timeout_s=self._timeout_s)
+        return mine.revision if isinstance(mine, Committed) else 0

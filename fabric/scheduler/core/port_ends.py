@@ -19,7 +19,9 @@ from fabric.store import keys
 
 
 def taken(left: PortLeft, revision: int) -> Change:
-    """In the server's cell: the work is ours, and everybody else's that was still on its way is void."""
+    """In the server's cell: the work is ours, and everybody else's that was still on its way is void. Needed for work that was for later:
+    by what is for now nobody plugs anything in.
+    """
     key = keys.PORT_LEFT.at(left.port_id)
     return Change(unchanged={key: revision}, put={key: replace(left, not_before_ms=0)})
 

@@ -271,6 +271,33 @@ def test_who_comes_too_late_to_plug_in_finds_the_work_taken_and_who_comes_too_la
     play(world)
 
 
+def test_what_cannot_be_given_back_is_tried_again_later_and_not_at_once() -> None:
+    """Taking the work over wrote it anew each time, which looked like news: with one port of the server's that no longer parses, every
+    scheduler wrote to the cell's store as fast as that took it.
+    """
+
+    async def world(stage: Stage) -> None:
+        it = Networked(stage)
+        await it.open()
+        ports = {each.name: each.id for each in await it.net.list("Port")}
+        await it.record([])
+        whole = await stage.globe.get(keys.PORT.at("own", ports["own-0"]))
+        await stage.globe.commit(Txn(put={keys.PORT.at("own", ports["own-0"]): b"\xff"}))
+        stage.schedule()
+
+        await it.left(ports["web"])
+        await asyncio.sleep(60)
+        to_cell = stage.running[0].to_cell["east"]
+
+        assert to_cell.commits < 10
+
+        await stage.globe.commit(Txn(put={key: entry.value for key, entry in whole.entries.items()}))
+        await asyncio.sleep(30)
+        assert await it.bound() == {"own-0"}
+
+    play(world)
+
+
 @pytest.mark.parametrize("failpoint", ["scheduler.refund.given", "scheduler.port.given_back"])
 def test_wherever_a_scheduler_dies_another_gives_the_rest_back(failpoint: str) -> None:
     async def world(stage: Stage) -> None:
