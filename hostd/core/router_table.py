@@ -2,7 +2,7 @@
 
 A table for each family, changed in one transaction, of sets and maps: a floating IP that comes or goes is an element, and no packet meets
 half of it. Only IPv4 is translated. Of either family nothing goes outside from an address that is not to be seen there: a port without port
-security may send from any.
+security may send from any. And nothing comes in from outside under an address of the router's own networks: groups go by addresses.
 
 A packet is marked when it comes, before its addresses are changed: bit 0 says that its sender has a floating IP here, and so leaves by the
 interface outside of here (routing follows it); bit 1 that it is for a floating IP here and does not come from outside. Such a one is
@@ -86,7 +86,11 @@ def _table6(router: PlannedRouter) -> Table:
         },
         chains={
             "passed": Chain(
-                (f'oifname "{OUTSIDE}" ip6 saddr != @inside drop',), hook="forward priority filter"
+                (
+                    f'oifname "{OUTSIDE}" ip6 saddr != @inside drop',
+                    f'iifname "{OUTSIDE}" ip6 saddr @inside drop',
+                ),
+                hook="forward priority filter",
             ),
         },
     )
@@ -164,6 +168,8 @@ def _passed(*, translates: bool) -> Iterator[str]:
     # Of a link, and of no other (RFC 3927, 7).
     yield f"ip daddr {_LINK_LOCAL} drop"
     yield f"ip saddr {_LINK_LOCAL} drop"
+    # Groups let members in by their addresses, so nobody outside may have one of them.
+    yield f'iifname "{OUTSIDE}" ip saddr @inside drop'
     if translates:
         # Fixed addresses are nobody's business outside, so nobody there may have a route to them.
         yield f'iifname "{OUTSIDE}" ct status dnat accept'

@@ -247,6 +247,43 @@ async def test_nothing_leaves_from_an_address_that_is_not_to_be_seen_outside(sit
     assert seen == {b"0", b"3"}
 
 
+async def test_nobody_outside_passes_for_a_neighbour(site: Site) -> None:
+    """By a floating IP, and over IPv6 by the address itself, the world reached a port under the address of another one of its network."""
+    world = site.routed.world
+    outside = OURS.planned(ALICE.host, site.routed.floating).outside
+    assert outside is not None
+    sources = {"198.51.100.8": FLOATING, BOB.address: FLOATING}
+    sources |= {"2001:db8:1::7": ALICE.address6, BOB.address6: ALICE.address6}
+    for address in (FLOATING, ALICE.address6):
+        ip("neighbour", "replace", address, "lladdr", outside.mac, "dev", "segment", netns=world)
+    ip("route", "replace", f"{ALICE.address6}/128", "dev", "segment", netns=world)
+    for source in sources:
+        ip("address", "add", _alone(source), "dev", "segment", "nodad", netns=world)
+    arrived = Sniffer(site.netns(ALICE), "eth0")
+
+    def send() -> None:
+        for number, (source, destination) in enumerate(sources.items()):
+            family = socket.AF_INET6 if ":" in source else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as wire:
+                wire.bind((source, 0))
+                wire.sendto(f"from {number}".encode(), (destination, 9))
+
+    inside(world, send)
+    seen = {frame[-1:] for frame in arrived.taken(lambda frame: frame[-6:-1] == b"from ")}
+    arrived.close()
+    for source in sources:
+        ip("address", "del", _alone(source), "dev", "segment", netns=world)
+    ip("route", "del", f"{ALICE.address6}/128", "dev", "segment", netns=world)
+    for address in (FLOATING, ALICE.address6):
+        ip("neighbour", "del", address, "dev", "segment", netns=world)
+
+    assert seen == {b"0", b"2"}
+
+
+def _alone(address: str) -> str:
+    return f"{address}/{128 if ':' in address else 32}"
+
+
 def _is_of(namespace: str, router: ARouter) -> bool:
     return router.id in ip("link", "show", "lo", netns=namespace)
 

@@ -92,7 +92,23 @@ def test_outside_only_those_addresses_are_seen_that_may_be() -> None:
     assert elements(a_router(snat=False), "shown") == {OWN} | inside
     # Without SNAT as well, who has a floating IP is seen under that.
     assert "@floated drop" in rules(a_router(snat=False), "guarded")
-    assert "drop" not in rules(a_router(snat=False), "passed").replace("169.254.0.0/16 drop", "")
+    passed = four(a_router(snat=False)).chains["passed"].rules
+    assert [rule for rule in passed if "drop" in rule and "saddr" not in rule] == [
+        "ip daddr 169.254.0.0/16 drop"
+    ]
+
+
+@pytest.mark.parametrize("snat", [True, False])
+def test_what_comes_from_outside_never_has_an_address_of_inside(snat: bool) -> None:
+    """Whoever could send to an external network sent to a floating IP under the address of a neighbour of the port behind it, and the
+    port's group let it in: "members may come in" is by address. Over IPv6 no floating IP was needed.
+    """
+    fours, sixes = router_tables(a_router((FLOATING, FIXED), snat=snat, six=True))
+
+    for table, family in ((fours, "ip"), (sixes, "ip6")):
+        chain = table.chains["passed"].rules
+        refused = chain.index(f'iifname "outside" {family} saddr @inside drop')
+        assert not any("accept" in rule for rule in chain[:refused])
 
 
 def test_ipv6_is_translated_nowhere_and_leaves_from_its_own_ranges() -> None:
