@@ -17,7 +17,7 @@ from fabric.model.binding import PortBinding
 from fabric.model.host import Session
 from fabric.model.identity import Principal
 from fabric.model.instance import Location
-from fabric.model.network import FixedAddress, NetworkPort, Router
+from fabric.model.network import FixedAddress, NetworkPort, Router, Subnet
 from fabric.model.network_plan import PlanState
 from fabric.model.security_group import ANY, Direction, SecurityGroup
 from fabric.network.core import rules
@@ -65,11 +65,13 @@ class TraceHandlers:
         self._conductors = conductors
 
     async def read_trace(self, request: pb.ReadTraceRequest, principal: Principal) -> pb.ReadTraceResponse:
-        project = project_of(principal)
         packet = _packet(request)
         source = await self._port(request.source, principal, field="source")
+        # An administrator may ask about anybody's.
+        project = source.project_id
         target = await self._target(request.destination, principal)
         fixed, address = _ends(source, target, request)
+        packet = packet.over(address.version)
         around = await self._around(source, fixed, project)
         going = way(ipaddress.ip_address(fixed.address), address, around)
         steps = [
@@ -95,16 +97,18 @@ class TraceHandlers:
         if network is None:
             raise absent("network", port.network_id)
         router = await self._router_at(fixed, project)
+        subnets = [each.value for each in await self._desk.subnets_of(network.value)]
         joined = () if router is None else tuple(each.subnet_id for each in router.interfaces)
         floating_id = port.floating_ips.get(fixed.address)
         floating = None if floating_id is None else await self._desk.floating_ips.at(project, floating_id)
         return Surroundings(
             network=network.value,
-            subnets=[each.value for each in await self._desk.subnets_of(network.value)],
+            subnets=subnets,
             router=router,
             joined=[each.value for each in await self._desk.subnets_at(joined)],
             floating_ip=None if floating is None else floating.value,
             has_gateway=router is not None and await self._has_gateway(router),
+            has_others_router=router is None and await self._is_led(subnets, fixed),
         )
 
     async def _arrived(self, port: NetworkPort | None, seen_from: IpAddress, packet: Packet) -> list[Step]:
@@ -142,6 +146,15 @@ class TraceHandlers:
             if any(it.subnet_id == fixed.subnet_id for it in each.value.interfaces)
         )
         return next(joining, None)
+
+    async def _is_led(self, subnets: Iterable[Subnet], fixed: FixedAddress) -> bool:
+        """Whether anybody has the gateway address of an address's subnet."""
+        keys = [
+            ADDRESS.at(each.id, each.gateway)
+            for each in subnets
+            if each.id == fixed.subnet_id and each.gateway
+        ]
+        return any([key in (await self._store.get(key)).entries for key in keys])
 
     async def _has_gateway(self, router: Router) -> bool:
         key = ROUTER_GATEWAY.at(router.id)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fabric.model.faults import FAULT_TEXT, as_fault_code
 from fabric.model.firewall import ICMP, ICMPV6, PROTOCOLS_WITH_PORTS
 from fabric.model.network import FloatingIp, Network, NetworkPort, Router, Subnet
 from fabric.model.network_plan import PlanState
@@ -35,6 +36,12 @@ class Packet:
 
     protocol: int
     port: int = ANY
+
+    def over(self, version: int) -> Packet:
+        """As it is over this version of IP: people say icmp, and mean the one of the family, as they do in rules."""
+        if self.protocol not in {ICMP, ICMPV6}:
+            return self
+        return replace(self, protocol=ICMP if version == 4 else ICMPV6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +166,8 @@ def protocol_name(number: int) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What is around the port that a packet comes from: its network, the network's subnets, the router of the subnet it has its address in
-    with the subnets that one joins, and the floating IP of that address. None for what there is not.
+    with the subnets that one joins, and the floating IP of that address. None for what there is not. `has_others_router`: there is a router
+    at the gateway of that subnet, but not the project's to know.
     """
 
     network: Network
@@ -168,6 +176,7 @@ class Surroundings:
     joined: Sequence[Subnet] = ()
     floating_ip: FloatingIp | None = None
     has_gateway: bool = False
+    has_others_router: bool = False
 
 
 def way(source: IpAddress, destination: IpAddress, around: Surroundings) -> Way:
@@ -183,6 +192,16 @@ def way(source: IpAddress, destination: IpAddress, around: Surroundings) -> Way:
             f"directly, on network {around.network.name or around.network.id}", around.network.id, source
         )
     router = around.router
+    if router is None and around.has_others_router:
+        return Way(
+            step=Step(
+                kind="route",
+                outcome=Outcome.UNKNOWN,
+                detail="the router at the gateway of the port's subnet is not this project's, and leads as it is set there",
+                resource_id=around.network.id,
+            ),
+            seen_from=None,
+        )
     if router is None:
         return _lost("no router is at the gateway of the port's subnet", around.network.id)
     name = router.name or router.id
@@ -244,7 +263,10 @@ def _lost(detail: str, resource_id: str) -> Way:
 
 
 def followed(whose: str, port_id: str, host: str | None, state: PlanState | None) -> Step:
-    """Whether a port's host does what the model says; `host` is None where the port is on none, `state` where nothing is known of it."""
+    """Whether a port's host does what the model says; `host` is None where the port is on none, `state` where nothing is known of it.
+
+    A host's own words for a fault are about all that is there, whosever it is, and are its choice: only the code's are passed on.
+    """
     if host is None:
         detail = f"{whose} port is on no host: its server is not running anywhere"
         return Step(kind="host", outcome=Outcome.BLOCKED, detail=detail, resource_id=port_id)
@@ -252,7 +274,8 @@ def followed(whose: str, port_id: str, host: str | None, state: PlanState | None
         detail = f"{whose} host does not say what it has followed: it, or its conductor, cannot be asked"
         return Step(kind="host", outcome=Outcome.UNKNOWN, detail=detail, resource_id=port_id)
     if state.fault_code:
-        detail = f"{whose} host does not follow revision {state.revision}: {state.fault_message}"
+        why = FAULT_TEXT[as_fault_code(state.fault_code)]
+        detail = f"{whose} host does not follow revision {state.revision}: {why}"
         return Step(kind="host", outcome=Outcome.UNKNOWN, detail=detail, resource_id=port_id)
     if not state.is_current or state.followed < state.revision:
         detail = f"{whose} host is still to follow what has changed; it has revision {state.followed}"

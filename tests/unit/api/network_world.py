@@ -73,7 +73,7 @@ class NetworkWorld:
     def __init__(self, store: Store, limits: NetworkLimits | None = None, *, ids: Ids | None = None) -> None:
         self.store = store
         self._ids = ids or RandomIds()
-        desk = Desk(
+        self.desk = desk = Desk(
             store,
             limits=limits or NetworkLimits(),
             clock=SystemClock(),

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import pytest
 
+from fabric.api.cells import Cells
+from fabric.api.traces import TraceHandlers
+from fabric.clock import SystemClock
 from fabric.errors import InvalidRequest, NotFound
 from fabric.model.binding import PortBinding, RouterGateway
 from fabric.model.host import Session, SessionState
 from fabric.model.identity import Principal
+from fabric.model.instance import Location
+from fabric.model.network_plan import PlanState
+from fabric.model.quota import Charge
 from fabric.pb.network.v1 import security_group_service_pb2 as grp
 from fabric.pb.network.v1 import trace_service_pb2 as pb
 from fabric.store.base import Txn
 from fabric.store.codec import encode
 from fabric.store.keys import PORT_BINDING, ROUTER_GATEWAY, SESSION
-from tests.unit.api.network_world import OTHER, OWN, NetworkWorld, nebula
+from tests.unit.api.network_world import ADMIN, OTHER, OWN, NetworkWorld, nebula
 
 PASSES, BLOCKED, UNKNOWN = (
     pb.TRACE_OUTCOME_PASSES,
@@ -127,3 +133,97 @@ async def test_what_is_not_the_projects_is_not_there(world: NetworkWorld) -> Non
         await trace(world, "web", "192.0.2.1", protocol="any")
     with pytest.raises(InvalidRequest, match="family"):
         await trace(world, "web", "2001:db8::1")
+
+
+async def test_what_a_host_says_of_a_fault_is_not_passed_on(world: NetworkWorld) -> None:
+    """Its words are about all that is on it, other projects' networks too, and a hostile one chooses them (security.md, section 5)."""
+    await nebula(world)
+    await placed(world, "web")
+    await placed(world, "db", "h2")
+    world.conductors.states["h2"] = PlanState(
+        revision=9,
+        followed=8,
+        told_age_ms=50,
+        followed_age_ms=0,
+        fault_code="NETWORK_FAILED",
+        fault_message="the host could not wire the server's ports: cfb-of-another-project: no such device",
+        is_current=True,
+    )
+
+    found = await world.traces.read_trace(
+        pb.ReadTraceRequest(source="web", destination="db", protocol="tcp", port=22), OWN
+    )
+
+    assert found.steps[-1].outcome == UNKNOWN
+    assert "could not wire" in found.steps[-1].detail
+    assert "another-project" not in found.steps[-1].detail
+
+
+@pytest.mark.parametrize("protocol", ["icmp", "ipv6-icmp"])
+@pytest.mark.parametrize(("cidr", "family"), [("10.7.0.0/24", 4), ("fd00:7::/64", 6)])
+async def test_icmp_is_the_one_of_the_packets_family(
+    world: NetworkWorld, protocol: str, cidr: str, family: int
+) -> None:
+    """People say icmp and mean the family's, in rules as in questions: a rule for it was said not to allow a ping over IPv6."""
+    await world.network("net")
+    await world.subnet("net", cidr)
+    group = await world.group("pinged")
+    ether_type = grp.ETHER_TYPE_IPV4 if family == 4 else grp.ETHER_TYPE_IPV6
+    await world.rule(group.name, direction=grp.DIRECTION_INGRESS, ether_type=ether_type, protocol="icmp")
+    for name in ("one", "two"):
+        await world.port("net", name, security_groups=[group.name])
+
+    _, steps = await trace(world, "one", "two", protocol=protocol, port=None)
+
+    assert [outcome for kind, outcome in steps if kind in {"egress", "ingress"}] == [PASSES, PASSES]
+
+
+async def test_somebody_elses_router_is_not_said_to_be_missing(world: NetworkWorld) -> None:
+    """At the gateway of a shared network is a router of whose the network is: by which way it leads is not this project's to know."""
+    await world.network("common", ADMIN, shared=True)
+    await world.subnet("common", "10.8.0.0/24", "common-subnet", ADMIN)
+    await world.port("common", "web")
+
+    _, without = await trace(world, "web", "192.0.2.1")
+    await world.router("theirs", ADMIN, external_network="public")
+    await world.add_interface("theirs", "common-subnet", ADMIN)
+    _, with_one = await trace(world, "web", "192.0.2.1")
+
+    assert without[-1] == ("route", BLOCKED)
+    assert with_one[-1] == ("route", UNKNOWN)
+
+
+async def test_an_administrator_sees_what_the_ports_own_project_would(world: NetworkWorld) -> None:
+    """The way was looked up among the administrator's own routers, so that every server of a project had none."""
+    await nebula(world)
+    address = await placed(world, "web")
+    made = await world.get("Port", "web")
+
+    class OneServer:
+        async def location(self, word: str, principal: Principal) -> Location:
+            return Location(
+                instance_id="i",
+                project_id="own",
+                user_id="ann",
+                name=word,
+                cell="c1",
+                charge=Charge(),
+                port_ids=(made.id,),
+            )
+
+    world.traces = TraceHandlers(
+        world.desk,
+        servers=OneServer(),
+        cells=Cells({"c1": world.cell}, clock=SystemClock()),
+        conductors=world.conductors,
+    )
+    router = await world.get("Router", "nebula_router")
+    gateway = RouterGateway(router_id=router.id, cell="c1", host="h1", tunnel_address="192.0.2.1")
+    await world.store.commit(Txn(put={ROUTER_GATEWAY.at(router.id): encode(gateway)}))
+
+    _, steps = await trace(world, "server", "192.0.2.77", who=ADMIN)
+    _, inside = await trace(world, "server", address, who=ADMIN)
+
+    assert steps[2] == ("route", PASSES)
+    assert inside[3][0] == "ingress"
+    assert inside[3][1] == PASSES

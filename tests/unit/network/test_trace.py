@@ -195,7 +195,8 @@ STATE = PlanState(
     [
         (None, None, Outcome.BLOCKED, "on no host"),
         ("h", None, Outcome.UNKNOWN, "cannot be asked"),
-        ("h", replace(STATE, fault_code="X", fault_message="no room"), Outcome.UNKNOWN, "no room"),
+        ("h", replace(STATE, fault_code="NETWORK_FAILED"), Outcome.UNKNOWN, "could not wire"),
+        ("h", replace(STATE, fault_code="INVENTED"), Outcome.UNKNOWN, "in a way it has no word for"),
         ("h", replace(STATE, followed=8), Outcome.UNKNOWN, "still to follow"),
         ("h", replace(STATE, is_current=False), Outcome.UNKNOWN, "still to follow"),
         ("h", STATE, Outcome.PASSES, "since 0.7 s"),
