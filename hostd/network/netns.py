@@ -72,7 +72,10 @@ class Namespace:
         await self.inside(write)
 
     async def inside(self, work: Callable[[], _T]) -> _T:
-        """Do `work`, which may block, in a thread that is in the namespace, and in nothing else afterwards: it ends with it."""
+        """Do `work`, which may block, in a thread that is in the namespace, and in nothing else afterwards: it ends with it.
+
+        Cancelled, it waits for the work to end: whoever comes next may count on it.
+        """
 
         def enter_and_work() -> _T:
             if self._path:
@@ -80,8 +83,16 @@ class Namespace:
                     setns(namespace.fileno(), CLONE_NEWNET)
             return work()
 
-        with ThreadPoolExecutor(1, thread_name_prefix="netns") as thread:
-            return await asyncio.get_running_loop().run_in_executor(thread, enter_and_work)
+        thread = ThreadPoolExecutor(1, thread_name_prefix="netns")
+        working = asyncio.get_running_loop().run_in_executor(thread, enter_and_work)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait({working})
+            raise
+        finally:
+            # Waiting for a thread that works would hold up the loop.
+            thread.shutdown(wait=working.done())
 
 
 _FOLDER = Path("/run/netns")
