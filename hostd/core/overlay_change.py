@@ -150,6 +150,8 @@ BRIDGE_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
         # The host has no address here, and answers for none of those that it has elsewhere (8: for no local address at all).
         "net/ipv4/conf/{bridge}/arp_ignore": "8",
         "net/ipv4/conf/{bridge}/forwarding": "0",
+        # A host may do without IPv6, as one in a container does; the kernel lets nobody say who has an address here then.
+        "net/ipv6/conf/{bridge}/disable_ipv6": "0",
         "net/ipv6/conf/{bridge}/accept_ra": "0",
     }
 )

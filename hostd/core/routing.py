@@ -50,6 +50,8 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NAMESPACE_SETTINGS: Final[Mapping[str, str]] = {
     "net/ipv4/ip_forward": "1",
+    # A host may do without IPv6, and new namespaces may take after it (net.core.devconf_inherit_init_net).
+    "net/ipv6/conf/all/disable_ipv6": "0",
     "net/ipv6/conf/all/forwarding": "1",
     # Answers come by another way than questions go, on purpose.
     "net/ipv4/conf/all/rp_filter": "0",

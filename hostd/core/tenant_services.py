@@ -100,6 +100,8 @@ def surroundings_change(have: Surroundings, want: Surroundings) -> tuple[str, ..
 NAMESPACE_SETTINGS: Final[Mapping[str, str]] = {
     # It serves, and leads nowhere.
     "net/ipv4/ip_forward": "0",
+    # A host may do without IPv6, and new namespaces may take after it (net.core.devconf_inherit_init_net).
+    "net/ipv6/conf/all/disable_ipv6": "0",
     "net/ipv6/conf/all/forwarding": "0",
     "net/ipv6/conf/default/accept_ra": "0",
     "net/ipv6/conf/all/accept_ra": "0",

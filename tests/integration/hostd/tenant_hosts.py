@@ -210,6 +210,8 @@ def a_fabric() -> Iterator[Fabric]:
         for host, address in zip(hosts, TUNNELS, strict=True):
             ip("address", "add", f"{address}/24", "dev", "under0", netns=host)
             ip("link", "set", "under0", "mtu", "1500", "up", netns=host)
+        # As Docker has it in a container, and many an administrator: what guests speak is not the host's affair.
+        inside(hosts[1], lambda: Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text("1"))
         yield Fabric(hosts, tuple(states), stack)
 
 
