@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from hostd.syscalls import CLONE_NEWNET, setns
@@ -34,7 +37,11 @@ def inside(netns: str, work: Callable[[], _T]) -> _T:
 
 @contextlib.contextmanager
 def a_namespace(word: str) -> Iterator[str]:
-    """A namespace with its loopback up. Fails at the end when a process still lives in it."""
+    """A namespace with its loopback up. Fails at the end when a process still lives in it.
+
+    However it ends, with it go the namespaces that a host daemon made for it: their names begin with its own. Whoever wants to know that
+    the daemon has taken them away itself has to ask before.
+    """
     name = f"cf-{word}-{uuid.uuid4().hex[:8]}"
     ip("netns", "add", name)
     try:
@@ -42,4 +49,13 @@ def a_namespace(word: str) -> Iterator[str]:
         yield name
         assert ip("netns", "pids", name) == ""
     finally:
-        ip("netns", "del", name)
+        for each in (*namespaces(f"{name}."), name):
+            for pid in ip("netns", "pids", each).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "del", each)
+
+
+def namespaces(prefix: str) -> list[str]:
+    """The names of namespaces, or of what was to become one, that begin so."""
+    return sorted(path.name for path in Path("/run/netns").iterdir() if path.name.startswith(prefix))
