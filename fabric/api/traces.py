@@ -20,7 +20,7 @@ from fabric.model.instance import Location
 from fabric.model.network import FixedAddress, NetworkPort, Router, Subnet
 from fabric.model.network_plan import PlanState
 from fabric.model.security_group import ANY, Direction, SecurityGroup
-from fabric.network.core import rules
+from fabric.network.core import ranges, rules
 from fabric.network.core.ranges import IpAddress
 from fabric.network.core.trace import (
     Outcome,
@@ -212,9 +212,10 @@ class TraceHandlers:
 
     async def _target(self, word: str, principal: Principal) -> IpAddress | NetworkPort:
         try:
-            return ipaddress.ip_address(word)
+            ipaddress.ip_address(word)
         except ValueError:
             return await self._port(word, principal, field="destination")
+        return ranges.address(word, field="destination")
 
     async def _port(self, word: str, principal: Principal, *, field: str) -> NetworkPort:
         """A port of the project: by its id or name, or the first of a server's. Raises NotFound, InvalidRequest."""

@@ -40,6 +40,8 @@ class Plans:
         self.packer = PlanPacker()
         self._follower = follower
         self._hosts = hosts
+        # Said once, and not at every look.
+        self._unmade: dict[str, str] = {}
 
     @property
     def revision(self) -> int:
@@ -47,11 +49,22 @@ class Plans:
         return self._follower.revision
 
     def of(self, host: str) -> Planned | None:
-        """A host's plan; None while there is no telling. An old picture is no ground to take anything away."""
+        """A host's plan; None while there is no telling.
+
+        An old picture is no ground to take anything away, and a record that no host can have is none to end the host's session.
+        """
         held = self._hosts.entries.get(HOST.at(host))
         if held is None or not self._follower.is_fresh:
             return None
-        return plan_of(held.value, self._follower.picture)
+        try:
+            planned = plan_of(held.value, self._follower.picture)
+        except ValueError as broken:
+            if self._unmade.get(host) != str(broken):
+                self._unmade[host] = str(broken)
+                log.error("plan.not_made", host=host, why=str(broken))
+            return None
+        self._unmade.pop(host, None)
+        return planned
 
 
 class PlanTelling:

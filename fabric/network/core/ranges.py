@@ -48,13 +48,17 @@ def address(text: str, *, field: str) -> IpAddress:
         found = ipaddress.ip_address(text)
     except ValueError:
         raise InvalidRequest(f"{field}: {text!r} is not an IP address", field=field) from None
-    if "%" in text:
-        raise InvalidRequest(f"{field}: {text!r} has a zone, which only its own machine knows", field=field)
+    _check_zone(text, field=field)
     return found
 
 
 def network(text: str, *, field: str) -> IpNetwork:
-    """The network, or one address as a network of its own. Raises InvalidRequest, naming `field` and, for host bits, the right one."""
+    """The network, or one address as a network of its own.
+
+    Raises:
+        InvalidRequest: naming `field` and, for host bits, the right one. Zones mean nothing here, either.
+    """
+    _check_zone(text, field=field)
     try:
         return ipaddress.ip_network(text)
     except ValueError:
@@ -120,6 +124,12 @@ def without(intervals: Iterable[Interval], gone: Iterable[int]) -> tuple[Interva
 def size(intervals: Sequence[Interval]) -> int:
     """How many there are in disjoint intervals."""
     return sum(each.size for each in intervals)
+
+
+def _check_zone(text: str, *, field: str) -> None:
+    # For `ipaddress` a zone may have any characters, and what is accepted becomes text of hosts' rules and configuration.
+    if "%" in text:
+        raise InvalidRequest(f"{field}: {text!r} has a zone, which only its own machine knows", field=field)
 
 
 def _split(whole: Interval, gone: int) -> list[Interval]:

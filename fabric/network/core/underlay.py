@@ -19,6 +19,12 @@ def check_tunnel_address(address: str, *, field: str) -> str:
         found = ipaddress.ip_address(address)
     except ValueError:
         raise InvalidRequest(f"{field} must be an address such as 192.0.2.13", field=field) from None
-    if found.is_unspecified or found.is_multicast or found.is_loopback or found.is_link_local:
+    if (
+        "%" in address
+        or found.is_unspecified
+        or found.is_multicast
+        or found.is_loopback
+        or found.is_link_local
+    ):
         raise InvalidRequest(f"{field} must be an address that other hosts can send to", field=field)
     return str(found)

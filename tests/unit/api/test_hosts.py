@@ -202,6 +202,6 @@ async def test_a_host_says_where_its_tunnels_end_and_what_it_leads_to(world: Wor
 
     assert made.spec.tunnel_address == "2001:db8::5"
     assert list(made.spec.physical_networks) == ["external", "dc2"]
-    for wrong in ("here", "10.0.0.1/24", "::", "224.0.0.1", "127.0.0.1", "169.254.1.1"):
+    for wrong in ("here", "10.0.0.1/24", "::", "224.0.0.1", "127.0.0.1", "169.254.1.1", "fd00::5%eth0"):
         with pytest.raises(InvalidRequest, match=r"host\.spec\.tunnel_address"):
             await world.update(_host(tunnel_address=wrong))

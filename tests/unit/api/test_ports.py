@@ -82,6 +82,10 @@ async def test_a_port_has_what_was_asked_for(world: NetworkWorld) -> None:
             {"allowed_address_pairs": [prt.AllowedAddressPair(cidr="10.0.0.1/8")]},
             "port.allowed_address_pairs[0].cidr",
         ),
+        (
+            {"allowed_address_pairs": [prt.AllowedAddressPair(cidr="fd00::%x }; flush ruleset #/64")]},
+            "port.allowed_address_pairs[0].cidr",
+        ),
         ({"port_security_disabled": True, "security_groups": ["default"]}, "port.security_groups"),
     ],
 )

@@ -133,6 +133,8 @@ async def test_what_is_not_the_projects_is_not_there(world: NetworkWorld) -> Non
         await trace(world, "web", "192.0.2.1", protocol="any")
     with pytest.raises(InvalidRequest, match="family"):
         await trace(world, "web", "2001:db8::1")
+    with pytest.raises(InvalidRequest, match="zone"):
+        await trace(world, "web", "fe80::1%eth0")
 
 
 async def test_what_a_host_says_of_a_fault_is_not_passed_on(world: NetworkWorld) -> None:

@@ -13,7 +13,7 @@ from fabric.conductor.service import ConductorService
 from fabric.model.binding import PortBinding, RouterGateway
 from fabric.model.faults import FaultCode
 from fabric.model.firewall import PortRange
-from fabric.model.host import SessionState
+from fabric.model.host import Session, SessionState
 from fabric.model.network import (
     FixedAddress,
     Network,
@@ -442,6 +442,33 @@ async def test_a_plan_that_cannot_be_followed_is_told_of_and_tried_again(it: Fab
         await soon(lambda: _fault(service) == FaultCode.NETWORK_FAILED)
         await soon(lambda: _ports(machine) == [port_id(1)])
         await soon(lambda: _fault(service) == "")
+
+
+@in_a_fabric
+async def test_a_plan_that_cannot_be_made_ends_no_session(it: Fabric) -> None:
+    """A record that no host can have broke the session, and each one after it: nothing at all was done on that host any more."""
+    service = await _serve(it.cell)
+    await _approve(it.cell, "h1")
+    await it.begin(1)
+    group_key = SECURITY_GROUP.at("nebula", "group-1")
+    (rule,) = a_group(22).rules
+    broken = replace(rule, ether_type=EtherType.IPV6, remote_cidr="fd00::%zone/64")
+    async with Hosts({"c1:7000": service}) as hosts:
+        machine = hosts.start("h1")
+        await _have(it, 1, "h1")
+        await soon(lambda: _ports(machine) == [port_id(1)])
+
+        await it.put({group_key: replace(a_group(22), rules=(broken,))})
+        await asyncio.sleep(20)
+        state = service.read_plan_state("h1")
+        await it.put({group_key: a_group(443)})
+
+        await soon(lambda: _opened(machine) == [PortRange(first=443, last=443)])
+        assert state is not None
+        assert not state.is_current
+        session = (await it.cell.store.get(SESSION.at("h1"))).value(SESSION.at("h1"))
+        assert session is not None
+        assert decode(Session, session).epoch == 1
 
 
 def _fault(service: ConductorService) -> str | None:

@@ -47,6 +47,11 @@ def _port(name: str, **said: Any) -> PortFilter:
         lambda: _rule(remote_prefix="10.0.0.1/8"),
         lambda: _rule(remote_prefix="2001:db8::/32"),
         lambda: _rule(remote_prefix="10.0.0.0/8; flush ruleset"),
+        # A zone may have any characters, and would go into the host's rules as it is.
+        lambda: _rule(ether_type=EtherType.IPV6, remote_prefix="fd00::%x }; flush ruleset #/64"),
+        lambda: AddressSet(name="a", members=frozenset({"fd00::%x }; flush ruleset #/64"})),
+        lambda: AddressPair(prefix="fd00::1%eth0"),
+        lambda: _port("p", addresses=("fd00::1%x }; flush ruleset #",)),
         lambda: AddressSet(name="a", members=frozenset({"10.0.0.1/8"})),
         lambda: AddressPair(prefix="ten"),
         lambda: _port("p", addresses=("10.0.0.0/24",)),

@@ -80,6 +80,9 @@ def test_what_is_not_said_is_decided(said: dict[str, Any], means: tuple[int, int
         ({"protocol": "icmp", "port_max": 3}, "port_range_min"),
         ({"remote_cidr": "10.0.0.1/8"}, "remote_cidr"),
         ({"remote_cidr": "everybody"}, "remote_cidr"),
+        # A zone may have any characters, and rules are text on hosts: this one would have thrown all of theirs away.
+        ({"remote_cidr": "fd00::%x }; flush ruleset #/64"}, "remote_cidr"),
+        ({"remote_cidr": "fd00::1%eth0"}, "remote_cidr"),
         ({"remote_cidr": "10.0.0.0/8", "ether_type": EtherType.IPV6}, "remote_cidr"),
         ({"remote_cidr": "10.0.0.0/8", "remote_group_id": "g"}, "remote_cidr"),
     ],

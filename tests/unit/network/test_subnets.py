@@ -95,6 +95,8 @@ def test_pools_that_take_everything_give_one_address_up() -> None:
         ("ff02::/64", {}, "cidr"),
         ("fd00::/127", {}, "cidr"),
         ("fd00::/16", {}, "cidr"),
+        ("fd00::%eth0/64", {}, "cidr"),
+        ("fd00::1%eth0/64", {}, "cidr"),
         ("10.0.0.0/24", {"gateway": "10.0.1.1"}, "gateway"),
         ("10.0.0.0/24", {"gateway": "10.0.0.0"}, "gateway"),
         ("10.0.0.0/24", {"gateway": "10.0.0.255"}, "gateway"),
@@ -121,6 +123,11 @@ def test_pools_that_take_everything_give_one_address_up() -> None:
         (
             "10.0.0.0/24",
             {"host_routes": (HostRoute(destination="fd00::/64", next_hop="10.0.0.1"),)},
+            "host_routes.destination",
+        ),
+        (
+            "fd00::/64",
+            {"host_routes": (HostRoute(destination="fd00:9::%x\n/64", next_hop="fd00::1"),)},
             "host_routes.destination",
         ),
         (

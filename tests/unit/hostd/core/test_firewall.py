@@ -65,6 +65,14 @@ def test_what_would_have_to_be_quoted_is_refused(odd: PortFilter) -> None:
         script(filters(ports=(odd,)))
 
 
+def test_a_remote_prefix_brings_no_words_of_its_own() -> None:
+    """What is behind a percent sign of an IPv6 address may be anything, for Python; and a rule's prefix is text of the ruleset."""
+    with pytest.raises(ValueError, match="zone"):
+        script(
+            filters(replace(IN, ether_type=EtherType.IPV6, remote_prefix="fd00::%x }; flush ruleset #/64"))
+        )
+
+
 def test_names_of_groups_sets_and_bridges_are_checked_too() -> None:
     bad = "x; flush ruleset"
     named = replace(filters(), groups=(RuleGroup(id="web"), RuleGroup(id=bad, rules=frozenset({IN}))))
