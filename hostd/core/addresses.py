@@ -1,7 +1,8 @@
-"""What only one port of a network can have on a host. Pure."""
+"""Addresses as the conductor says them, and what only one port of a network can have on a host. Pure."""
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Iterator
 
 from fabric.model.network import Port
@@ -17,3 +18,31 @@ def claims(ports: Iterable[Port]) -> Iterator[tuple[str, str]]:
         yield network, port.mac
         for each in port.addresses:
             yield network, each.address
+
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def address_of(text: str) -> IpAddress:
+    """An address. Raises ValueError for what is none, and for one with a zone (RFC 4007).
+
+    A zone may be any text, line breaks among it, and what is made of addresses here are the lines of programs that run as root.
+    """
+    return ipaddress.ip_address(_unzoned(text))
+
+
+def network_of(text: str) -> IpNetwork:
+    """The network that an address with a length is of. Raises ValueError, as `address_of` does."""
+    return ipaddress.ip_network(_unzoned(text), strict=False)
+
+
+def interface_of(address: str, prefix_length: int) -> str:
+    """The address with its length. Raises ValueError, as `address_of` does."""
+    return str(ipaddress.ip_interface(f"{_unzoned(address)}/{prefix_length}"))
+
+
+def _unzoned(text: str) -> str:
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone, which no address of a plan has")
+    return text

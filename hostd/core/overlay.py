@@ -9,7 +9,6 @@ What is there and what is wanted are the same kind of value, so every change is 
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.model.network_plan import Neighbour, NetworkPlan, PlannedNetwork
+from hostd.core.addresses import address_of
 from hostd.core.firewall import link_local
 from hostd.core.tap_names import MARK, TapMark
 
@@ -227,7 +227,7 @@ def _said_of(neighbour: Neighbour) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _address(text: str) -> str:
-    return str(ipaddress.ip_address(text))
+    return str(address_of(text))
 
 
 def _checked(pattern: re.Pattern[str], text: str) -> str:

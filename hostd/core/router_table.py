@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Final
 
 from fabric.model.network_plan import PlannedRouter, RouterOutside
+from hostd.core.addresses import address_of, network_of
 from hostd.core.connections import Connection
 from hostd.core.nftables import Chain, Elements, Table
 
@@ -72,9 +73,7 @@ def router_tables(router: PlannedRouter) -> tuple[Table, Table]:
 
 def _table6(router: PlannedRouter) -> Table:
     inside = {
-        ipaddress.IPv6Network(f"{leg.address}/{leg.prefix_length}", strict=False)
-        for leg in router.legs
-        if not _is_four(leg.address)
+        network_of(f"{leg.address}/{leg.prefix_length}") for leg in router.legs if not _is_four(leg.address)
     }
     return Table(
         family="ip6",
@@ -101,7 +100,7 @@ def _table4(router: PlannedRouter) -> Table:
     floating = () if outside is None else outside.floating_ips
     pairs = [(_four(each.address), _four(each.fixed_address)) for each in floating]
     inside = {
-        ipaddress.IPv4Network(f"{_four(leg.address)}/{leg.prefix_length}", strict=False)
+        network_of(f"{_four(leg.address)}/{leg.prefix_length}")
         for leg in router.legs
         if _is_four(leg.address)
     }
@@ -194,7 +193,7 @@ def _own(outside: RouterOutside | None) -> list[str]:
 
 
 def _is_four(address: str) -> bool:
-    return ipaddress.ip_address(address).version == 4
+    return address_of(address).version == 4
 
 
 def _four(address: str) -> str:

@@ -13,7 +13,6 @@ How to get from what is there to what is wanted is `routing_change`; what the pa
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from hashlib import blake2b
 from typing import Final
 
 from fabric.model.network_plan import NetworkPlan, PlannedNetwork, PlannedRouter, RouterLeg, RouterOutside
+from hostd.core.addresses import address_of, interface_of, network_of
 from hostd.core.announcements import Advertisement
 from hostd.core.nftables import Table
 from hostd.core.router_table import OUTSIDE, Translations, router_tables
@@ -44,9 +44,6 @@ _DIGEST_BYTES: Final = 6
 _ID: Final = re.compile(r"[0-9a-f-]{1,36}")
 _MAC: Final = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NAMESPACE_SETTINGS: Final[Mapping[str, str]] = {
     "net/ipv4/ip_forward": "1",
@@ -196,7 +193,7 @@ def space(
     networks = {network.id: network for network in plan.networks}
     legs = [(leg, _network(leg, networks)) for leg in router.legs]
     links = [_leg(leg, network, bridges, namespace, router.id) for leg, network in legs]
-    addresses = {(_inside_name(leg), _interface(leg.address, leg.prefix_length)) for leg in router.legs}
+    addresses = {(_inside_name(leg), interface_of(leg.address, leg.prefix_length)) for leg in router.legs}
     routes: set[Route] = set()
     neighbours: set[tuple[str, str, str]] = set()
     remotes: set[tuple[str, str, str]] = set()
@@ -212,7 +209,7 @@ def space(
             links.append(_outside(outside, uplinks[outside.physical_network], namespace, router.id))
             held = _held(outside)
             addresses |= {(OUTSIDE, _single(each)) for each in held}
-            announced = {(outside.mac, str(ipaddress.ip_address(each))) for each in held}
+            announced = {(outside.mac, _address(each)) for each in held}
             tables = (MAIN_TABLE, OUTSIDE_TABLE) if outside.is_gateway else (OUTSIDE_TABLE,)
             routes |= {route for table in tables for route in _ways_out(outside, table)}
         if plan.tunnel_address and router.vni:
@@ -321,12 +318,12 @@ def _ways_out(outside: RouterOutside, table: int) -> set[Route]:
     """Beside the router is all of the external network; beyond it, what its gateways lead to."""
     routes = set()
     for family in (4, 6):
-        subnets = [each for each in outside.subnets if _network_of(each.cidr).version == family]
-        routes |= {Route(table, str(_network_of(each.cidr)), "", OUTSIDE) for each in subnets}
+        subnets = [each for each in outside.subnets if network_of(each.cidr).version == family]
+        routes |= {Route(table, str(network_of(each.cidr)), "", OUTSIDE) for each in subnets}
         leading = [each for each in subnets if each.gateway]
-        held = [ipaddress.ip_address(each) for each in _held(outside)]
+        held = [address_of(each) for each in _held(outside)]
         # By the range that its own addresses are of, where there are several.
-        leading.sort(key=lambda each: not any(mine in _network_of(each.cidr) for mine in held))
+        leading.sort(key=lambda each: not any(mine in network_of(each.cidr) for mine in held))
         if leading:
             routes.add(Route(table, _EVERYTHING[family], _address(leading[0].gateway), OUTSIDE))
     return routes
@@ -337,7 +334,7 @@ def _advertisement(leg: RouterLeg, network: PlannedNetwork) -> Advertisement:
     return Advertisement(
         device=_inside_name(leg),
         mac=leg.mac,
-        prefix=str(_network_of(f"{leg.address}/{leg.prefix_length}")),
+        prefix=str(network_of(f"{leg.address}/{leg.prefix_length}")),
         mtu=network.mtu,
         managed=subnet is None or subnet.dhcp,
         dns_servers=() if subnet is None else tuple(_address(each) for each in subnet.dns_servers),
@@ -353,23 +350,15 @@ def _digest(text: str) -> str:
 
 
 def _family(address: str) -> int:
-    return ipaddress.ip_address(address).version
+    return address_of(address).version
 
 
 def _address(text: str) -> str:
-    return str(ipaddress.ip_address(text))
-
-
-def _network_of(text: str) -> IpNetwork:
-    return ipaddress.ip_network(text, strict=False)
-
-
-def _interface(address: str, prefix_length: int) -> str:
-    return str(ipaddress.ip_interface(f"{address}/{prefix_length}"))
+    return str(address_of(text))
 
 
 def _single(address: str) -> str:
-    found = ipaddress.ip_address(address)
+    found = address_of(address)
     return f"{found}/{found.max_prefixlen}"
 
 

@@ -6,7 +6,6 @@ is known by address: each of the host's ports has its neighbour entry here for g
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -14,6 +13,7 @@ from typing import Final
 
 from fabric.model.network import METADATA_ADDRESS, Port
 from fabric.model.network_plan import NetworkPlan, PlannedNetwork, PlannedSubnet
+from hostd.core.addresses import address_of, network_of
 from hostd.core.dhcp import LEASE_S, Serving, hostname_word
 from hostd.core.firewall import link_local
 from hostd.core.overlay import SERVICE_INTERFACE
@@ -64,13 +64,13 @@ def surroundings(network: PlannedNetwork, lodgers: Iterable[Lodger]) -> Surround
     addresses = {f"{METADATA_ADDRESS}/32", f"{METADATA_ADDRESS6}/64"}
     for subnet in network.subnets:
         if subnet.service_address:
-            length = ipaddress.ip_network(subnet.cidr).prefixlen
-            addresses.add(f"{ipaddress.ip_address(subnet.service_address)}/{length}")
+            length = network_of(subnet.cidr).prefixlen
+            addresses.add(f"{address_of(subnet.service_address)}/{length}")
     neighbours = set()
     for lodger in lodgers:
         mac = lodger.port.mac
         neighbours.add((link_local(mac), mac))
-        neighbours |= {(str(ipaddress.ip_address(it.address)), mac) for it in lodger.port.addresses}
+        neighbours |= {(str(address_of(it.address)), mac) for it in lodger.port.addresses}
     return Surroundings(mtu=network.mtu, addresses=frozenset(addresses), neighbours=frozenset(neighbours))
 
 
@@ -157,17 +157,17 @@ def serving(network: PlannedNetwork, lodgers: Iterable[Lodger], *, advertise: bo
 def _told(lodger: Lodger, subnets: list[PlannedSubnet], version: int) -> Iterable[tuple[str, PlannedSubnet]]:
     """At most one address of the family, with its subnet."""
     for it in lodger.port.addresses:
-        address = ipaddress.ip_address(it.address)
+        address = address_of(it.address)
         if address.version != version:
             continue
         for subnet in subnets:
-            if _version(subnet) == version and address in ipaddress.ip_network(subnet.cidr):
+            if _version(subnet) == version and address in network_of(subnet.cidr):
                 yield str(address), subnet
                 return
 
 
 def _range(subnet: PlannedSubnet) -> str:
-    network = ipaddress.ip_network(subnet.cidr)
+    network = network_of(subnet.cidr)
     size = network.prefixlen if network.version == 6 else network.netmask
     return f"--dhcp-range={network.network_address},static,{size},{LEASE_S}s"
 
@@ -179,25 +179,24 @@ def _options4(network: PlannedNetwork, subnet: PlannedSubnet) -> Iterable[str]:
     """
     routes = [f"{METADATA_ADDRESS}/32,{subnet.service_address}"]
     routes += [
-        f"{ipaddress.ip_network(route.destination)},{ipaddress.ip_address(route.next_hop)}"
-        for route in subnet.host_routes
+        f"{network_of(route.destination)},{address_of(route.next_hop)}" for route in subnet.host_routes
     ]
     if subnet.gateway:
-        gateway = ipaddress.ip_address(subnet.gateway)
+        gateway = address_of(subnet.gateway)
         routes.append(f"0.0.0.0/0,{gateway}")
         yield f"option:router,{gateway}"
     else:
         yield "option:router"
     yield f"option:mtu,{network.mtu}"
     yield f"option:classless-static-route,{','.join(routes)}"
-    if servers := [it for it in subnet.dns_servers if ipaddress.ip_address(it).version == 4]:
+    if servers := [it for it in subnet.dns_servers if address_of(it).version == 4]:
         yield f"option:dns-server,{','.join(servers)}"
 
 
 def _options6(subnet: PlannedSubnet) -> Iterable[str]:
-    if servers := [f"[{it}]" for it in subnet.dns_servers if ipaddress.ip_address(it).version == 6]:
+    if servers := [f"[{it}]" for it in subnet.dns_servers if address_of(it).version == 6]:
         yield f"option6:dns-server,{','.join(servers)}"
 
 
 def _version(subnet: PlannedSubnet) -> int:
-    return ipaddress.ip_network(subnet.cidr).version
+    return network_of(subnet.cidr).version

@@ -238,13 +238,16 @@ def test_a_tap_that_went_by_itself_is_made_again() -> None:
     [
         replace(NEIGHBOUR, mac="fa:16:3e:00:00:01 dev eth0"),
         replace(NEIGHBOUR, addresses=("10.0.0.5\nlink del dev eth0",)),
+        # What is behind % is a zone (RFC 4007), and may be any text.
+        replace(NEIGHBOUR, addresses=("fd00::5%\nlink del dev eth0",)),
+        replace(NEIGHBOUR, tunnel_address="fd00::5%\nlink del dev eth0"),
         replace(NEIGHBOUR, tunnel_address="192.0.2.2 self"),
     ],
 )
 def test_words_that_are_no_addresses_are_refused(neighbour: Neighbour) -> None:
     network = replace(PLAN.networks[0], neighbours=(neighbour,))
 
-    with pytest.raises(ValueError, match=r"does not match|does not appear"):
+    with pytest.raises(ValueError, match=r"does not match|does not appear|has a zone"):
         an_overlay(replace(PLAN, networks=(network,)))
 
 

@@ -205,6 +205,12 @@ def test_names_of_interfaces_fit_the_kernel() -> None:
         a_router(legs=(a_leg(mac="fa:16:3e:00:00:01 netns 1"),)),
         a_router(legs=(a_leg(address="10.1.0.1 dev lo"),)),
         a_router(legs=(a_leg("a3"),)),
+        a_router(legs=(a_leg(address="fd00::1%\nlink del lo", prefix_length=64),)),
+        a_router(outside=an_outside(is_gateway=True, addresses=("fd00::9%\nlink del lo",))),
+        a_router(
+            outside=an_outside(is_gateway=True, subnets=(OutsideSubnet(cidr="fd00::%\nlink del lo/64"),))
+        ),
+        a_router(outside=an_outside(gateway_tunnel_address="fd00::9%\nlink del lo")),
         a_router(outside=an_outside(is_gateway=True, addresses=("203.0.113.10\nlink del lo",))),
         a_router(outside=an_outside(is_gateway=True, mac="zz")),
         a_router(outside=an_outside(gateway_tunnel_address="there")),
@@ -212,7 +218,9 @@ def test_names_of_interfaces_fit_the_kernel() -> None:
     ],
 )
 def test_what_is_none_never_reaches_a_program(broken: PlannedRouter) -> None:
-    with pytest.raises(ValueError, match=r"does not match|does not appear|not planned|Only decimal digits"):
+    with pytest.raises(
+        ValueError, match=r"does not match|does not appear|not planned|Only decimal digits|has a zone"
+    ):
         spaced(broken)
 
 

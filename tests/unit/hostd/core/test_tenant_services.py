@@ -115,6 +115,26 @@ def test_a_route_that_is_none_is_refused() -> None:
         serving(replace(NETWORK, subnets=(routed,)), [LODGER], advertise=False)
 
 
+ZONED = "fd00::5%\ntag:all,option:router,10.0.0.9"
+"""Behind % any text is an address to Python, line breaks among it."""
+
+
+@pytest.mark.parametrize(
+    "subnet", [replace(SIX, service_address=ZONED), replace(SIX, cidr="fd00::%\naddress del/64")]
+)
+def test_a_zone_of_an_address_is_no_line_of_a_batch(subnet: PlannedSubnet) -> None:
+    with pytest.raises(ValueError, match="has a zone"):
+        surroundings(replace(NETWORK, subnets=(FOUR, subnet)), [LODGER])
+
+
+@pytest.mark.parametrize(
+    "subnet", [replace(SIX, dns_servers=(ZONED,)), replace(SIX, cidr="fd00::%\ntag:all/64")]
+)
+def test_a_zone_of_an_address_is_no_line_of_the_dhcp_servers(subnet: PlannedSubnet) -> None:
+    with pytest.raises(ValueError, match="has a zone"):
+        serving(replace(NETWORK, subnets=(FOUR, subnet)), [LODGER], advertise=False)
+
+
 def test_a_subnet_without_dhcp_is_not_served() -> None:
     only_six = replace(NETWORK, subnets=(replace(FOUR, dhcp=False), SIX))
 
