@@ -18,7 +18,7 @@ from fabric.conductor.core import fence, repair
 from fabric.conductor.core.bindings import Placed
 from fabric.conductor.core.draft import Draft
 from fabric.conductor.settings import ConductorSettings
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import Bug, FabricError, Unavailable
 from fabric.ids import Ids
 from fabric.lifecycle.timers import due
 from fabric.model.host import Session
@@ -182,7 +182,11 @@ class Sweeper:
         """Forget volumes that ended a day ago, and whose rows are gone: no attachment of them can still be on its way."""
         snapshot = await self._store.list(VOLUME.under())
         for key, entry in snapshot.entries.items():
-            volume = decode(Volume, entry.value)
+            try:
+                volume = decode(Volume, entry.value)
+            except Bug as broken:
+                log.error("volume.undecodable", key=key, why=broken.message)
+                continue
             if volume.state is VolumeState.DELETED and now_ms - volume.update_time_ms > REMEMBERED_MS:
                 unchanged = {key: entry.mod_revision, VOLUME_END.at(volume.id): 0}
                 await self._store.commit(Txn(unchanged=unchanged, delete=(key,)))

@@ -9,9 +9,10 @@ from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines
 from fabric.model.host import Session, SessionState
 from fabric.model.states import TaskState
+from fabric.model.volume import Volume, VolumeState
 from fabric.store.base import Txn
 from fabric.store.codec import decode, encode
-from fabric.store.keys import SESSION, TOMBSTONE
+from fabric.store.keys import SESSION, TOMBSTONE, VOLUME
 from fabric.store.memory import MemoryStore
 from tests.unit.conductor.worlds import CountingIds, LoopClock, World, instance_id, run, until
 
@@ -97,5 +98,26 @@ def test_a_server_that_cannot_be_looked_after_keeps_no_other_from_it() -> None:
             await until(is_ended)
 
             assert (await cell.instance(1)).task is TaskState.SPAWNING
+
+    run(world)
+
+
+def test_a_broken_volume_keeps_no_other_from_being_forgotten() -> None:
+    """All that came after it by key stayed for ever: a round over volumes that have ended began anew, and ended there each time."""
+
+    async def world() -> None:
+        async with World() as cell:
+            over = Volume(id="over", project_id="p", state=VolumeState.DELETED, update_time_ms=1)
+            await cell.store.commit(
+                Txn(put={VOLUME.at("broken"): NO_RECORD, VOLUME.at("over"): encode(over)})
+            )
+            await cell.conductor()
+
+            async def is_forgotten() -> bool:
+                return VOLUME.at("over") not in (await cell.store.list(VOLUME.under())).entries
+
+            await until(is_forgotten, within_s=3600)
+
+            assert list((await cell.store.list(VOLUME.under())).entries) == [VOLUME.at("broken")]
 
     run(world)
