@@ -109,9 +109,11 @@ def add_fixed_ip(
 def remove_network(session: Session, *, server: str, network: str, wait: bool, wait_timeout_s: float) -> None:
     """Pull every interface on a network out of a server."""
     found = session.client.instances.get(server)
-    there = {it.port_id: it for it in found.status.addresses if network in {it.network_name, it.network_id}}
+    # By id: what a server shows is the name that the network had when the server came to be on it.
+    named = session.client.networks.get(network)
+    there = dict.fromkeys(it.port_id for it in found.status.addresses if it.network_id == named.id)
     if not there:
-        raise Failed(f"server {found.name} has no interface on network {network}")
+        raise Failed(f"server {found.name} has no interface on network {named.name}")
     for port_id in there:
         begun = session.client.instances.act("detach-interface", found.id, port=port_id)
         plug(session, begun, wait_timeout_s if wait else None)

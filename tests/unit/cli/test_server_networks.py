@@ -70,13 +70,30 @@ def test_an_interface_is_removed_by_its_port_or_its_address(office: Shell, words
 def test_a_network_is_removed_with_every_interface_on_it(office: Shell) -> None:
     server = office.api.instances["web"]
     first = server.status.addresses[0]
-    server.status.addresses.add(network_name="red", port_id=first.port_id, address="fd00::9")
-    server.status.addresses.add(network_name="red", port_id="another", address="10.0.0.99")
+    red = {"network_name": "red", "network_id": first.network_id}
+    server.status.addresses.add(port_id=first.port_id, address="fd00::9", **red)
+    server.status.addresses.add(port_id="another", address="10.0.0.99", **red)
+    office.ok("network", "create", "green")
 
     office.ok("server", "remove", "network", "web", "red")
 
     assert [each.port for each in office.api.requests("detach_interface")] == [first.port_id, "another"]
     assert "no interface on network green" in office.run("server", "remove", "network", "web", "green").stderr
+
+
+def test_a_network_is_removed_by_the_name_that_it_has_now(office: Shell) -> None:
+    """A server shows the names that its networks had when it came to be on them: the new one was not found, and by the old one also the
+    interfaces on another network that has it by now were pulled out.
+    """
+    office.ok("network", "set", "--name", "office", "red")
+    office.ok("network", "create", "red")
+
+    office.ok("server", "remove", "network", "web", "office")
+    by_old_name = office.run("server", "remove", "network", "web", "red")
+
+    (port_id,) = (each.port for each in office.api.requests("detach_interface"))
+    assert port_id == office.api.instances["web"].status.addresses[0].port_id
+    assert "no interface on network red" in by_old_name.stderr
 
 
 def test_a_floating_ip_leads_to_the_address_that_a_router_leads_out_of(office: Shell) -> None:
