@@ -11,7 +11,7 @@ from fabric.cli.exits import Failed
 from fabric.cli.instance_devices import PLUG_WAIT_S, add, plug, remove, server_argument
 from fabric.cli.params import examples, waiting
 from fabric.cli.session import Session, pass_session
-from fabric.errors import FabricError
+from fabric.errors import WrongState
 
 if TYPE_CHECKING:
     from fabric.client.instances import Instance
@@ -169,7 +169,7 @@ def add_floating_ip(session: Session, *, fixed_ip: str, server: str, floating_ip
     for at, (port, address) in enumerate(ways, start=1):
         try:
             session.client.floating_ips.update(floating_ip, port=port.id, fixed_ip=address)
-        except FabricError:
+        except WrongState:
             if at == len(ways):
                 raise
         else:
