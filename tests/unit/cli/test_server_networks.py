@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fabric.errors import Conflict
+from fabric.errors import QuotaExceeded
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from tests.unit.cli.shell import Shell
 
@@ -127,15 +127,13 @@ def test_a_floating_ip_that_no_router_leads_says_why(office: Shell) -> None:
 
 
 def test_another_address_is_tried_only_where_no_way_leads_to_the_first(office: Shell) -> None:
-    """Whatever came in the way was taken for that: so a change of which nobody knew whether it was made was followed by another one, and
-    the floating IP led to the server's second address.
-    """
+    """Whatever came in the way was taken for that, and the floating IP led to the server's second address."""
     leading = office.json("floating", "ip", "create", "public")
-    office.api.fail["update_floating_ip"] = [Conflict("others were changing the same thing; try again")]
+    office.api.fail["update_floating_ip"] = [QuotaExceeded("no more changes today")]
 
     refused = office.run("server", "add", "floating", "ip", "web", leading["id"])
 
-    assert "others were changing" in refused.stderr
+    assert "no more changes today" in refused.stderr
     assert len(office.api.requests("update_floating_ip")) == 1
     assert office.json("floating", "ip", "show", leading["id"])["port_id"] is None
 
