@@ -31,6 +31,7 @@ from fabric.network.addresses import port_at
 from fabric.pb.compute.v1 import instance_service_pb2
 from fabric.pb.volume.v1 import volume_service_pb2 as pb
 from fabric.rpc.method import methods
+from fabric.rpc.validate import validate
 from fabric.store.base import Txn
 from fabric.store.codec import encode
 from fabric.store.keys import (
@@ -183,6 +184,23 @@ async def test_a_volume_is_made_charged_found_and_ended(world: Volumes) -> None:
         await world.show()
     used = (await world.read(world.store, QUOTA, "p")).used
     assert (used.volumes, used.volume_gib) == (0, 0)
+
+
+@volumes_test
+async def test_a_list_goes_on_after_the_longest_name_there_can_be(world: Volumes) -> None:
+    """A token holds the name that a page ended with, and names are counted in characters: of 255 that take four bytes each it was longer
+    than tokens may be, so the second page was refused.
+    """
+    await world.ready()
+    for end in "ab":
+        await world.make("\N{FLOPPY DISK}" * 254 + end)
+
+    first = await world.volumes.list_volumes(pb.ListVolumesRequest(page_size=1), WHO)
+    request = pb.ListVolumesRequest(page_size=1, page_token=first.next_page_token)
+    validate(request)
+    rest = await world.volumes.list_volumes(request, WHO)
+
+    assert [each.name[-1] for each in (*first.volumes, *rest.volumes)] == ["a", "b"]
 
 
 @volumes_test
