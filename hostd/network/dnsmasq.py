@@ -52,16 +52,19 @@ class Dnsmasq:
             if running:
                 await self._end(running)
             return
-        changed = self._write(serving)
+        written = self._write(serving)
         self._wanted = self._namespace.command(*command(serving, self._files(), self._user))
         self._holders = dict(serving.holders)
         running = self._find()
         # What has changed is read by starting anew, which takes some hundredths of a second, and not by a hang-up: on one dnsmasq 2.90
         # has crashed. And an address that a guest of before still holds would be refused to its next one for as long as the old lease
         # lasts; a lease is forgotten only by a server that starts without it.
-        if running and (changed or not _same(self._command, self._wanted)):
+        if running and (written or not _same(self._command, self._wanted)):
             await self._end(running)
             running = 0
+        # No server is there that has read others: whoever comes after us, should we die, goes by the files.
+        for path in written:
+            _publish(path)
         if not running:
             self._start()
         else:
@@ -101,15 +104,16 @@ class Dnsmasq:
         hosts, options, leases = self._paths()
         return Files(hosts=hosts, options=options, leases=leases)
 
-    def _write(self, serving: Serving) -> bool:
+    def _write(self, serving: Serving) -> list[Path]:
+        """Write what is to be read beside what is read now; gives the files that differ."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o755)
         if self._user != "root":
             _require_searchable(self._folder, self._user)
         hosts, options, _ = self._paths()
         # Options first: a host line must never be read without them.
-        changed = [_replace(options, serving.options), _replace(hosts, serving.hosts)]
-        return any(changed)
+        texts = {Path(options): serving.options, Path(hosts): serving.hosts}
+        return [path for path, text in texts.items() if _stage(path, text)]
 
     def _forget_others(self) -> None:
         """Take leases that stand in the way of wanted ones out of the file; no server may run meanwhile."""
@@ -238,14 +242,27 @@ def _same(running: tuple[str, ...], wanted: tuple[str, ...]) -> bool:
     return running[-len(inner) :] == inner
 
 
-def _replace(path: str, text: str) -> bool:
-    """Write a file whole, readable to a server that gave up root; False where it had these words already."""
-    target = Path(path)
+def _replace(path: str, text: str) -> None:
+    """Write a file whole, readable to a server that gave up root."""
+    if _stage(Path(path), text):
+        _publish(Path(path))
+
+
+def _stage(path: Path, text: str) -> bool:
+    """Write beside a file what it is to say; False where it says so already."""
     with contextlib.suppress(FileNotFoundError):
-        if target.read_text(encoding="ascii") == text:
+        if path.read_text(encoding="ascii") == text:
             return False
-    part = target.with_name(f"{target.name}.part")
+    part = _part_of(path)
     part.write_text(text, encoding="ascii")
     part.chmod(0o644)
-    part.replace(target)
     return True
+
+
+def _publish(path: Path) -> None:
+    """Let a file say what was written beside it."""
+    _part_of(path).replace(path)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")
