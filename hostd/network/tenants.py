@@ -6,7 +6,8 @@ this process has done is remembered, and read from the kernel only when it start
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -104,7 +105,8 @@ class TenantNetworks:
         """Go there. `taps_seen` are the taps on tenant networks that are there; None where nobody has looked.
 
         Links and filters are as they must be then. What could not be had beside them is returned: by network what is wrong with its DHCP
-        or metadata, under `ROUTERS` what is wrong with a router. It stands in nobody else's way, and is tried again the next time.
+        or metadata, under `ROUTERS` what is wrong with a router, under its name a namespace that stays in spite of us. It stands in nobody
+        else's way, and is tried again the next time.
         """
         plan = demand.plan
         known, self._have = self._have, None
@@ -147,7 +149,7 @@ class TenantNetworks:
         await self._links.apply(change(first, want))
         self._have = want
         failures |= await self._serve_all(plan, served, demand.taps)
-        await self._remove_services({*served, *demand.used})
+        failures |= await self._remove_services({*served, *demand.used})
         return failures
 
     def tell(self, guest: Guest) -> None:
@@ -175,10 +177,12 @@ class TenantNetworks:
         # Links first: those into a namespace go some time after it, and then there is nothing to be sure of.
         there = await self._links.look()
         await self._links.apply(change(there.without(there.taps), Overlay()))
-        await self._remove_services(set())
+        failures = await self._remove_services(set())
         await self.firewall.dismantle()
         await self._namespace.run("nft", "-f", "-", stdin=removed("inet", BRIDGES_TABLE))
         self._have = None
+        for failure in failures.values():
+            raise failure
 
     async def _route(self, plan: NetworkPlan, planned: Iterable[str], *, told: bool) -> Exception | None:
         """Have the routers; what is wrong with one."""
@@ -244,21 +248,38 @@ class TenantNetworks:
         if await service.serve(serving(network, lodgers, advertise=advertise), guests):
             await self._failpoints.reach("hostd.wires.served")
 
-    async def _remove_services(self, wanted_ids: set[str]) -> None:
-        """Of networks that nobody wants: those this process made, and those another one left, by their folder or their namespace."""
+    async def _remove_services(self, wanted_ids: set[str]) -> dict[str, Exception]:
+        """Of networks that nobody wants: those this process made, and those another one left, by their folder or their namespace.
+
+        Gives what stays in spite of us, and why: by network, or by the namespace's name where that is all there is.
+        """
+        failures: dict[str, Exception] = {}
         left = self._folders()
         for network_id in sorted((left | self._services.keys()) - wanted_ids):
-            await self._service(network_id).remove()
-            del self._services[network_id]
-            await self._failpoints.reach("hostd.wires.unserved")
-            _log.info("network.services_removed", network=network_id)
-        names = {self._namespace_of(network_id) for network_id in wanted_ids}
+            with _kept_going(failures, network_id):
+                await self._service(network_id).remove()
+                del self._services[network_id]
+                await self._failpoints.reach("hostd.wires.unserved")
+                _log.info("network.services_removed", network=network_id)
+        names = {self._namespace_of(network_id) for network_id in wanted_ids | failures.keys()}
         for name in namespaces(host_prefix(self._namespace.identity)):
             if name not in names:
                 _log.warning("network.stray_namespace", namespace=name)
-                await remove_namespace(name)
+                with _kept_going(failures, name):
+                    await remove_namespace(name)
+        return failures
 
     def _folders(self) -> set[str]:
         if not self._folder.is_dir():
             return set()
         return {path.name for path in self._folder.iterdir() if path.is_dir()}
+
+
+@contextmanager
+def _kept_going(failures: dict[str, Exception], name: str) -> Iterator[None]:
+    """Note what goes wrong with one of several, so that the others have their turn."""
+    try:
+        yield
+    except (ProgramFailed, OSError, ValueError) as error:
+        _log.warning("network.not_removed", name=name, words=str(error))
+        failures[name] = error

@@ -227,6 +227,25 @@ async def test_what_is_wrong_in_one_network_stands_in_no_other_ones_way(fabric: 
     await wires.close()
 
 
+async def test_what_cannot_be_taken_away_stands_in_nobodys_way(fabric: Fabric) -> None:
+    """It did: a plan counted as followed only when all was gone that it did not want, and until then no guest on a tenant network began."""
+    stray = Path("/run/netns", f"{host_prefix(f'/run/netns/{fabric.hosts[0]}')}000000000001")
+    wires = fabric.wires(0)
+    await wires.prepare()
+    # No namespace, and `ip netns delete` takes no folder away.
+    stray.mkdir()
+    try:
+        with pytest.raises(NetworkError):
+            await wires.follow(fabric.plan(0, (GUEST,)))
+
+        assert [each.mac for each in await wires.plug(GUEST.wiring)] == [GUEST.port.mac]
+    finally:
+        stray.rmdir()
+    await wires.follow(fabric.plan(0, (GUEST,)))
+    await wires.dismantle()
+    await wires.close()
+
+
 async def test_a_guest_whose_ports_no_plan_filters_is_not_plugged(fabric: Fabric) -> None:
     wires = fabric.wires(0)
     await wires.follow(fabric.plan(0, (TenantGuest(OTHER, 0, 11),)))
