@@ -35,7 +35,7 @@ from fabric.network.core.trace import (
 )
 from fabric.pb.network.v1 import trace_service_pb2 as pb
 from fabric.store.codec import decode
-from fabric.store.keys import ADDRESS, PORT_BINDING, ROUTER_GATEWAY, SECURITY_GROUP_MEMBER, SESSION
+from fabric.store.keys import ADDRESS, PORT, PORT_BINDING, ROUTER_GATEWAY, SECURITY_GROUP_MEMBER, SESSION
 
 
 class PlanConductors(Protocol):
@@ -178,11 +178,11 @@ class TraceHandlers:
 
     async def _members(self, group_id: str) -> list[NetworkPort]:
         found = await self._store.list(SECURITY_GROUP_MEMBER.under(group_id))
-        ports = [
-            await self._desk.ports.at(decode(str, entry.value), key.rsplit("/", 1)[1])
-            for key, entry in found.entries.items()
+        keys = [
+            PORT.at(decode(str, entry.value), key.rsplit("/", 1)[1]) for key, entry in found.entries.items()
         ]
-        return [each.value for each in ports if each is not None]
+        seen = await self._store.get(*keys)
+        return [decode(NetworkPort, entry.value) for entry in seen.entries.values()]
 
     # ------------------------------------------------------------------ hosts
 

@@ -13,12 +13,13 @@ from fabric.model.host import Session, SessionState
 from fabric.model.identity import Principal
 from fabric.model.instance import Location
 from fabric.model.network_plan import PlanState
-from fabric.model.quota import Charge
+from fabric.model.quota import Charge, NetworkLimits
 from fabric.pb.network.v1 import security_group_service_pb2 as grp
 from fabric.pb.network.v1 import trace_service_pb2 as pb
-from fabric.store.base import Txn
+from fabric.store.base import Snapshot, Txn
 from fabric.store.codec import encode
 from fabric.store.keys import PORT_BINDING, ROUTER_GATEWAY, SESSION
+from fabric.store.memory import MemoryStore
 from tests.unit.api.network_world import ADMIN, OTHER, OWN, NetworkWorld, nebula
 
 PASSES, BLOCKED, UNKNOWN = (
@@ -229,3 +230,31 @@ async def test_an_administrator_sees_what_the_ports_own_project_would(world: Net
     assert steps[2] == ("route", PASSES)
     assert inside[3][0] == "ingress"
     assert inside[3][1] == PASSES
+
+
+class Counting(MemoryStore):
+    """How often it was read."""
+
+    reads = 0
+
+    async def get(self, *keys: str) -> Snapshot:
+        self.reads += 1
+        return await super().get(*keys)
+
+
+async def test_a_large_group_is_read_at_once() -> None:
+    """Its members were read one after the other: in a project of some thousand servers, of which all are in the default group, a trace
+    took longer than a call may.
+    """
+    store = Counting()
+    world = NetworkWorld(store, NetworkLimits(ports=-1))
+    await world.network("net")
+    await world.subnet("net", "10.6.0.0/16")
+    for number in range(40):
+        await world.port("net", f"p{number}")
+    before = store.reads
+
+    _, steps = await trace(world, "p0", "p39")
+
+    assert ("ingress", PASSES) in steps
+    assert store.reads - before < 40
