@@ -126,9 +126,10 @@ class LinuxWires:
                 await self._links.remove_taps(going)
                 await self._failpoints.reach("hostd.wires.untapped")
                 wiring = wirings.get(instance_id)
-                if wiring is not None and wiring.placement_epoch <= placement_epoch:
+                if wiring is None or wiring.placement_epoch <= placement_epoch:
+                    # Known or not: one that cannot be read is nobody's now.
                     self._records.remove(instance_id)
-                    del wirings[instance_id]
+                    wirings.pop(instance_id, None)
                 await self._failpoints.reach("hostd.wires.forgotten")
                 if going or wiring is not None:
                     await self._converge()
@@ -200,6 +201,8 @@ class LinuxWires:
             if wiring.guest.ports and not any(tap_name(port.id) in taps for port in wiring.guest.ports):
                 self._records.remove(instance_id)
                 del wirings[instance_id]
+        marked = {tap.mark.instance_id for tap in taps.values() if tap.mark is not None}
+        self._records.sweep(wirings.keys() | marked)
         wanted = {mark.tap for wiring in wirings.values() for mark, _ in _ports(wiring)}
         # One that a hypervisor holds stays, filtered by the mark it carries: nothing running is cut for want of a record.
         strays = [tap for name, tap in taps.items() if name not in wanted and not tap.in_use]

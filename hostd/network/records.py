@@ -5,10 +5,10 @@ One file per instance, readable to root alone: it holds user data. One file for 
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import structlog
@@ -17,6 +17,10 @@ from fabric.model.network_plan import NetworkPlan
 from hostd.network.base import Wiring
 
 _log = structlog.get_logger(__name__)
+
+_RECORD: Final = ".json"
+_PART: Final = ".part"
+"""What begins to be written, and is put in place when it is whole."""
 
 
 class WiringRecords:
@@ -29,7 +33,7 @@ class WiringRecords:
         """Every record that can be read; one that cannot is left alone, and its instance must be wired again."""
         if not self._folder.is_dir():
             return
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(self._folder.glob(f"*{_RECORD}")):
             try:
                 yield msgspec.json.decode(path.read_bytes(), type=Wiring)
             except msgspec.MsgspecError as error:
@@ -42,12 +46,20 @@ class WiringRecords:
         _write(self._path(wiring.guest.id), msgspec.json.encode(wiring))
 
     def remove(self, instance_id: str) -> None:
-        """Drop a record; there being none is success."""
-        with contextlib.suppress(FileNotFoundError):
-            self._path(instance_id).unlink()
+        """Drop a record, and what was to become one; there being none is success."""
+        path = self._path(instance_id)
+        for each in (path, _part_of(path)):
+            each.unlink(missing_ok=True)
+
+    def sweep(self, kept: Container[str]) -> None:
+        """Drop what is of no instance in `kept`, readable or not: it holds user data."""
+        for path in list(self._folder.glob("*")):
+            if path.suffix in {_RECORD, _PART} and path.stem not in kept:
+                _log.warning("wiring.stray", file=path.name)
+                path.unlink(missing_ok=True)
 
     def _path(self, instance_id: str) -> Path:
-        return self._folder / f"{instance_id}.json"
+        return self._folder / f"{instance_id}{_RECORD}"
 
 
 class PlanRecord:
@@ -76,8 +88,12 @@ class PlanRecord:
         self._path.unlink(missing_ok=True)
 
 
+def _part_of(path: Path) -> Path:
+    return path.with_suffix(_PART)
+
+
 def _write(path: Path, content: bytes) -> None:
-    part = path.with_suffix(".part")
+    part = _part_of(path)
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor, not a path

@@ -295,3 +295,26 @@ async def test_a_plan_that_comes_while_a_guest_is_plugged_is_gone_by_at_once(fab
     await following
     await wires.dismantle()
     await wires.close()
+
+
+async def test_a_record_that_cannot_be_read_goes_with_its_guest_and_not_before(fabric: Fabric) -> None:
+    """Nobody knew whose it was, so it stayed for good, with the guest's user data."""
+    record = fabric.states[0] / "wires" / f"{GUEST.wiring.guest.id}.json"
+    wires = fabric.wires(0)
+    await wires.follow(fabric.plan(0, (GUEST,)))
+    await wires.plug(GUEST.wiring)
+    await wires.close()
+    record.write_bytes(b"{")
+
+    # Its tap says that the guest is here.
+    successor = fabric.wires(0)
+    assert await successor.plugged() == {GUEST.wiring.guest.id: 1}
+    await successor.unplug(GUEST.wiring.guest.id, 1)
+    assert not record.exists()
+
+    # As after a restart of the machine, which takes every tap.
+    record.write_bytes(b"{")
+    await successor.prepare()
+    assert not record.exists()
+    await successor.dismantle()
+    await successor.close()

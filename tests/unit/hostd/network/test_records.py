@@ -111,3 +111,30 @@ def test_a_wiring_that_cannot_be_read_is_left_alone(tmp_path: Path) -> None:
 
     assert [wiring.guest.id for wiring in records.read()] == [GUEST.id]
     assert (tmp_path / "broken.json").exists()
+
+
+def test_a_record_that_goes_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    """A daemon that died as it wrote one left its guest's user data on the disk for good, whatever became of the guest."""
+    records = WiringRecords(tmp_path)
+    records.write(Wiring(guest=GUEST, placement_epoch=3))
+    (tmp_path / f"{GUEST.id}.part").write_bytes(b"{")
+
+    records.remove(GUEST.id)
+    records.remove(GUEST.id)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_of_nobody_goes_readable_or_not(tmp_path: Path) -> None:
+    """A record that could not be read was never known to be of a guest, and so never removed with it."""
+    records, other = WiringRecords(tmp_path / "wires"), a_guest("other")
+    records.sweep({GUEST.id})
+    for guest in (GUEST, other):
+        records.write(Wiring(guest=guest, placement_epoch=3))
+    folder = tmp_path / "wires"
+    for name in (f"{an_id('gone')}.json", f"{an_id('gone')}.part", f"{other.id}.json", "README"):
+        (folder / name).write_bytes(b"{")
+
+    records.sweep({GUEST.id})
+
+    assert sorted(path.name for path in folder.iterdir()) == sorted((f"{GUEST.id}.json", "README"))
