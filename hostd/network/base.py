@@ -42,7 +42,8 @@ class Wires(Protocol):
         """Have all that the plan says of tenant networks, and nothing of them that it does not say, but what a wired guest still uses.
 
         Converges by difference: what is as it should be is not touched. The plan is kept, and holds after a restart of the daemon or of the
-        machine until another is followed. Raises NetworkError; then it is to be followed again.
+        machine until another is followed. Raises NetworkError; then it is to be followed again. One that nothing could be made of is
+        refused: the one before holds.
         """
         ...
 

@@ -18,6 +18,7 @@ from fabric.model.network_plan import NetworkPlan
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from hostd.core.addresses import claims
 from hostd.core.faults import FaultCode, fault_text
+from hostd.core.plan_checks import require_sayable
 from hostd.core.tap_names import TapMark, tap_name
 from hostd.core.tenant_services import Lodger
 from hostd.driver.base import Interface
@@ -80,8 +81,9 @@ class LinuxWires:
     async def follow(self, plan: NetworkPlan) -> None:
         with _network_faults("follow"):
             # Kept first: were it followed and then forgotten, a restart would go back to another. And not in turn: whoever is next, a guest
-            # that waited to be plugged perhaps, goes by it already.
+            # that waited to be plugged perhaps, goes by it already. So it must be one that can be gone by.
             if plan != self._known_plan():
+                require_sayable(plan)
                 self._plan_record.write(plan)
                 self._plan = plan
             self._told = True

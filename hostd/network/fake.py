@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from fabric.model.network_plan import NetworkPlan
 from hostd.core.faults import FaultCode, fault_text
+from hostd.core.plan_checks import require_sayable
 from hostd.core.tap_names import tap_name
 from hostd.driver.base import Interface
 from hostd.driver.fake import FakeMachine
@@ -27,7 +28,14 @@ class FakeWires:
         await self._do("prepare", lambda: None)
 
     async def follow(self, plan: NetworkPlan) -> None:
-        await self._do("follow", lambda: self._machine.followed.set(plan))
+        def go_by_it() -> None:
+            try:
+                require_sayable(plan)
+            except ValueError as error:
+                raise _error(FaultCode.NETWORK_FAILED) from error
+            self._machine.followed.set(plan)
+
+        await self._do("follow", go_by_it)
 
     async def plug(self, wiring: Wiring) -> tuple[Interface, ...]:
         def wire() -> tuple[Interface, ...]:

@@ -135,6 +135,23 @@ async def following_twice_is_success_and_wires_nobody(wires: Wires) -> None:
     assert await wires.plugged() == {}
 
 
+async def a_plan_that_nothing_can_be_made_of_is_refused_and_the_one_before_holds(wires: Wires) -> None:
+    """It was kept, and gone by: no guest of the host could be wired, on whatever network, until another plan came."""
+    plan = a_plan(TENANT)
+    await wires.follow(plan)
+    (port,) = plan.filters.ports
+    broken = replace(plan, filters=replace(plan.filters, ports=(replace(port, mac=port.mac.upper()),)))
+
+    with pytest.raises(NetworkError) as refused:
+        await wires.follow(broken)
+
+    assert refused.value.code == FaultCode.NETWORK_FAILED
+    await wires.plug(Wiring(guest=ONE, placement_epoch=1))
+    await wires.plug(Wiring(guest=TENANT, placement_epoch=1))
+    await wires.prepare()
+    assert await wires.plugged() == {ONE.id: 1, TENANT.id: 1}
+
+
 async def a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants(wires: Wires) -> None:
     guest = a_guest("both", ports=(a_tenant_port(4), a_port(1), a_tenant_port(5)))
     await wires.follow(a_plan(guest))
@@ -185,6 +202,7 @@ LAWS: tuple[Law, ...] = (
     closing_twice_is_success_and_leaves_wires,
     a_guest_on_a_tenant_network_is_plugged_when_its_port_is_filtered,
     following_twice_is_success_and_wires_nobody,
+    a_plan_that_nothing_can_be_made_of_is_refused_and_the_one_before_holds,
     a_guest_may_be_on_the_hosts_own_network_and_on_a_tenants,
     a_plan_without_a_wired_guests_port_leaves_it_its_wires,
     two_tenants_may_have_one_mac_and_one_address,

@@ -47,7 +47,14 @@ from hostd.driver.fake import FakeMachine
 from tests.unit.conductor.test_with_hostd import Hosts, OneBlob, _at_rest, _is_up, _place
 from tests.unit.conductor.worlds import World, instance_id, run, until
 
-NET = Network(id="net-1", name="blue", kind=NetworkKind.TENANT, vni=42, mtu=1450, subnet_ids=("sub-1",))
+NET = Network(
+    id="20000000-0000-4000-8000-000000000001",
+    name="blue",
+    kind=NetworkKind.TENANT,
+    vni=42,
+    mtu=1450,
+    subnet_ids=("sub-1",),
+)
 OUTSIDE = Network(
     id="ext", name="public", kind=NetworkKind.EXTERNAL, subnet_ids=("out",), physical_network="external"
 )
