@@ -6,6 +6,8 @@ taken in the host's book of claims. Both are in the one transaction that changes
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar, cast
@@ -294,11 +296,15 @@ def pulling_out(word: str) -> Beside:
 
 
 def _named(ports: tuple[Port, ...], word: str) -> Port | None:
+    """The port of this id, MAC or address, as people may write them."""
+    words = {word, word.lower()}
+    with contextlib.suppress(ValueError):
+        words.add(str(ipaddress.ip_address(word)))
     return next(
         (
             each
             for each in ports
-            if word in {each.id, each.mac} or any(word == its.address for its in each.addresses)
+            if not words.isdisjoint({each.id, each.mac, *(it.address for it in each.addresses)})
         ),
         None,
     )

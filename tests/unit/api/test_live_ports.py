@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from ipaddress import IPv6Address
 from random import Random
 from typing import Any
 
@@ -182,12 +183,22 @@ async def test_a_port_that_is_there_is_bound_and_free_again_afterwards(world: Li
     )
 
 
-@pytest.mark.parametrize("word", ["id", "mac", "address"])
+@pytest.mark.parametrize("word", ["id", "mac", "MAC", "address", "address in full"])
 def test_a_port_that_was_made_for_the_server_ends_when_it_is_removed(word: str) -> None:
+    """However its address is written: only the short form of IPv6, and only small letters, were known."""
+
     async def claim(world: Live) -> None:
         await world.attach(network="red")
         (port,) = (await world.record()).ports
-        await world.detach({"id": port.id, "mac": port.mac, "address": port.further[0].address}[word])
+        address = port.further[0].address
+        words = {
+            "id": port.id,
+            "mac": port.mac,
+            "MAC": port.mac.upper(),
+            "address": address,
+            "address in full": IPv6Address(address).exploded.upper(),
+        }
+        await world.detach(words[word])
         await world.said()
         await asyncio.sleep(5)
 
