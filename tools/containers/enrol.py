@@ -70,11 +70,12 @@ def known() -> dict[str, str] | None:
 
 
 def approve(host: dict[str, Any], cell: str) -> None:
-    """Record a host with what may be claimed of it and the one certificate that it may come with."""
+    """Record a host with what may be claimed of it, where the others find it, and the one certificate that it may come with."""
     fabric(
         *("host", "create", "--cell", cell, "--availability-zone", "nova", "--trait", "HW_ARCH_X86_64"),
         *("--vcpus", str(host["vcpus"]), "--ram", str(host["ram_mib"]), "--disk", str(host["disk_gib"])),
-        *("--guest-cidr", host["guest_cidr"], "--cert-serial", host["cert_serial"], host["name"]),
+        *("--guest-cidr", host["guest_cidr"], "--tunnel-address", host["tunnel_address"]),
+        *("--cert-serial", host["cert_serial"], host["name"]),
     )
 
 

@@ -42,16 +42,20 @@ USER: Final = 10001
 
 @dataclass(frozen=True, slots=True)
 class HostPlan:
-    """What an administrator approves of a host."""
+    """What an administrator approves of a host. `tunnel_address` is its own in the underlay, as compose.yaml has it."""
 
     name: str
     capacity: Resources
     guest_cidr: str
+    tunnel_address: str
 
 
 def plans(each: Resources) -> tuple[HostPlan, ...]:
-    """Two hosts of one size, each with a subnet of guests."""
-    return tuple(HostPlan(name, each, f"10.64.{number}.0/24") for number, name in enumerate(HOSTS, start=1))
+    """Two hosts of one size, each with a subnet of guests and a place in the underlay."""
+    return tuple(
+        HostPlan(name, each, guest_cidr=f"10.64.{number}.0/24", tunnel_address=f"10.64.255.{10 + number}")
+        for number, name in enumerate(HOSTS, start=1)
+    )
 
 
 def write(
@@ -164,6 +168,7 @@ def _operator(
                 "ram_mib": host.capacity.ram_mib,
                 "disk_gib": host.capacity.disk_gib,
                 "guest_cidr": host.guest_cidr,
+                "tunnel_address": host.tunnel_address,
                 "cert_serial": serials[host.name],
             }
             for host in hosts

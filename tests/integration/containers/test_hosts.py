@@ -17,6 +17,10 @@ pytestmark = [pytest.mark.owns_machine, pytest.mark.timeout(900)]
 BOOT_S = 180.0
 """From ACTIVE to a guest that lets somebody in, under emulation, two at a time on a busy machine."""
 NAMES = ("in-box-1", "in-box-2")
+OFFICE = "office"
+"""A network of the project's own: it spans the hosts, which the default one does not."""
+PING_BYTES = 1450 - 20 - 8
+"""What a packet as large as that network's MTU carries behind the headers of IPv4 and ICMP."""
 
 
 def shown(place: Place, *words: str) -> Any:
@@ -36,10 +40,17 @@ def key(place: Place) -> str:
 
 @pytest.fixture(scope="module")
 def guests(place: Place, key: str) -> dict[str, dict[str, Any]]:
-    """A server on each host, by the host's name."""
+    """A server on each host, by the host's name. They are reached by the hosts' own network, and are both on the project's."""
     assert key
+    place.fabric("network", "create", OFFICE)
+    place.fabric(
+        "subnet", "create", "--network", OFFICE, "--subnet-range", "10.9.0.0/24", "--gateway", "none", OFFICE
+    )
     for name in NAMES:
-        place.fabric("server", "create", "--flavor", "m1.box", "--image", "box", "--key-name", "box", name)
+        place.fabric(
+            *("server", "create", "--flavor", "m1.box", "--image", "box", "--key-name", "box"),
+            *("--network", "default", "--network", OFFICE, name),
+        )
 
     def settled() -> list[dict[str, Any]]:
         found = [shown(place, "server", "show", name) for name in NAMES]
@@ -118,6 +129,19 @@ def test_each_guest_boots_and_lets_its_owner_in(
         assert f"GUEST-READY {server['name']}" in console(place, server)
 
 
+def test_guests_of_one_network_reach_each_other_across_hosts(
+    place: Place, guests: dict[str, dict[str, Any]], key: str
+) -> None:
+    """By the tunnel between the hosts, with packets as large as the guests are told that they may be."""
+    one, other = (guests[host] for host in place.hosts)
+    for here, there in ((one, other), (other, one)):
+        (address,) = there["addresses"][OFFICE]
+        # The other one may not have asked for its address yet: it lets people in before.
+        asked = f"for i in $(seq 30); do ping -c 1 -W 2 -s {PING_BYTES} {address} && exit; done; true"
+
+        assert f"{PING_BYTES + 8} bytes from {address}" in inside(place, here, key, asked)
+
+
 def test_the_fabric_goes_on_without_a_member_of_its_store(
     place: Place, guests: dict[str, dict[str, Any]]
 ) -> None:
@@ -148,3 +172,11 @@ def test_deleted_servers_leave_their_hosts_without_taps_and_guests(
     place.fabric("server", "delete", "--wait", *NAMES)
 
     assert [traces(host) for host in place.hosts] == [[], []]
+    # The plan that has the network no longer comes after the last port of it has gone.
+    until(
+        lambda: (
+            [place.on_host(host, "ip", "-br", "link", "show", "type", "vxlan") for host in place.hosts]
+            == ["", ""]
+        ),
+        "the tunnels are gone",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,18 @@ def test_the_operator_knows_the_certificate_of_each_host(folder: Path) -> None:
         len({host["cert_serial"] for host in plan["hosts"]} | {host["guest_cidr"] for host in plan["hosts"]})
         == 4
     )
+
+
+def test_the_tunnel_address_of_each_host_is_the_one_that_it_has_in_the_underlay(folder: Path) -> None:
+    plan = json.loads((folder / "operator" / "plan.json").read_text())
+    (underlay,) = re.findall(r"^  underlay:.*?subnet: ([0-9./]+)", COMPOSE, re.MULTILINE | re.DOTALL)
+    given = dict(
+        re.findall(r"^  (host-\d+):(?:\n    .*)*?underlay: \{ipv4_address: ([0-9.]+)", COMPOSE, re.MULTILINE)
+    )
+
+    assert {host["name"]: host["tunnel_address"] for host in plan["hosts"]} == given
+    assert all(ip_address(each) in ip_network(underlay) for each in given.values())
+    assert not any(ip_network(host["guest_cidr"]).overlaps(ip_network(underlay)) for host in plan["hosts"])
 
 
 def test_a_root_file_system_is_named_by_all_that_shapes_it() -> None:
