@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock
+from fabric.conductor.core.guard import Lines
 from fabric.conductor.core.plan_telling import Next, Told, next_of
 from fabric.deadlines import within
 from fabric.errors import FabricError
@@ -76,6 +77,7 @@ class PlanTelling:
         self._say = say
         self._epoch = 0
         self._told = Told()
+        self._faults = Lines()
         self._news = asyncio.Event()
         self._answered = asyncio.Event()
 
@@ -97,13 +99,16 @@ class PlanTelling:
         self._told = told
         self._answered.set()
         if followed.fault_code:
-            log.warning(
-                "plan.not_followed",
-                host=self._host,
-                revision=followed.revision,
-                code=followed.fault_code,
-                words=followed.fault_message,
-            )
+            self._faults, count = self._faults.one_more(self._plans.clock.boot_s())
+            if count:
+                log.warning(
+                    "plan.not_followed",
+                    host=self._host,
+                    revision=followed.revision,
+                    code=followed.fault_code,
+                    words=followed.fault_message,
+                    faults=count,
+                )
         return True
 
     def state(self) -> PlanState:

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from unittest import mock
 
+from structlog.testing import capture_logs
+
 from fabric.conductor.service import ConductorService
 from fabric.model.binding import PortBinding, RouterGateway
 from fabric.model.faults import FaultCode
@@ -565,3 +567,29 @@ async def test_who_follows_what_it_was_never_told_is_struck(it: Fabric) -> None:
         await host.say(PlanFollowed(epoch=told.epoch, revision=told.revision + more))
 
     assert "bad messages" in (await host.farewell()).reason
+
+
+@in_a_fabric
+async def test_a_host_that_follows_nothing_over_and_over_fills_no_log(it: Fabric) -> None:
+    """Each time was a line of half a kilobyte, of the host's own words, as fast as it could say so."""
+    service = await _serve(it.cell)
+    await _approve(it.cell, "h1")
+    host = it.cell.dial(service, "h1")
+    await host.say(Hello(boot_id="b", agent_version="1", highest_epoch=0, follows_plans=True))
+    told = await host.hear(PlanPart)
+
+    with capture_logs() as lines:
+        for _ in range(500):
+            await host.say(
+                PlanFollowed(
+                    epoch=told.epoch,
+                    revision=told.revision,
+                    fault_code=FaultCode.NETWORK_FAILED,
+                    fault_message="no" * 200,
+                )
+            )
+        await soon(lambda: _fault(service) == FaultCode.NETWORK_FAILED)
+        await asyncio.sleep(5)
+
+    said = [each for each in lines if each["event"] == "plan.not_followed"]
+    assert 0 < len(said) < 50
