@@ -66,14 +66,16 @@ class InstancePorts:
         asked = _asked(request)
         draft = Draft(attempt)
         own: list[Network] = []
-        ports: list[Port] = []
+        ports: dict[int, Port] = {}
         made = 0
-        for path, each in asked:
+        # Those that name addresses first: else another one's "any" might be one of them.
+        for at, (path, each) in sorted(enumerate(asked), key=lambda one: not _names_address(one[1][1])):
+            others = list(ports.values())
             if each.port:
                 port_path = f"{path}port"
                 found = await named_by(port_path, self._desk.ports.get(project_of(principal), each.port))
-                ports.append(
-                    await self.bind(draft, found, instance_id=instance_id, others=ports, field=port_path)
+                ports[at] = await self.bind(
+                    draft, found, instance_id=instance_id, others=others, field=port_path
                 )
                 continue
             network_path = f"{path}network" if path else "network"
@@ -82,24 +84,25 @@ class InstancePorts:
                 own.append(_only_once(network.value, each, own, path=path, field=network_path))
                 continue
             made += 1
-            ports.append(
-                await self.make(
-                    draft,
-                    network,
-                    principal,
-                    port_id=self._desk.ids.new_id(),
-                    instance_id=instance_id,
-                    addresses=await self.addresses(each.fixed_ips, principal, path=path),
-                    groups=list(request.security_groups),
-                    others=ports,
-                    path=path,
-                    field=network_path,
-                )
+            ports[at] = await self.make(
+                draft,
+                network,
+                principal,
+                port_id=self._desk.ids.new_id(),
+                instance_id=instance_id,
+                addresses=await self.addresses(each.fixed_ips, principal, path=path),
+                groups=list(request.security_groups),
+                others=others,
+                path=path,
+                field=network_path,
             )
         if request.security_groups and not made:
             raise _no_groups()
         return Wired(
-            network=own[0] if own else None, ports=tuple(ports), unchanged=draft.unchanged, put=draft.put
+            network=own[0] if own else None,
+            ports=tuple(ports[at] for at in sorted(ports)),
+            unchanged=draft.unchanged,
+            put=draft.put,
         )
 
     async def _named(self, word: str, principal: Principal, *, field: str) -> Found[Network]:
@@ -238,6 +241,10 @@ def _asked(request: pb.CreateInstanceRequest) -> list[tuple[str, pb.RequestedNet
             )
         found.append((f"{path}.", each))
     return found
+
+
+def _names_address(asked: pb.RequestedNetwork) -> bool:
+    return any(each.ip_address for each in asked.fixed_ips)
 
 
 def _only_once(

@@ -131,15 +131,17 @@ async def _take_addresses(
 ) -> tuple[FixedAddress, ...]:
     subnets = await desk.subnets_of(network)
     wanted = wanted_addresses(asked, [it.value for it in subnets], field=f"{field}fixed_ips")
-    taken: list[FixedAddress] = []
-    for at, each in enumerate(wanted):
+    taken: dict[int, FixedAddress] = {}
+    # Those that are named first: else "any" might be one of them.
+    for at, each in sorted(enumerate(wanted), key=lambda one: not one[1].address):
         fixed = await _free_address(desk, draft, each, seed=f"{seed}/{at}")
         draft.take(ADDRESS.at(fixed.subnet_id, fixed.address), owner)
-        taken.append(fixed)
+        taken[at] = fixed
+    found = tuple(taken[at] for at in range(len(wanted)))
     for subnet in subnets:
-        if any(each.subnet_id == subnet.value.id for each in taken):
+        if any(each.subnet_id == subnet.value.id for each in found):
             draft.read(SUBNET.at(subnet.value.id), subnet.mod_revision)
-    return tuple(taken)
+    return found
 
 
 async def _free_address(desk: Desk, draft: Draft, wish: Wanted, *, seed: str) -> FixedAddress:

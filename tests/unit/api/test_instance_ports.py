@@ -177,6 +177,21 @@ async def test_two_interfaces_of_one_create_never_take_the_same(world: Wired) ->
 
 
 @a_world
+async def test_any_address_is_none_that_the_same_create_asks_for_by_itself(world: Wired) -> None:
+    """Of the four that are free, `any` was the asked one at every fourth try; and the create was refused, because that was in use."""
+    await world.net.port("red", who=OWN)  # so that the default group is there
+    any_subnets = fixed(subnet="blue-four")
+
+    for _ in range(20):
+        apart = await world.on(at("blue"), at("blue", fixed_ips=[fixed("10.0.0.6")]), validate_only=True)
+        together = await world.on(at("blue", fixed_ips=[any_subnets, fixed("10.0.0.6")]), validate_only=True)
+
+        for made in (apart, together):
+            first, second = (each.address for each in made.status.addresses)
+            assert first != second == "10.0.0.6"
+
+
+@a_world
 async def test_groups_are_for_the_ports_that_are_made(world: Wired) -> None:
     group = await world.net.group("web-sg", OWN)
     await world.net.port("blue", "web", OWN)
