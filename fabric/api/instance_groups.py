@@ -9,6 +9,7 @@ from fabric.api.draft import Draft
 from fabric.api.named import Found, named_by
 from fabric.api.network_desk import Desk, seen_at
 from fabric.api.port_parts import join, membership
+from fabric.api.security_groups import ensure_default
 from fabric.errors import NotFound, WrongState
 from fabric.model.identity import Principal
 from fabric.model.network import NetworkPort
@@ -86,5 +87,6 @@ class InstanceGroups:
                 "the server has no port that security groups filter: it is on its host's own network, or nothing is filtered",
                 instance=location.instance_id,
             )
+        await ensure_default(self._desk, location.project_id)
         named = await named_by("security_group", self._desk.groups.get(location.project_id, group))
         return ports, named

@@ -23,6 +23,7 @@ from fabric.model.instance import Assignment, Instance, Location
 from fabric.model.network import NetworkPort
 from fabric.model.session import HostState, Status
 from fabric.model.states import PowerState, VmState
+from fabric.network.core.rules import default_group_id
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.scheduler.port_ends import PortEnds
 from fabric.scheduler.ports import Ports
@@ -292,6 +293,21 @@ async def test_all_of_a_servers_ports_are_put_into_a_group_and_out_of_it(world: 
     request.request_id = world.rid()
     with pytest.raises(WrongState, match="no port of the server is in"):
         await handlers.remove_instance_security_group(request, WHO)
+
+
+@a_world
+async def test_the_default_group_is_there_to_be_put_into(world: Live) -> None:
+    """Every project has it without making it; it was only there once somebody had looked at groups, or made a port in it."""
+    await world.net.port("red", "bare", OWN, no_security_group=True)
+    await world.attach(port="bare")
+    request = pb.AddInstanceSecurityGroupRequest(
+        request_id=world.rid(), instance=world.server, security_group="default"
+    )
+
+    await world.handlers.add_instance_security_group(request, WHO)
+
+    (port,) = (await world.bound()).values()
+    assert port.security_group_ids == (default_group_id("p"),)
 
 
 @a_world
