@@ -249,23 +249,32 @@ def test_what_is_for_later_is_done_later() -> None:
 def test_who_comes_too_late_to_plug_in_finds_the_work_taken_and_who_comes_too_late_to_bind_the_row_moved() -> (
     None
 ):
-    """The port was never bound: all that is written is what voids the writes that may still be on their way."""
+    """The port was never bound: all that is written is what voids the writes that may still be on their way. The work is looked at before
+    it is taken away, which would void them as well, but only after somebody may have plugged the port in.
+    """
 
     async def world(stage: Stage) -> None:
         it = Networked(stage)
         await it.open(own=0)
         free = await it.net.port("red", "free")
         await it.record([])
-        row = (await stage.globe.get(keys.LOCATION.at(SERVER))).seen(keys.LOCATION.at(SERVER))
-        await it.left(free.id)
-        work = (await stage.cells["east"].get(keys.PORT_LEFT.at(free.id))).seen(keys.PORT_LEFT.at(free.id))
-        stage.schedule()
-        await asyncio.sleep(10)
+        row_key, work_key = keys.LOCATION.at(SERVER), keys.PORT_LEFT.at(free.id)
+        row = (await stage.globe.get(row_key)).seen(row_key)
+        await it.left(free.id, not_before_ms=VirtualClock().now_ms() + 1)
+        work = (await stage.cells["east"].get(work_key)).seen(work_key)
+        reached = asyncio.Event()
 
-        assert (await stage.globe.get(keys.LOCATION.at(SERVER))).seen(keys.LOCATION.at(SERVER)) > row
-        assert (await stage.cells["east"].get(keys.PORT_LEFT.at(free.id))).seen(
-            keys.PORT_LEFT.at(free.id)
-        ) != work
+        class Death:
+            async def reach(self, name: str) -> None:
+                if name == "scheduler.port.given_back":
+                    reached.set()
+                    await asyncio.Event().wait()
+
+        stage.schedule(failpoints=Death())
+        await reached.wait()
+
+        assert (await stage.globe.get(row_key)).seen(row_key) > row
+        assert (await stage.cells["east"].get(work_key)).seen(work_key) > work
         assert await it.bound() == {"web"}
 
     play(world)
