@@ -303,6 +303,14 @@ def test_the_network_is_as_network_data_says(server: Server) -> None:
     assert "dhcp4: true" not in server.does("cat /etc/netplan/50-cloud-init.yaml")
 
 
+def test_metadata_is_there_for_whoever_asks_later(server: Server) -> None:
+    """By the routes that cloud-init has set up, which are not DHCP's: a router of a project's knows no way there."""
+    url = "http://169.254.169.254/openstack/latest/meta_data.json"
+    asked = f"import urllib.request as it; print(it.urlopen('{url}', timeout=20).read().decode())"
+
+    assert json.loads(server.does(f"python3 -c {shlex.quote(asked)}"))["uuid"] == server.shown["id"]
+
+
 def _length(netmask: str) -> int:
     """The length of the prefix that a netmask of either family stands for."""
     return int(ip_address(netmask)).bit_count()
