@@ -31,6 +31,7 @@ from fabric.model.firewall import (
 )
 from hostd.core.allowances import Allowance, allowances, merged
 from hostd.core.nftables import Chain, Elements, Table
+from hostd.core.ruleset import dhcp_of_others
 from hostd.core.tap_names import MARK, TAP_PREFIX
 
 TABLE: Final = f"{MARK}-ports"
@@ -389,6 +390,8 @@ def _door(sources: _Sources) -> Iterator[str]:
 
 
 def _egress(port: PortFilter, sources: _Sources, filled: set[str]) -> Iterator[str]:
+    # Of packets that were put together; and before DHCP as a client is let pass, which needs no rule.
+    yield f"ether type ip {dhcp_of_others(sources.by_mac)} drop"
     yield "jump egress-common"
     yield from _discovery(sources)
     yield from _jumps(port, Direction.EGRESS, filled)

@@ -57,7 +57,7 @@ def ruleset(plane: Plane) -> str:
     """The script for `nft -f -`. Raises ValueError for a name, a MAC or an address that is not one: nothing is quoted here."""
     _require(_INTERFACE, plane.bridge)
     taps = sorted(plane.taps, key=lambda mark: mark.tap)
-    lines = [*_bridge_table(taps, plane.others), *_inet_table(plane)]
+    lines = [*_bridge_table(plane, taps), *_inet_table(plane)]
     return "\n".join(lines) + "\n"
 
 
@@ -68,23 +68,31 @@ def teardown() -> str:
     )
 
 
-def _bridge_table(taps: list[TapMark], others: Iterable[str]) -> Iterable[str]:
+def _bridge_table(plane: Plane, taps: list[TapMark]) -> Iterable[str]:
+    hosts = ("255.255.255.255", *(str(subnet.gateway) for subnet in plane.subnets))
     yield from (f"add table bridge {MARK}", f"delete table bridge {MARK}", f"table bridge {MARK} {{")
     for mark in taps:
-        yield from _from_tap(mark)
+        yield from _from_tap(mark, hosts)
     # Before the bridge learns or forwards anything.
     yield "  chain ingress { type filter hook prerouting priority -300; policy accept;"
     if taps:
         jumps = ", ".join(f'"{mark.tap}" : jump from-{mark.tap}' for mark in taps)
         yield f"    iifname vmap {{ {jumps} }}"
-    if passed := _set(f'"{_require(_INTERFACE, tap)}"' for tap in others):
+    if passed := _set(f'"{_require(_INTERFACE, tap)}"' for tap in plane.others):
         yield f"    iifname {passed} accept"
     yield f'    iifname "{TAP_PREFIX}*" drop'
     yield "  }"
     yield "}"
 
 
-def _from_tap(mark: TapMark) -> Iterable[str]:
+def dhcp_of_others(macs: Iterable[str]) -> str:
+    """The match of what is said to a DHCP server in the name of another than these MACs (RFC 2131, 2: chaddr is 28 behind UDP's 8)."""
+    words = (f"0x{mac.replace(':', '')}" for mac in macs)
+    return f"udp dport 67 @th,288,48 != {_set(words)}"
+
+
+def _from_tap(mark: TapMark, hosts: Iterable[str]) -> Iterable[str]:
+    """`hosts` are the addresses that the host hears DHCP at."""
     mac = _require(_MAC, mark.mac)
     address = ipaddress.IPv4Address(mark.address)
     yield f"  chain from-{mark.tap} {{"
@@ -92,6 +100,9 @@ def _from_tap(mark: TapMark) -> Iterable[str]:
     yield f"    ether type arp arp saddr ether {mac} arp saddr ip {{ {address}, 0.0.0.0 }} accept"
     # Only the host is a DHCP server here.
     yield "    ether type ip udp sport 67 drop"
+    # Whose address is asked for, or declined, DHCP says in the message; and nothing else of UDP is for the host.
+    yield f"    ether type ip {dhcp_of_others([mac])} drop"
+    yield f"    ether type ip ip protocol udp ip daddr {_set(hosts)} ip frag-off & 0x3fff != 0 drop"
     yield f"    ether type ip ip saddr {address} accept"
     yield "    ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept"
     yield "    drop"

@@ -48,6 +48,41 @@ def discover(client: str) -> Offer:
     return Offer(socket.inet_ntoa(reply[16:20]), options)
 
 
+def declining(client: str, address: str, server: str) -> bytes:
+    """A DHCPDECLINE (RFC 2131, 4.3.3): this client has found that somebody else has its address."""
+    head = (
+        struct.pack(">BBBBIHH16s", 1, 1, 6, 0, 0x1234ABCD, 0, 0, b"\0" * 16)
+        + bytes.fromhex(client.replace(":", ""))
+        + b"\0" * 202
+    )
+    options = b"\x35\x01\x04\x32\x04" + socket.inet_aton(address) + b"\x36\x04" + socket.inet_aton(server)
+    return head + b"\x63\x82\x53\x63" + options + b"\xff"
+
+
+def say_to_dhcp(source: str, message: bytes, *, in_pieces: bool) -> None:
+    """To everybody, as a client does, by `eth0`; in pieces the first has nothing but where it goes."""
+    whole = struct.pack(">HHHH", 68, 67, 8 + len(message), 0) + message
+    pieces = [(0x2000, whole[:8]), (1, whole[8:])] if in_pieces else [(0, whole)]
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        for place, piece in pieces:
+            header = struct.pack(
+                ">BBHHHBBH4s4s",
+                0x45,
+                0,
+                20 + len(piece),
+                7,
+                place,
+                64,
+                17,
+                0,
+                socket.inet_aton(source),
+                b"\xff" * 4,
+            )
+            raw.sendto(header + piece, ("255.255.255.255", 0))
+
+
 @dataclass(frozen=True)
 class Offer6:
     """What a DHCPv6 server advertised: the address, empty for none, and the options of the message."""

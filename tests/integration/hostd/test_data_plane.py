@@ -31,7 +31,7 @@ from hostd.network.base import NetworkError, Wiring
 from hostd.network.driver import LinuxWires, NetworkSettings
 from tests.conformance.guests import a_guest, a_port
 from tests.conformance.namespaces import a_namespace, inside, ip
-from tests.integration.hostd.dhcp_clients import discover
+from tests.integration.hostd.dhcp_clients import declining, discover, say_to_dhcp
 
 MISSING = [name for name in ("ip", "bridge", "nft", "dnsmasq", "nsenter") if shutil.which(name) is None]
 pytestmark = [
@@ -409,6 +409,23 @@ async def test_a_guest_that_has_no_address_yet_gets_its_own_by_dhcp(site: Site) 
     gateway = socket.inet_aton(GATEWAY)
     assert offer.options[121] == b"\x20" + socket.inet_aton("169.254.169.254") + gateway + b"\0" + gateway
     assert offer.options[12] == b"guest-1"
+
+
+@pytest.mark.usefixtures("wires")
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "in pieces"])
+async def test_nobody_declines_anothers_address(site: Site, in_pieces: bool) -> None:
+    """A guest said in a neighbour's name that its address was in use, and the neighbour was offered none for ten minutes. Whose it is, DHCP
+    says in the message and not by the frame.
+    """
+    message = declining(site.ports[1].mac, site.ports[1].address, GATEWAY)
+    await asyncio.to_thread(inside, site.guests[1], lambda: discover(site.ports[1].mac))
+
+    await asyncio.to_thread(
+        inside, site.guests[0], lambda: say_to_dhcp(site.ports[0].address, message, in_pieces=in_pieces)
+    )
+
+    offer = await asyncio.to_thread(inside, site.guests[1], lambda: discover(site.ports[1].mac))
+    assert offer.address == site.ports[1].address
 
 
 # ------------------------------------------------------------------- faults

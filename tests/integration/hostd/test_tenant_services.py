@@ -16,13 +16,15 @@ import pytest_asyncio
 from fabric.model.firewall import RuleGroup
 from fabric.model.network import HostRoute
 from fabric.model.network_plan import NetworkPlan, PlannedRouter, RouterLeg
+from hostd.core.tenant_services import service_namespace
 from hostd.network.base import Wiring
 from hostd.network.driver import LinuxWires
 from tests.conformance.guests import an_id
 from tests.conformance.namespaces import inside, ip
-from tests.integration.hostd.dhcp_clients import advertisement, discover, solicit
+from tests.integration.hostd.dhcp_clients import advertisement, declining, discover, say_to_dhcp, solicit
 from tests.integration.hostd.tenant_hosts import (
     Fabric,
+    Sniffer,
     TenantGuest,
     TenantNetwork,
     a_fabric,
@@ -132,6 +134,28 @@ async def test_each_guest_gets_its_own_address_by_dhcp(site: Site) -> None:
         assert offer.options[6] == socket.inet_aton("192.0.2.53")
         assert offer.options[12] == guest.word.encode()
         assert struct.unpack(">H", offer.options[26])[0] == 1450
+
+
+@pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "in pieces"])
+async def test_nobody_declines_anothers_address(site: Site, in_pieces: bool) -> None:
+    """As on the hosts' own network: the neighbour was offered none for ten minutes."""
+    message = declining(ONE_B.port.mac, ONE_B.port.address, "10.0.0.2")
+    own = declining(ONE_A.port.mac, ONE_B.port.address, "10.0.0.2")
+    service = Sniffer(service_namespace(f"/run/netns/{site.fabric.hosts[0]}", ONE.id), "service0")
+
+    def say() -> None:
+        say_to_dhcp(ONE_A.port.address, message, in_pieces=in_pieces)
+        say_to_dhcp(ONE_A.port.address, own, in_pieces=in_pieces)
+
+    await asyncio.to_thread(inside, site.netns(ONE_A), say)
+    heard = [frame[34 + 8 :] for frame in service.taken(lambda frame: frame[36:38] == b"\0\x43")]
+    service.close()
+
+    offer = await asyncio.to_thread(inside, site.netns(ONE_B), lambda: discover(ONE_B.port.mac))
+    assert offer.address == ONE_B.port.address
+    # What is said in one's own name is heard.
+    assert message not in heard
+    assert in_pieces or own in heard
 
 
 async def test_the_way_to_metadata_is_told_with_a_router_and_without(site: Site) -> None:

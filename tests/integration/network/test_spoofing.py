@@ -170,6 +170,13 @@ def rogue_dhcp6(source: str) -> bytes:
     return udp(source, VICTIM_LL, 547, 546, b"\x02" + bytes(40))
 
 
+def dhcp_question(source: str, client: str) -> bytes:
+    """What a client says to a DHCP server, as far as the filter looks into it: whose MAC it is about (RFC 2131, 2: chaddr)."""
+    return udp(
+        source, "255.255.255.255", 68, 67, bytes((1, 1, 6)) + bytes(25) + mac_bytes(client) + bytes(206)
+    )
+
+
 def _hidden_in_fragments(
     source: str, destination: str, protocol: int, payload: bytes, kind: int
 ) -> list[bytes]:
@@ -220,6 +227,10 @@ SPOOFS: dict[str, list[bytes]] = {
     "DHCP: an answer from another port": [four(GUEST4, VICTIM4, udp(GUEST4, VICTIM4, 1067, 68, bytes(240)))],
     "DHCP: an answer in pieces": _hidden_in_fragments(
         GUEST4, "255.255.255.255", UDP, udp(GUEST4, "255.255.255.255", 67, 68, bytes(240)), IPV4
+    ),
+    "DHCP: in another's name": [four(GUEST4, "255.255.255.255", dhcp_question(GUEST4, VICTIM), to=BROADCAST)],
+    "DHCP: in another's name, in pieces": _hidden_in_fragments(
+        GUEST4, "255.255.255.255", UDP, dhcp_question(GUEST4, VICTIM), IPV4
     ),
     "DHCPv6: an answer": [six(GUEST_LL, VICTIM_LL, rogue_dhcp6(GUEST_LL))],
     "DHCPv6: an answer from a global address": [six(GUEST6, VICTIM_LL, rogue_dhcp6(GUEST6))],
@@ -304,7 +315,7 @@ HONEST: dict[str, tuple[bytes, set[str]]] = {
         four(
             UNSPECIFIED4,
             "255.255.255.255",
-            udp(UNSPECIFIED4, "255.255.255.255", 68, 67, bytes(240)),
+            dhcp_question(UNSPECIFIED4, GUEST),
             to=BROADCAST,
         ),
         {"victim", "outside"},

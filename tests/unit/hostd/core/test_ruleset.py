@@ -56,6 +56,15 @@ def test_no_guest_sends_into_tunnels_by_the_hosts_address() -> None:
     assert forward.index("udp dport 4789 drop") < forward.index("ct state established,related accept")
 
 
+def test_dhcp_is_asked_in_ones_own_name_and_in_one_piece() -> None:
+    """Behind the first piece there would be a name that nobody has looked at."""
+    chain = ruleset(PLANE).partition("chain from-")[2].partition("}\n  chain")[0]
+
+    passes = chain.index("ip saddr 10.77.0.2 accept")
+    assert chain.index("udp dport 67 @th,288,48 != { 0xfa163e000001 } drop") < passes
+    assert chain.index("ip daddr { 10.77.0.1, 255.255.255.255 } ip frag-off & 0x3fff != 0 drop") < passes
+
+
 def test_every_taps_chain_ends_in_drop() -> None:
     chains = ruleset(PLANE).split("chain from-")[1:]
 
