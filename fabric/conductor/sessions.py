@@ -106,6 +106,7 @@ class HostSession:
         self._allowance = guard.Allowance()
         self._shed = guard.Lines()
         self._faults = guard.Lines()
+        self._refused = guard.Lines()
         self._inventory: Inventory | None = None
         self._state = SessionState.JOIN
         self._settle = asyncio.Event()
@@ -164,7 +165,11 @@ class HostSession:
             return
         is_accepted = outcome.verdict is Verdict.ACCEPTED
         if not is_accepted:
-            log.info("host.refused", host=self.host, instance=word.instance_id, why=outcome.why)
+            self._refused, count = self._refused.one_more(self._around.clock.boot_s())
+            if count:
+                log.info(
+                    "host.refused", host=self.host, instance=word.instance_id, why=outcome.why, words=count
+                )
         if isinstance(word, Released):
             if is_accepted:
                 self._telling.say(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from fabric.conductor.service import ConductorService
 from fabric.model.host import Resources, SessionState
@@ -302,3 +303,24 @@ async def _hear_all(host: ScriptedHost) -> None:
 
 async def _is(cell: World, host: str, state: SessionState) -> bool:
     return (await cell.session(host)).state is state
+
+
+def test_words_that_are_refused_fill_no_log() -> None:
+    """Each was a line, a hundred in a second for as long as the host liked."""
+
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            host = await cell.up(service, "h1")
+            host.keep_beating()
+
+            with capture_logs() as lines:
+                for number in range(500):
+                    await host.say(replace(_status(instance_id(1000 + number)), epoch=1))
+                await asyncio.sleep(10)
+
+            said = [each for each in lines if each["event"] == "host.refused"]
+            assert 0 < len(said) < 50
+
+    run(world)
