@@ -129,6 +129,7 @@ def _machine(settings: HostdSettings, host: str, clock: Clock, failpoints: Failp
             accelerator=_ACCELERATORS[settings.accelerator],
             netns=settings.netns,
             physical=settings.network.physical,
+            blocked_cidrs=tuple(map(str, settings.network.blocked_cidrs)),
             shared_volumes=_shared(settings),
         ),
         clock,

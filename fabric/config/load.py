@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -85,6 +86,11 @@ def _read(path: Path) -> dict[str, Any]:
 def _decode(kind: type[Any], value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value).expanduser()
+    if kind is IPv4Network and isinstance(value, str):
+        try:
+            return IPv4Network(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is no IPv4 network, such as 192.0.2.0/24") from None
     raise NotImplementedError(kind)
 
 

@@ -6,6 +6,7 @@ check of what people write. Values that are secrets are never settings: a settin
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -300,6 +301,12 @@ class HostNetworkSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_on
             description="Physical networks that routers here may lead to, each with the host's interface, or bridge, that is in it."
         ),
     ] = {}
+    blocked_cidrs: Annotated[
+        tuple[IPv4Network, ...],
+        Meta(
+            description="Networks that guests of the host's own network are kept out of, such as the underlay and that of the stores."
+        ),
+    ] = ()
 
 
 class SharedVolumesSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -113,7 +113,9 @@ def _inet_table(plane: Plane) -> Iterable[str]:
     bridge = f'"{plane.bridge}"'
     gateways = _set(str(subnet.gateway) for subnet in plane.subnets)
     networks = _set(str(subnet.network) for subnet in plane.subnets)
-    blocked = _set(str(ipaddress.IPv4Network(cidr)) for cidr in ("169.254.0.0/16", *plane.blocked))
+    kept_out = map(ipaddress.IPv4Network, ("169.254.0.0/16", *plane.blocked))
+    # One inside another would be a conflict of a set.
+    blocked = _set(map(str, ipaddress.collapse_addresses(kept_out)))
     yield from (f"add table inet {MARK}", f"delete table inet {MARK}", f"table inet {MARK} {{")
     # What a guest may ask of the host itself: an address, its metadata, and whether the gateway is there.
     yield "  chain input { type filter hook input priority filter; policy accept;"

@@ -117,3 +117,33 @@ def test_a_map_of_words_is_described_as_one_and_read_as_one(tmp_path: Path) -> N
 
     assert read.network.physical == {"external": "br-ex"}
     assert [line for line in lines() if line.startswith("| `network.physical.NAME` | text |")]
+
+
+def test_networks_are_read_from_a_list_and_from_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "hostd.toml"
+    file.write_text(
+        'conductors = ["c:1"]\nstate_path = "/s"\n[network]\nblocked_cidrs = ["10.0.0.0/8", "192.0.2.7/32"]\n'
+    )
+    environment = {"FABRIC_HOSTD__NETWORK__BLOCKED_CIDRS": "198.51.100.0/24"}
+
+    read = load(HostdSettings, "hostd", path=file, environment={})
+    overridden = load(HostdSettings, "hostd", path=file, environment=environment)
+
+    assert list(map(str, read.network.blocked_cidrs)) == ["10.0.0.0/8", "192.0.2.7/32"]
+    assert list(map(str, overridden.network.blocked_cidrs)) == ["198.51.100.0/24"]
+
+
+@pytest.mark.parametrize("word", ["10.0.0.1/8", "10.0.0.0/33", "fd00::/8", "10.0.0.0/8; accept"])
+def test_what_is_no_network_is_refused_when_the_daemon_starts(tmp_path: Path, word: str) -> None:
+    environment = {
+        "FABRIC_HOSTD__CONDUCTORS": "c:1",
+        "FABRIC_HOSTD__STATE_PATH": str(tmp_path),
+        "FABRIC_HOSTD__NETWORK__BLOCKED_CIDRS": word,
+    }
+
+    with pytest.raises(InvalidRequest) as raised:
+        load(HostdSettings, "hostd", path=None, environment=environment)
+
+    assert raised.value.field.startswith("network.blocked_cidrs")
+    assert repr(word) in raised.value.message
+    assert "such as" in raised.value.message

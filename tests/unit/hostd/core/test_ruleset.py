@@ -111,5 +111,11 @@ def test_the_link_local_block_is_always_closed_to_guests() -> None:
     )
 
 
+def test_a_blocked_network_may_lie_within_another() -> None:
+    script = ruleset(replace(PLANE, blocked=("10.1.0.0/16", "10.0.0.0/8", "169.254.7.0/24")))
+
+    assert "ip daddr { 10.0.0.0/8, 169.254.0.0/16 } drop" in script
+
+
 def test_teardown_removes_what_a_ruleset_makes() -> None:
     assert teardown().count("delete table") == ruleset(PLANE).count("delete table") == 2
