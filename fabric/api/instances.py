@@ -15,7 +15,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.core.accept import Asked, Pledged, admission, first_cell, pledged, request_for, unpledged
 from fabric.api.core.boot_volume import admitted
-from fabric.api.core.devices import Known, Ref
+from fabric.api.core.devices import Known, Ref, ending_nowhere
 from fabric.api.core.intent import (
     DEFAULT_STOP_TIMEOUT_S,
     NO_OTHER,
@@ -52,6 +52,7 @@ from fabric.errors import (
     WrongState,
 )
 from fabric.ids import Ids, is_id
+from fabric.lifecycle.devices import volumes_of
 from fabric.lifecycle.table import shown
 from fabric.model.host import CellCapacity
 from fabric.model.identity import Principal
@@ -79,6 +80,7 @@ from fabric.store.keys import (
     QUOTA,
     SESSION,
     USE,
+    VOLUME,
     Key,
 )
 from fabric.store.settle import commit_settled
@@ -411,6 +413,8 @@ class InstanceHandlers:
         self, view: CellView, instance: Instance, intent: Intent, principal: Principal
     ) -> tuple[pb.Instance, types_pb2.Revision] | None:
         """One try at an intent on a server that its cell knows; None when something had changed."""
+        if intent.action is Action.DELETE and not instance.host and volumes_of(instance):
+            intent = replace(intent, beside=ending_nowhere(await _hosts_of(view, volumes_of(instance))))
         besides = () if intent.beside is None else intent.beside.reads(instance)
         keys = (*keys_of(instance, intent.answered), *(row.at(*fields) for row, fields in besides))
         seen = await view.get(*keys)
@@ -557,6 +561,13 @@ def _known(seen: Snapshot, refs: Sequence[Ref]) -> Known:
     """What was read beside a server's record."""
     keys = {row.at(*fields): found(seen, row, *fields) for row, fields in refs}
     return Known(keys, {key: seen.seen(key) for key in keys})
+
+
+async def _hosts_of(view: CellView, volumes: Sequence[str]) -> Mapping[str, str]:
+    """The hosts that have the data of volumes, by their ids; empty where none has."""
+    seen = await view.get(*map(VOLUME.at, volumes))
+    known = {each: found(seen, VOLUME, each) for each in volumes}
+    return {volume_id: "" if volume is None else volume.host for volume_id, volume in known.items()}
 
 
 def _other(seen: Snapshot, now: Instance) -> Other:

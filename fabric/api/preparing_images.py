@@ -10,7 +10,7 @@ from fabric.api.cells import Cells
 from fabric.api.core.rebuild import Rebuild
 from fabric.api.named import named_by
 from fabric.api.once import body_sha256
-from fabric.api.prepared import Prepared
+from fabric.api.prepared import NOTHING, Prepared
 from fabric.api.waiting_images import WaitingImages
 from fabric.errors import Conflict, InvalidRequest, WrongState
 from fabric.images.core import snapshots
@@ -65,7 +65,10 @@ class PreparingImages:
         )
 
     async def shelve(self, request: Any, principal: Principal) -> Prepared:
-        """The image that holds a shelved server's disk, named after it as in the reference."""
+        """The image that holds a shelved server's disk, named after it as in the reference. What boots from a volume needs none."""
+        instance = await self._instance(Action.SHELVE, request.instance, principal)
+        if instance.request.guest.root_volume is not None:
+            return NOTHING
         return await self._image_of(
             Action.SHELVE, request, principal, name="", properties={snapshots.KIND: snapshots.SNAPSHOT}
         )

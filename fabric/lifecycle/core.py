@@ -23,6 +23,7 @@ from fabric.lifecycle.table import (
     HOST_WORDS,
     RULES,
     HostWord,
+    Rule,
     shown,
 )
 from fabric.model.event import EventStep
@@ -120,10 +121,11 @@ def begin(
             instance=now.id,
         )
     # Who is to go elsewhere is told so: a read that is older than the request must not look like its outcome.
-    asks_host = rule.want is not None or rule.one_shot is not OneShot.NONE or rule.task in MOVING
+    one_shot = _one_shot(rule, now)
+    asks_host = rule.want is not None or one_shot is not OneShot.NONE or rule.task in MOVING
     mark = now.action
-    if rule.one_shot is not OneShot.NONE:
-        mark = ActionMark(seq=now.action.seq + 1, kind=rule.one_shot, image_id=image_id)
+    if one_shot is not OneShot.NONE:
+        mark = ActionMark(seq=now.action.seq + 1, kind=one_shot, image_id=image_id)
     is_under_way = rule.task is not TaskState.NONE
     event = opened(now, action, request_id=request_id, user_id=user_id, now_ms=now_ms, op_id=op_id)
     return replace(
@@ -135,7 +137,7 @@ def begin(
         task=rule.task,
         want=now.want if rule.want is None else rule.want,
         action=mark,
-        uploaded=None if rule.one_shot is OneShot.SNAPSHOT else now.uploaded,
+        uploaded=None if one_shot is OneShot.SNAPSHOT else now.uploaded,
         carrier_id=image_id if action is Action.SHELVE else now.carrier_id,
         disk=None if action is Action.REBUILD else now.disk,
         attempt=1 if action is Action.UNSHELVE else now.attempt,
@@ -148,6 +150,12 @@ def begin(
         update_time_ms=now_ms,
         op_id=op_id,
     )
+
+
+def _one_shot(rule: Rule, now: Instance) -> OneShot:
+    """What the host is to do once for an action. What boots from a volume is put away without an image: it has no disk of its own."""
+    has_own_disk = now.request.guest.root_volume is None
+    return rule.one_shot if has_own_disk or rule.one_shot is not OneShot.SNAPSHOT else OneShot.NONE
 
 
 _ENDS_RESCUE: Final = frozenset({Action.UNRESCUE, Action.REBUILD})
@@ -294,7 +302,7 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
     if now.want is not word.fulfils:
         return _went_its_way(now, seen, word)
     rule = BY_TASK.get(now.task)
-    if rule is not None and rule.one_shot is OneShot.SNAPSHOT and not is_handed_in(now):
+    if rule is not None and _one_shot(rule, now) is OneShot.SNAPSHOT and not is_handed_in(now):
         # Whoever skipped it, by a lost journal or on purpose: without the image it was not done.
         code = FaultCode.IMAGE_UPLOAD_FAILED
         unsaid = replace(said, fault_code=code, fault_message=FAULT_TEXT[code])

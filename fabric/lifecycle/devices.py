@@ -18,13 +18,13 @@ from fabric.model.instance import ImageRef, Instance, VolumeImage
 from fabric.model.network import NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
 from fabric.model.states import Action
-from fabric.model.volume import GuestVolume, Plug
+from fabric.model.volume import GuestVolume, Plug, Volume, VolumeState
 
 LEAVES_ITS_HOST: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD, Action.RESIZE, Action.MIGRATE})
-"""Actions that take a server away from its host, where its volumes of local files and its added addresses cannot follow."""
+"""Actions that take a server away from its host, where its added addresses cannot follow."""
 
 PUTS_AWAY: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD})
-"""Those after which it is on no host, so that nobody would let go of its volumes."""
+"""Those after which it is on no host. Its volumes stay its own, and it comes back where they are: no other host is asked for now."""
 
 FOR_IMAGES: Final = frozenset({Action.REBUILD, Action.CREATE_IMAGE, Action.CREATE_BACKUP})
 """Actions that make a root disk of an image, or an image of a root disk."""
@@ -43,22 +43,27 @@ def barred(now: Instance, action: Action) -> str:
             f"it boots from volume {root.id}, and no images are made of volumes: delete the server, which keeps the volume, and boot others"
             " from that"
         )
-    if action in LEAVES_ITS_HOST and root is not None:
-        return (
-            f"it boots from volume {root.id}, whose data is on its host: delete the server, which keeps the volume, and boot another one"
-            " from that, of any flavor"
-        )
     if action not in LEAVES_ITS_HOST:
         return ""
-    if action in PUTS_AWAY and now.request.guest.volumes:
-        return "it has volumes, which are not put away with it: detach them first"
-    return tied(now)
-
-
-def tied(now: Instance) -> str:
-    """What ties the server to its host, for people; empty for nothing. Volumes in a directory that hosts share do not."""
-    if any(not each.directory for each in now.request.guest.volumes):
+    if action in PUTS_AWAY:
+        return _unsettled(now)
+    if root is not None:
+        return (
+            f"it boots from volume {root.id}, and no images are made of volumes: delete the server, which keeps the volume, and boot"
+            " another one from that, of any flavor"
+        )
+    if has_local_volumes(now):
         return "it has volumes, whose data is on its host: detach them first"
+    return _unsettled(now)
+
+
+def has_local_volumes(now: Instance) -> bool:
+    """Whether some of its volumes are files of one host: it runs there, and nowhere else."""
+    return any(not each.directory for each in now.request.guest.volumes)
+
+
+def _unsettled(now: Instance) -> str:
+    """What else ties the server to its host, for people; empty for nothing."""
     if any(each.volume_id for each in now.plugs):
         return "a volume of it is on its way: wait until it is there, or gone"
     if _added(now):
@@ -161,6 +166,20 @@ def dropped(now: Instance, after: Instance | None) -> Dropped:
         tuple(each for each in volumes_of(now) if each not in kept_volumes),
         tuple(each for each in added_slots(now) if each not in kept_slots),
         tuple(each for each in tenant_ports_of(now) if each not in kept_ports),
+    )
+
+
+def freed(volume: Volume, *, has_ended: bool, now_ms: int, op_id: str) -> Volume:
+    """A volume that its server has let go of; where that `has_ended`, one that ends with it is to be removed."""
+    is_over = has_ended and volume.ends_with_instance
+    return replace(
+        volume,
+        state=VolumeState.DELETING if is_over else VolumeState.AVAILABLE,
+        instance_id="",
+        ends_with_instance=False,
+        attach_time_ms=0,
+        update_time_ms=now_ms,
+        op_id=op_id,
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fabric.lifecycle.devices import has_local_volumes
 from fabric.lifecycle.events import closed, reopened, stepped
 from fabric.lifecycle.table import BY_ACTION, POWERS_WITH_MEMORY
 from fabric.model.event import Event, EventStep, StepName
@@ -113,7 +114,7 @@ def claimed(
 
 
 def raised(now: Instance, there: Place, *, decision: Decision | None, now_ms: int, op_id: str) -> Instance:
-    """A host was found for a server that is nowhere: it is to be made from its image there."""
+    """A host was found for a server that is nowhere: it is to be made there, from its image where it has one."""
     return replace(
         now,
         event=_scheduled(now, there.host, now_ms=now_ms),
@@ -292,8 +293,10 @@ def arrived(now: Instance, *, want: Want, now_ms: int) -> Instance:
 
 
 def not_raised(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
-    """The host that was to raise a server from its image has given up, with nothing running: another one is looked for, a few times."""
-    is_over = now.attempt >= PLACEMENTS_LIMIT
+    """The host that was to raise a shelved server has given up, with nothing running: another one is looked for, a few times; but not for
+    one whose volumes are files of that host.
+    """
+    is_over = now.attempt >= PLACEMENTS_LIMIT or has_local_volumes(now)
     return replace(
         now,
         host="",

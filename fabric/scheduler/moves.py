@@ -7,7 +7,6 @@ from collections.abc import Callable
 import structlog
 
 from fabric.errors import QuotaExceeded, Unavailable
-from fabric.lifecycle.moves import carried
 from fabric.model.faults import FAULT_TEXT, FaultCode
 from fabric.model.host import Host, Session, Use
 from fabric.model.image import Image
@@ -15,6 +14,7 @@ from fabric.model.instance import Assignment, Instance, Location, MoveWanted
 from fabric.model.placement import Decision
 from fabric.model.quota import Quota
 from fabric.model.states import TaskState
+from fabric.model.volume import Volume
 from fabric.scheduler.commits import commit, read, seen
 from fabric.scheduler.core import moving
 from fabric.scheduler.core.change import Change
@@ -70,13 +70,14 @@ class CellMoves:
             return await self._commit(moving.called_off(waiting))
         if not (self._is_fresh() and self._hosts.is_reachable(self._cell)):
             return False
-        if now.task is TaskState.UNSHELVING and carried(now) is None:
+        if now.task is TaskState.UNSHELVING and not moving.has_its_disk(now):
             code = FaultCode.IMAGE_UNAVAILABLE
             return await self._refuse(waiting, code, FAULT_TEXT[code])
         return await self._place(waiting, work, now)
 
     async def _place(self, waiting: moving.Waiting, work: MoveWanted, now: Instance) -> bool:
-        wanted = Wanted(instance_id=now.id, ask=moving.wants(work, now, cell=self._cell))
+        ask = moving.wants(work, now, cell=self._cell, volumes=waiting.volumes)
+        wanted = Wanted(instance_id=now.id, ask=ask)
         (decision,) = decide(self._hosts, [wanted], self._settings.placement, now_ms=self._clock.now_ms())
         if not decision.host:
             log.warning("move.refused", cell=self._cell, instance=now.id, why=decision.explain())
@@ -153,16 +154,19 @@ class CellMoves:
         return isinstance(outcome, Committed)
 
     async def _read(self, instance_id: str) -> moving.Waiting:
-        """The work, the server, and the order to its host, at one revision."""
+        """The work, the server, and the order to its host, or the volumes of one that is nowhere, at one revision."""
         move_key, instance_key = keys.MOVE.at(instance_id), keys.INSTANCE.at(instance_id)
         first = await read(self._store, move_key, instance_key, timeout_s=self._settings.store_timeout_s)
         instance = seen(first, instance_key, Instance)
         host = "" if instance.value is None else instance.value.host
-        if not host:
+        volumes = () if instance.value is None else moving.volumes_to_read(instance.value)
+        if not host and not volumes:
             return moving.Waiting(work=seen(first, move_key, MoveWanted), instance=instance, order=Seen())
-        order_key = keys.ASSIGNMENT.at(host, instance_id)
+        order_keys = (keys.ASSIGNMENT.at(host, instance_id),) if host else ()
         found = await read(
-            self._store, move_key, instance_key, order_key, timeout_s=self._settings.store_timeout_s
+            self._store,
+            *(move_key, instance_key, *order_keys, *map(keys.VOLUME.at, volumes)),
+            timeout_s=self._settings.store_timeout_s,
         )
         again = seen(found, instance_key, Instance)
         if again.value is None or again.value.host != host:
@@ -170,5 +174,6 @@ class CellMoves:
         return moving.Waiting(
             work=seen(found, move_key, MoveWanted),
             instance=again,
-            order=seen(found, order_key, Assignment),
+            order=seen(found, order_keys[0], Assignment) if order_keys else Seen(),
+            volumes={each: seen(found, keys.VOLUME.at(each), Volume) for each in volumes},
         )

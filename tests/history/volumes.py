@@ -64,7 +64,7 @@ class CellVolumes:
                 its = self.by_id.get(volume_id)
                 if its is None or its.instance_id != instance_id:
                     return f"V1 {instance_id} has volume {volume_id}, which is not its own"
-                if its.host != record.host and not its.directory:
+                if its.host != record.host and record.host and not its.directory:
                     return f"V2 {instance_id} is on {record.host}, and its volume {volume_id} on {its.host}"
         return None
 

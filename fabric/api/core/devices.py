@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 from fabric.api.core.accept import ref_of
 from fabric.errors import Conflict, NoCapacity, NotFound, WrongState
 from fabric.lifecycle.devices import (
+    freed,
     is_placements_own,
     volumes_of,
     with_port,
@@ -22,12 +23,12 @@ from fabric.lifecycle.devices import (
     without_port,
     without_volume,
 )
-from fabric.model.host import Host, Resources, Use
-from fabric.model.instance import Instance
+from fabric.model.host import Host, Resources, SessionState, Use
+from fabric.model.instance import Instance, Tombstone
 from fabric.model.network import Network, Port
-from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState, trait_of
+from fabric.model.volume import VOLUME_EPOCH, GuestVolume, Volume, VolumeEntry, VolumeState, trait_of
 from fabric.network.addresses import mac_of, port_at, slot_limit
-from fabric.store.keys import HOST, PORT_LEFT, USE, VOLUME, Key
+from fabric.store.keys import HOST, PORT_LEFT, SESSION, TOMBSTONE, USE, VOLUME, Key
 
 _V = TypeVar("_V")
 
@@ -170,6 +171,57 @@ def detaching(entry: VolumeEntry) -> Beside:
         return Wrote(after=without_volume(now, entry.id), unchanged={key: seen.seen(key)}, put={key: leaving})
 
     return Beside(reads=reads, write=write)
+
+
+def ending_nowhere(hosts: Mapping[str, str]) -> Beside:
+    """The end of a server that is on no host: its volumes are free at once, because the last host that it was on has let go of them, and
+    those that end with it are to be removed. `hosts` are those that have the data, by the id of each of its volumes, as they were a moment
+    ago; empty where none has.
+    """
+
+    def reads(_: Instance) -> tuple[Ref, ...]:
+        placed = [(volume_id, host) for volume_id, host in hosts.items() if host]
+        return (
+            *((VOLUME, (each,)) for each in hosts),
+            *((SESSION, (host,)) for host in sorted({host for _, host in placed})),
+            *((TOMBSTONE, (host, volume_id)) for volume_id, host in placed),
+        )
+
+    def write(seen: Known, now: Instance, now_ms: int, op_id: str) -> Wrote:
+        there = [seen.get(VOLUME, each) for each in hosts]
+        # One that it was to boot from, and never had, is another's or nobody's.
+        mine = [each for each in there if each is not None and each.instance_id == now.id]
+        if hosts.keys() != set(volumes_of(now)) or any(each.host != hosts[each.id] for each in mine):
+            raise Conflict("the server's volumes are being changed by others; try again", instance=now.id)
+        unchanged: dict[str, int] = {}
+        put: dict[str, object] = {}
+        for before in mine:
+            after = freed(before, has_ended=True, now_ms=now_ms, op_id=op_id)
+            unchanged[VOLUME.at(before.id)] = seen.seen(VOLUME.at(before.id))
+            put[VOLUME.at(before.id)] = after
+            if after.state is VolumeState.DELETING:
+                keys, buried = _buried(after, seen, op_id=op_id)
+                unchanged |= keys
+                put |= buried
+        return Wrote(after=now, unchanged=unchanged, put=put)
+
+    return Beside(reads=reads, write=write)
+
+
+def _buried(volume: Volume, seen: Known, *, op_id: str) -> tuple[Mapping[str, int], Mapping[str, object]]:
+    """What has a volume's host remove its data. One that is just joining must not come up before it has (R8): its session is touched, so
+    that whoever is about to say so looks once more.
+    """
+    session_key, tombstone_key = SESSION.at(volume.host), TOMBSTONE.at(volume.host, volume.id)
+    put: dict[str, object] = {
+        tombstone_key: Tombstone(
+            instance_id=volume.id, placement_epoch=VOLUME_EPOCH, directory=volume.directory
+        )
+    }
+    session = seen.get(SESSION, volume.host)
+    if session is not None and session.state is SessionState.JOIN:
+        put[session_key] = replace(session, op_id=op_id)
+    return {key: seen.seen(key) for key in (session_key, tombstone_key)}, put
 
 
 def _must_share(entry: VolumeEntry, host: Host | None, now: Instance) -> None:

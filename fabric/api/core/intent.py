@@ -172,6 +172,9 @@ def written(
     if intent.action is Action.DELETE and not instance.host:
         ended = _ended(instance, now_ms=now_ms)
         done = None if after.event is None else closed(after.event, now_ms=now_ms)
+        if beside is not None:
+            unchanged |= beside.unchanged
+            put |= beside.put
         write = Write(
             mark=answer_key,
             unchanged={**unchanged, **dict.fromkeys(ended, 0)},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.conductor.core.draft import Draft, Ref, ref
-from fabric.lifecycle.devices import dropped, volumes_of
+from fabric.lifecycle.devices import dropped, freed, volumes_of
 from fabric.model.instance import Instance, PortLeft, Tombstone
 from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeEnd, VolumeState
 from fabric.store.keys import PORT_LEFT, TOMBSTONE, USE, VOLUME, VOLUME_END
@@ -61,17 +61,8 @@ def free_volumes(
         volume = draft.get(VOLUME, volume_id)
         if volume is None or volume.instance_id != instance_id:
             continue
-        free = replace(
-            volume,
-            state=VolumeState.AVAILABLE,
-            instance_id="",
-            ends_with_instance=False,
-            attach_time_ms=0,
-            update_time_ms=now_ms,
-            op_id=op_id,
-        )
-        if has_ended and volume.ends_with_instance:
-            free = replace(free, state=VolumeState.DELETING)
+        free = freed(volume, has_ended=has_ended, now_ms=now_ms, op_id=op_id)
+        if free.state is VolumeState.DELETING:
             bury_volume(draft, free)
         draft.put(VOLUME, volume_id, value=free)
 

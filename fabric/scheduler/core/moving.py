@@ -7,11 +7,14 @@ that it claims. What a larger flavor costs more is charged before the claim, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from fabric.images.core.snapshots import queued
 from fabric.lifecycle.core import guest_at, ordered
+from fabric.lifecycle.devices import volumes_of
 from fabric.lifecycle.moves import (
     MOVING,
     carried,
@@ -39,6 +42,7 @@ from fabric.model.instance import (
 from fabric.model.placement import Decision
 from fabric.model.quota import Charge, Quota
 from fabric.model.states import TaskState, Want
+from fabric.model.volume import Volume
 from fabric.network.addresses import ports_at
 from fabric.network.claims import slot_on
 from fabric.quota.core import charge, charge_of
@@ -47,17 +51,21 @@ from fabric.scheduler.core.change import Change
 from fabric.scheduler.core.picture import Seen
 from fabric.store import keys
 
+NO_VOLUMES: Final[Mapping[str, Seen[Volume]]] = MappingProxyType({})
+"""Those of a server that has none, or that is on a host."""
+
 NAMES: Final = 200
 """Characters of a server's name in the name of the image that it travels in, which nobody sees."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """A work item, its server, and the order to the server's host, all read at one revision."""
+    """A work item, its server, the order to the server's host, and the volumes of one that is nowhere, all read at one revision."""
 
     work: Seen[MoveWanted]
     instance: Seen[Instance]
     order: Seen[Assignment]
+    volumes: Mapping[str, Seen[Volume]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +90,28 @@ def is_wanted(waiting: Waiting) -> bool:
     return waiting.instance.value is not None and is_waiting(waiting.instance.value)
 
 
-def wants(work: MoveWanted, instance: Instance, *, cell: str) -> Ask:
-    """What the server asks of a host: one of its own cell, and another than it is on."""
+def wants(
+    work: MoveWanted, instance: Instance, *, cell: str, volumes: Mapping[str, Seen[Volume]] = NO_VOLUMES
+) -> Ask:
+    """What the server asks of a host: one of its own cell, and another than it is on; the one with the files, where its volumes are files
+    of a host. (That a host shares the directories of the others is among its traits.)
+    """
     leaves = {name for name in (instance.host, work.excluded) if name}
-    return replace(ask_of(work.request, cell=cell), host=work.host, other_than=frozenset(leaves))
+    files = {
+        each.value.host for each in volumes.values() if each.value is not None and not each.value.directory
+    }
+    host = work.host or next(iter(files), "")
+    return replace(ask_of(work.request, cell=cell), host=host, other_than=frozenset(leaves))
+
+
+def volumes_to_read(instance: Instance) -> tuple[str, ...]:
+    """The ids of the volumes that a server which is nowhere has: they tell where it can be, and are its new host's when it is there."""
+    return volumes_of(instance) if instance.task is TaskState.UNSHELVING and not instance.host else ()
+
+
+def has_its_disk(instance: Instance) -> bool:
+    """Whether there is what a shelved server's root disk can be made of: its image, or the volume that it boots from."""
+    return instance.request.guest.root_volume is not None or carried(instance) is not None
 
 
 def called_off(waiting: Waiting) -> Change:
@@ -136,6 +162,9 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
     if host is None or slot is None:
         return None
     is_raised = now.task is TaskState.UNSHELVING
+    followed = _followed(waiting, now, host.name, now_ms=now_ms, op_id=op_id)
+    if followed is None:
+        return None
     disk = carried(now) if is_raised else None
     place = Place(
         host=host.name,
@@ -165,6 +194,9 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
         keys.USE.at(host.name): more,
         keys.ASSIGNMENT.at(host.name, now.id): order,
     }
+    for volume_id, volume in followed.items():
+        unchanged[keys.VOLUME.at(volume_id)] = waiting.volumes[volume_id].revision
+        put[keys.VOLUME.at(volume_id)] = volume
     if now.host:
         here = keys.ASSIGNMENT.at(now.host, now.id)
         unchanged[here] = waiting.order.revision
@@ -174,6 +206,22 @@ def claim(waiting: Waiting, found: Found, decision: Decision, *, now_ms: int, op
                 order, stop_timeout_s=waiting.order.value.stop_timeout_s
             )
     return Claimed(Change(unchanged=unchanged, put=put, delete=(keys.MOVE.at(now.id),)), more)
+
+
+def _followed(
+    waiting: Waiting, now: Instance, host: str, *, now_ms: int, op_id: str
+) -> Mapping[str, Volume] | None:
+    """The volumes of a server that is nowhere, as they are once it is on this host. None where they are not its own, or not there.
+
+    They have been its own all the while, with what they claim of a host: nothing more is claimed.
+    """
+    followed: dict[str, Volume] = {}
+    for volume_id in volumes_to_read(now):
+        volume = waiting.volumes[volume_id].value if volume_id in waiting.volumes else None
+        if volume is None or volume.instance_id != now.id or (volume.host != host and not volume.directory):
+            return None
+        followed[volume_id] = replace(volume, host=host, update_time_ms=now_ms, op_id=op_id)
+    return followed
 
 
 def _first_order(place: Place, after: Instance, host: Host, *, want: Want) -> Assignment:

@@ -8,15 +8,30 @@ from typing import Any
 import pytest
 
 from fabric.errors import FabricError, InvalidRequest, QuotaExceeded, WrongState
+from fabric.model.host import Session, SessionState
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import Assignment, Build, Instance
 from fabric.model.quota import Quota
+from fabric.model.session import HostState
+from fabric.model.states import VmState
 from fabric.model.volume import Volume, VolumeEntry, VolumeState
 from fabric.pb.compute.v1 import instance_service_pb2
 from fabric.pb.volume.v1 import volume_service_pb2 as pb
 from fabric.store.base import Txn
-from fabric.store.codec import encode
-from fabric.store.keys import ASSIGNMENT, BUILD, IMAGE, INSTANCE, LOCATION, QUOTA, VOLUME, VOLUME_ENTRY
+from fabric.store.codec import decode, encode
+from fabric.store.keys import (
+    ASSIGNMENT,
+    BUILD,
+    IMAGE,
+    INSTANCE,
+    LOCATION,
+    MOVE,
+    QUOTA,
+    SESSION,
+    TOMBSTONE,
+    VOLUME,
+    VOLUME_ENTRY,
+)
 from tests.unit.api.test_instances import WHO, in_a_world
 from tests.unit.api.test_volumes import Volumes
 
@@ -220,7 +235,7 @@ async def test_what_a_server_that_boots_from_a_volume_cannot_do_says_what_is_pos
             ("rebuild", {"image": "linux"}),
             ("create-image", {"name": "copy"}),
             ("create-backup", {"name": "copy", "backup_type": "daily", "rotation": 1}),
-            ("shelve", {}),
+            ("migrate", {}),
             ("detach-volume", {"volume": "root"}),
         )
     }
@@ -231,6 +246,82 @@ async def test_what_a_server_that_boots_from_a_volume_cannot_do_says_what_is_pos
     assert "name one" in await refused(world.act("rescue", server), InvalidRequest)
     begun = await world.act("rescue", server, image="linux")
     assert begun.status.task_state == "rescuing"
+
+
+async def put_away(world: Bootable, server: str) -> None:
+    await world.act("shelve", server)
+    await world.told(server, HostState.STOPPED)
+    await world.act("shelve-offload", server)
+    await world.told(server, HostState.ABSENT)
+
+
+@bootable_test
+async def test_a_server_that_boots_from_a_volume_is_put_away_with_it_and_without_an_image(
+    world: Bootable,
+) -> None:
+    await world.ready()
+    server = await world.running()
+    before = (await world.use()).volumes_gib
+    await put_away(world, server)
+
+    shown = await world.get(server)
+    assert (shown.status.vm_state, shown.status.host) == ("shelved_offloaded", "")
+    root = await world.show("root")
+    assert (root.status, root.instance_id) == ("in-use", server)
+    use = await world.use()
+    assert (use.instances, use.slots, use.claimed.vcpus, use.volumes_gib) == (0, (), 0, before)
+    images = (await world.store.list(IMAGE.under())).entries
+    assert set(images) >= {IMAGE.at("s")}
+    assert not any("shelved" in decode(Image, each.value).name for each in images.values())
+    begun = await world.act("unshelve", server)
+    assert begun.status.task_state == "unshelving"
+    assert await world.read(world.cells["c1"], MOVE, server) is not None
+
+
+@pytest.mark.parametrize("state", [SessionState.UP, SessionState.JOIN])
+@pytest.mark.parametrize("ends", [False, True])
+def test_the_volume_of_a_server_that_ends_while_it_is_put_away_is_free_or_removed(
+    ends: bool, state: SessionState
+) -> None:
+    async def claim(world: Bootable) -> None:
+        await world.ready()
+        server = await world.running()
+        await put_away(world, server)
+        cell = world.cells["c1"]
+        root = (await world.show("root")).id
+        volume = replace(await world.volume(root), ends_with_instance=ends)
+        session = Session(host="h1", epoch=1, state=state)
+        await cell.commit(Txn(put={VOLUME.at(root): encode(volume), SESSION.at("h1"): encode(session)}))
+        await world.delete(server)
+
+        after = await world.volume(root)
+        tombstone = await world.read(cell, TOMBSTONE, "h1", root)
+        assert await world.read(cell, INSTANCE, server) is None
+        assert (after.instance_id, after.ends_with_instance) == ("", False)
+        assert after.state is (VolumeState.DELETING if ends else VolumeState.AVAILABLE)
+        assert (tombstone is not None) is ends
+        is_touched = await world.read(cell, SESSION, "h1") != session
+        assert is_touched is (ends and state is SessionState.JOIN)
+
+    bootable_test(claim)()
+
+
+@bootable_test
+async def test_a_server_that_never_had_the_volume_it_was_to_boot_from_takes_it_from_nobody(
+    world: Bootable,
+) -> None:
+    await world.ready()
+    server = await world.running()
+    cell = world.cells["c1"]
+    root = (await world.show("root")).id
+    record: Instance = await world.read(cell, INSTANCE, server)
+    never = replace(record, host="", placement_epoch=0, vm_state=VmState.ERROR)
+    others = replace(await world.volume(root), instance_id="another", ends_with_instance=True)
+    await cell.commit(Txn(put={INSTANCE.at(server): encode(never), VOLUME.at(root): encode(others)}))
+    await world.delete(server)
+
+    assert await world.read(cell, INSTANCE, server) is None
+    assert await world.volume(root) == others
 
 
 @bootable_test

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fabric.errors import WrongState
-from fabric.lifecycle.core import Refused, Said, begin, settle
+from fabric.lifecycle.core import Freed, Gone, Refused, Said, begin, settle
 from fabric.lifecycle.devices import (
     LEAVES_ITS_HOST,
     Dropped,
@@ -21,10 +21,10 @@ from fabric.lifecycle.devices import (
     without_volume,
 )
 from fabric.model.faults import FaultCode
-from fabric.model.instance import Instance, Request
+from fabric.model.instance import Instance, OneShot, Request
 from fabric.model.network import FIRST_GUEST, NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
-from fabric.model.states import Action, PowerState, VmState
+from fabric.model.states import Action, PowerState, TaskState, VmState, Want
 from fabric.model.volume import GuestVolume
 from tests.unit.lifecycle.records import GUEST, NOW_MS
 
@@ -42,6 +42,7 @@ FIRST, ADDED = (
     for slot in (4, 7)
 )
 TENANT = replace(FIRST, id="tenant", network_id="t", mac="fa:16:3e:00:00:aa", address="10.0.0.9", vni=7)
+POWERS = {HostState.STOPPED: PowerState.SHUTDOWN, HostState.ABSENT: PowerState.NOSTATE}
 RUNNING = Instance(
     id=GUEST.id,
     request=Request(guest=GUEST),
@@ -55,18 +56,26 @@ RUNNING = Instance(
 )
 
 
-def told(now: Instance, *, fault: str = "", state: HostState = HostState.ACTIVE) -> Instance:
-    said = Said(
+def said(
+    now: Instance, *, fault: str = "", state: HostState = HostState.ACTIVE, power: PowerState | None = None
+) -> Instance | Gone | Freed | Refused:
+    word = Said(
         host="h1",
         placement_epoch=1,
         generation=now.generation,
         action_seq=0,
         state=state,
-        power=PowerState.RUNNING,
+        power=POWERS.get(state, PowerState.RUNNING) if power is None else power,
         fault_code=fault,
         fault_message="why",
     )
-    after = settle(now, said, now_ms=NOW_MS, op_id="op")
+    return settle(now, word, now_ms=NOW_MS, op_id="op")
+
+
+def told(
+    now: Instance, *, fault: str = "", state: HostState = HostState.ACTIVE, power: PowerState | None = None
+) -> Instance:
+    after = said(now, fault=fault, state=state, power=power)
     assert isinstance(after, Instance)
     return after
 
@@ -175,11 +184,56 @@ def test_a_server_goes_to_another_host_with_its_volumes_in_a_shared_directory(ac
         begin(told(with_volume(had, replace(VOLUME, id=ADDED.id))), action, now_ms=NOW_MS, op_id="op")
 
 
-def test_a_server_with_volumes_is_not_put_away_wherever_those_are() -> None:
-    had = told(with_volume(RUNNING, replace(VOLUME, directory="nfs1")))
+@pytest.mark.parametrize("directory", ["", "nfs1"])
+def test_a_server_is_put_away_with_its_volumes_but_not_while_one_is_on_its_way(directory: str) -> None:
+    had = told(with_volume(RUNNING, replace(VOLUME, directory=directory)))
 
-    with pytest.raises(WrongState, match="detach them first"):
-        begin(had, Action.SHELVE, now_ms=NOW_MS, op_id="op")
+    begun = begin(had, Action.SHELVE, now_ms=NOW_MS, op_id="op", image_id="im")
+    assert (begun.action.kind, begun.carrier_id) == (OneShot.SNAPSHOT, "im")
+    assert dropped(begun, replace(begun, host="", slot=0, ports=())) == Dropped()
+    with pytest.raises(WrongState, match="on its way"):
+        begin(without_volume(had, VOLUME.id), Action.SHELVE, now_ms=NOW_MS, op_id="op")
+    with pytest.raises(WrongState, match="added interfaces"):
+        begin(told(with_port(had, ADDED)), Action.SHELVE, now_ms=NOW_MS, op_id="op")
+
+
+def test_what_boots_from_a_volume_is_put_away_without_an_image_and_keeps_the_volume() -> None:
+    root = replace(VOLUME, is_root=True, directory="nfs1")
+    guest = replace(GUEST, image=None, disk_gib=0, volumes=(root,))
+    running = replace(RUNNING, request=replace(RUNNING.request, guest=guest))
+
+    begun = begin(running, Action.SHELVE, now_ms=NOW_MS, op_id="op")
+    shelved = told(begun, state=HostState.STOPPED)
+    leaving = begin(shelved, Action.SHELVE_OFFLOAD, now_ms=NOW_MS, op_id="op")
+    gone = said(leaving, state=HostState.ABSENT)
+
+    assert (begun.action, begun.want, begun.generation) == (running.action, Want.STOP, 2)
+    assert (shelved.vm_state, shelved.task, shelved.fault) == (VmState.SHELVED, TaskState.NONE, None)
+    assert isinstance(gone, Freed)
+    assert (gone.after.vm_state, gone.after.host) == (VmState.SHELVED_OFFLOADED, "")
+    assert (volumes_of(gone.after), dropped(leaving, gone.after)) == ((VOLUME.id,), Dropped())
+    with pytest.raises(WrongState, match="delete the server, which keeps the volume"):
+        begin(running, Action.RESIZE, now_ms=NOW_MS, op_id="op")
+
+
+@pytest.mark.parametrize(("directory", "task"), [("", TaskState.NONE), ("nfs1", TaskState.UNSHELVING)])
+def test_a_host_that_fails_to_raise_a_server_is_left_for_another_only_where_its_volumes_go_too(
+    directory: str, task: TaskState
+) -> None:
+    guest = replace(GUEST, volumes=(replace(VOLUME, directory=directory),))
+    raised = replace(
+        RUNNING,
+        request=replace(RUNNING.request, guest=guest),
+        vm_state=VmState.SHELVED_OFFLOADED,
+        task=TaskState.UNSHELVING,
+        power=PowerState.NOSTATE,
+    )
+
+    after = told(raised, state=HostState.ERROR, power=PowerState.NOSTATE, fault=FaultCode.VOLUME_UNREACHABLE)
+
+    assert (after.host, after.task, after.vm_state) == ("", task, VmState.SHELVED_OFFLOADED)
+    assert after.fault is not None
+    assert (after.fault.code, volumes_of(after)) == (FaultCode.VOLUME_UNREACHABLE, (VOLUME.id,))
 
 
 @pytest.mark.parametrize("action", sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD}))
@@ -225,8 +279,16 @@ def test_a_word_that_is_known_otherwise_still_settles_devices() -> None:
     assert stale is Refused.STALE
 
 
-@pytest.mark.parametrize("action", sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD}))
-@pytest.mark.parametrize("tied", [with_volume(RUNNING, VOLUME), with_port(RUNNING, ADDED)])
+@pytest.mark.parametrize(
+    ("action", "tied"),
+    [
+        *((action, with_volume(RUNNING, VOLUME)) for action in (Action.MIGRATE, Action.RESIZE)),
+        *(
+            (action, with_port(RUNNING, ADDED))
+            for action in sorted(LEAVES_ITS_HOST - {Action.SHELVE_OFFLOAD})
+        ),
+    ],
+)
 def test_a_server_with_devices_of_its_host_does_not_leave_it(action: Action, tied: Instance) -> None:
     with pytest.raises(WrongState, match="first"):
         begin(tied, action, now_ms=NOW_MS, op_id="op")

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from fabric.model.host import Resources
-from fabric.model.instance import Build
-from fabric.model.states import VmState
+from fabric.model.instance import Build, Instance, MoveWanted
+from fabric.model.states import TaskState, VmState
 from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState
 from fabric.scheduler.core.boot_volumes import VOLUME_UNAVAILABLE
 from fabric.scheduler.core.saga import NO_VALID_HOST
@@ -215,5 +215,54 @@ def test_a_volume_that_cannot_be_looked_at_holds_up_its_own_server_alone() -> No
         running.to_global.away(is_away=False)
         await asyncio.sleep(30)
         assert set(await stage.instances()) == {"i-0", "i-9"}
+
+    play(world)
+
+
+@pytest.mark.parametrize(("directory", "hosts"), [("", {"h2"}), ("nfs1", {"h3"})])
+def test_a_shelved_server_comes_back_where_its_volume_is(directory: str, hosts: set[str]) -> None:
+    """On the host with the file, or on one that shares its directory, whichever had it last; claimed once by two schedulers."""
+
+    async def world(stage: Stage) -> None:
+        await stage.open(host("h1"), host("h2"), host("h3", traits=frozenset({"VOLUMES_NFS1"})))
+        root = replace(ROOT, directory=directory)
+        asked = booting("i-0").request
+        record = Instance(
+            id="i-0",
+            request=replace(asked, guest=replace(asked.guest, volumes=(root,))),
+            vm_state=VmState.SHELVED_OFFLOADED,
+            task=TaskState.UNSHELVING,
+            task_deadline_ms=WALL_MS + 3_600_000,
+            placement_epoch=1,
+            highest_epoch=1,
+            generation=4,
+        )
+        volume = Volume(
+            id="v-1",
+            project_id="p-1",
+            state=VolumeState.IN_USE,
+            host="h2",
+            size_gib=5,
+            instance_id="i-0",
+            directory=directory,
+        )
+        work = MoveWanted(instance_id="i-0", request=record.request, create_time_ms=WALL_MS)
+        cell = stage.cells["east"]
+        for key, value in (
+            (keys.INSTANCE.at("i-0"), record),
+            (keys.VOLUME.at("v-1"), volume),
+            (keys.MOVE.at("i-0"), work),
+        ):
+            await stage.put(cell, key, value)
+        stage.schedule("s1")
+        stage.schedule("s2")
+        await asyncio.sleep(3)
+
+        after = (await stage.instances())["i-0"]
+        assert (after.host in hosts, after.placement_epoch, after.disk) == (True, 2, None)
+        now = await volume_of(stage)
+        assert (now.host, now.state, now.instance_id) == (after.host, VolumeState.IN_USE, "i-0")
+        assert (await stage.uses())[after.host].claimed.vcpus == 1
+        assert await stage.held(keys.MOVE) == set()
 
     play(world)
