@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, cast
 
+import fabric.api.instances as api_instances
 from fabric.api.core import devices as api_devices
 from fabric.conductor.core import devices, flow
 from fabric.lifecycle import core as lifecycle
@@ -81,7 +82,18 @@ def _made_again() -> tuple[Swap, ...]:
     return ((FakeVolumes, "ensure", careless),)
 
 
+def _kept_by_the_dead() -> tuple[Swap, ...]:
+    """A server that ends while it is on no host keeps its volumes."""
+    return ((api_instances, "volumes_of", lambda _: ()),)
+
+
 VOLUME_MUTANTS: Final = (
+    Mutant(
+        name="shelved_volumes_never_freed",
+        without="a server that ends while it is on no host lets go of its volumes",
+        within=100,
+        swaps=_kept_by_the_dead,
+    ),
     Mutant(
         name="root_volume_taken_from_others",
         without="a claim compares the volume that its server boots from",

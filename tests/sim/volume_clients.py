@@ -27,7 +27,9 @@ class VolumeClient(Client):
             await asyncio.sleep(self.random.uniform(0.2, 2.0))
             draw = self.random.random()
             turn_over, act = (0.6, 0.8) if self.boots else (0.25, 0.5)
-            if len(self.volumes) < 2 or draw < 0.06:
+            if self.mine and self.random.random() < 0.25:
+                await self._put_away()
+            elif len(self.volumes) < 2 or draw < 0.06:
                 await self._make_volume()
             elif not self.mine or draw < turn_over:
                 await self._turn_over()
@@ -76,6 +78,20 @@ class VolumeClient(Client):
         request = volume_service_pb2.CreateVolumeRequest(request_id=name, volume=volume)
         await self._retry("create-volume", "create_volume", request, principal)
         self.volumes.append((name, principal))
+
+    async def _put_away(self) -> None:
+        """Shelve a server with its volumes, for a while; then bring it back, or end it where it is, or leave it."""
+        instance_id, principal = self.random.choice(self.mine)
+        await self._do(pb.ShelveInstanceRequest(request_id=self._name(), instance=instance_id), principal)
+        await asyncio.sleep(self.random.uniform(0.5, 6.0))
+        draw = self.random.random()
+        if draw < 0.6:
+            await self._do(
+                pb.UnshelveInstanceRequest(request_id=self._name(), instance=instance_id), principal
+            )
+        elif draw < 0.8:
+            self.mine.remove((instance_id, principal))
+            await self._delete(instance_id, principal)
 
     async def _delete_volume(self) -> None:
         name, principal = self.volumes.pop(self.random.randrange(len(self.volumes)))
