@@ -46,7 +46,7 @@ def test_a_volume_is_made_of_an_image_booted_from_and_kept_for_the_next_server(
     assert int(tenant.inside("nebula_lab_01", "cat /sys/block/vda/size")) * 512 == 2 << 30
     tenant.inside("nebula_lab_01", "echo 'kept by the volume' > /root/kept && sync")
 
-    refused = fabric.run("server", "shelve", "nebula_lab_01", cloud="nebula")
+    refused = fabric.run("server", "migrate", one["id"])
     assert refused.returncode != 0
     assert "boots from volume" in refused.stderr
     first = fabric.shown("server", "show", one["id"])["host"]
@@ -94,12 +94,21 @@ def test_a_volume_in_a_shared_directory_boots_a_server_of_either_host(
     tenant.inside("nebula_lab_04", "echo 'kept by the directory' > /root/kept && sync")
     first = fabric.shown("server", "show", one["id"])["host"]
     assert fabric.shown("host", "show", first)["volume_directories"] == ["shared"]
-    tenant.cli("server", "delete", "--wait", "nebula_lab_04")
+    tenant.cli("server", "shelve", "--wait", "nebula_lab_04")
+    assert tenant.show("nebula_lab_04")["status"] == "SHELVED_OFFLOADED"
+    assert fabric.shown("volume", "show", "nebula_roaming", cloud="nebula")["status"] == "in-use"
     fabric.cli("host", "set", "--disable", first)
+    tenant.cli("server", "unshelve", "--wait", "nebula_lab_04")
+    second = fabric.shown("server", "show", one["id"])["host"]
+    assert second != first
+    assert tenant.inside("nebula_lab_04", "cat /root/kept") == "kept by the directory\n"
+    fabric.cli("host", "set", "--enable", first)
+    fabric.cli("host", "set", "--disable", second)
+    tenant.cli("server", "delete", "--wait", "nebula_lab_04")
 
     two = boot(tenant, "nebula_lab_05", "--volume", "nebula_roaming")
-    fabric.cli("host", "set", "--enable", first)
-    assert fabric.shown("server", "show", two["id"])["host"] != first
+    fabric.cli("host", "set", "--enable", second)
+    assert fabric.shown("server", "show", two["id"])["host"] == first
     assert tenant.inside("nebula_lab_05", "hostname; cat /root/kept") == (
         "nebula-lab-05\nkept by the directory\n"
     )
@@ -113,7 +122,7 @@ def test_a_volume_in_a_shared_directory_boots_a_server_of_either_host(
     )
 
 
-def test_a_server_moves_to_another_host_with_its_volume_in_a_shared_directory(
+def test_a_server_moves_to_another_host_and_is_put_away_with_its_volume_in_a_shared_directory(
     fabric: Running, tenant: Tenant
 ) -> None:
     tenant.cli("volume", "create", "--directory", "shared", "--size", "1", "nebula_moving")
@@ -126,12 +135,13 @@ def test_a_server_moves_to_another_host_with_its_volume_in_a_shared_directory(
     )
     before = fabric.shown("server", "show", tenant.show("nebula_lab_06")["id"])
 
-    refused = fabric.run("server", "shelve", "nebula_lab_06", cloud="nebula")
-    assert "detach them first" in refused.stderr
     fabric.cli("server", "migrate", "--wait", before["id"])
     tenant.cli("server", "resize", "confirm", "nebula_lab_06")
 
     assert fabric.shown("server", "show", before["id"])["host"] != before["host"]
+    assert tenant.inside("nebula_lab_06", f"{find}; head -c 14 $disk") == "written before"
+    tenant.cli("server", "shelve", "--wait", "nebula_lab_06")
+    tenant.cli("server", "unshelve", "--wait", "nebula_lab_06")
     assert tenant.inside("nebula_lab_06", f"{find}; head -c 14 $disk") == "written before"
     tenant.cli("server", "delete", "--wait", "nebula_lab_06")
     tenant.cli("volume", "delete", "nebula_moving")
