@@ -14,7 +14,7 @@ from fabric.conductor.core.draft import Draft, ref
 from fabric.errors import FabricError
 from fabric.ids import Ids
 from fabric.store.base import Store
-from fabric.store.keys import SESSION
+from fabric.store.keys import HOST, SESSION
 
 log = structlog.get_logger()
 
@@ -24,13 +24,15 @@ class Reputation:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._strikes: dict[str, guard.Strikes] = {}
+        # By the certificate too: with one that was revoked anybody may come, and it must not cost the host anything.
+        self._strikes: dict[tuple[str, str], guard.Strikes] = {}
         self._joins: dict[str, fence.Joins] = {}
 
-    def is_out(self, host: str) -> bool:
-        """Count a bad message; whether it was one too many."""
-        strikes = self._strikes.get(host, guard.Strikes()).struck(self._clock.boot_s())
-        self._strikes[host] = strikes
+    def is_out(self, host: str, cert_serial: str) -> bool:
+        """Count a bad message of whoever comes with this certificate; whether it was one too many."""
+        who = host, cert_serial
+        strikes = self._strikes.get(who, guard.Strikes()).struck(self._clock.boot_s())
+        self._strikes[who] = strikes
         return strikes.is_out
 
     def joined(self, host: str, *, is_duel: bool) -> None:
@@ -57,12 +59,12 @@ class Quarantines:
         self._clock = clock
         self._ids = ids
         self._jitter = jitter
-        self._due: dict[str, str] = {}
+        self._due: dict[tuple[str, str], str] = {}
         self._woken = asyncio.Event()
 
-    def put(self, host: str, why: str) -> None:
-        """Shut the host out, soon."""
-        self._due.setdefault(host, why)
+    def put(self, host: str, cert_serial: str, why: str) -> None:
+        """Shut the host out, soon, if this is its certificate: what was done with one that was revoked is not the host's doing."""
+        self._due.setdefault((host, cert_serial), why)
         self._woken.set()
 
     async def run(self) -> None:
@@ -72,21 +74,26 @@ class Quarantines:
             if not self._due:
                 self._woken.clear()
                 continue
-            host, why = next(iter(self._due.items()))
+            who, why = next(iter(self._due.items()))
+            host, cert_serial = who
             try:
-                is_done = await self._quarantine(host, why)
+                is_done = await self._quarantine(host, cert_serial, why)
             except FabricError as away:
                 log.warning("quarantine.delayed", host=host, why=away.message)
                 is_done = False
             if is_done:
-                del self._due[host]
+                del self._due[who]
             else:
                 # Behind the others: what stands in the way of one must not keep them in.
-                self._due[host] = self._due.pop(host)
+                self._due[who] = self._due.pop(who)
                 await asyncio.sleep(0.1 + 0.4 * self._jitter())
 
-    async def _quarantine(self, host: str, why: str) -> bool:
-        draft = Draft(await records.read(self._store, [ref(SESSION, host)]))
+    async def _quarantine(self, host: str, cert_serial: str, why: str) -> bool:
+        draft = Draft(await records.read(self._store, [ref(SESSION, host), ref(HOST, host)]))
+        inventory = draft.get(HOST, host)
+        if inventory is None or inventory.cert_serial != cert_serial:
+            return True
+        draft.rely_on(HOST, host)
         if not fence.quarantine(draft, host, why, now_ms=self._clock.now_ms(), op_id=self._ids.new_id()):
             return True
         if not await records.commit(self._store, draft):

@@ -395,12 +395,12 @@ class HostSession:
 
     def _strike(self, rule: str) -> None:
         log.warning("guard.refused", host=self.host, epoch=self.epoch, rule=rule)
-        if self._around.reputation.is_out(self.host):
+        if self._around.reputation.is_out(self.host, self._cert_serial):
             self._shun(f"sent {guard.STRIKES_LIMIT} bad messages within a minute, the last: {rule}")
 
     def _shun(self, why: str) -> None:
         # Written by the conductor, not by this session: hanging up must not save a host from it.
-        self._around.quarantines.put(self.host, why)
+        self._around.quarantines.put(self.host, self._cert_serial, why)
         self.end("quarantined: " + why, retry_after_ms=60_000)
 
     def _hear(self, message: FromHost) -> None:

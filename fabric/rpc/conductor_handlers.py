@@ -36,6 +36,9 @@ UPLOADS_AT_ONCE: Final = 4
 TUNNELS_AT_ONCE: Final = 80
 """Consoles of one host's guests: a little more than the conductor asks for, because some are just ending."""
 
+_Who = tuple[str, str]
+"""A host and the serial number of a certificate: one that was revoked is counted by itself, and takes nothing of what is the host's."""
+
 
 class Conducts(Protocol):
     """A cell's conductor, as `fabric.conductor.service` makes one."""
@@ -95,15 +98,15 @@ class HostSessionHandlers:
     def __init__(self, conductor: Conducts, cell: str) -> None:
         self._conductor = conductor
         self._cell = cell
-        self._sessions: Counter[str] = Counter()
-        self._tunnels: Counter[str] = Counter()
-        self._fetches: Counter[str] = Counter()
-        self._uploads: Counter[str] = Counter()
+        self._sessions: Counter[_Who] = Counter()
+        self._tunnels: Counter[_Who] = Counter()
+        self._fetches: Counter[_Who] = Counter()
+        self._uploads: Counter[_Who] = Counter()
 
     async def session(self, stream: Stream, principal: Principal) -> None:
         """The host's session."""
         self._check(principal)
-        with _one_of(self._sessions, principal.host, SESSIONS_AT_ONCE, "sessions"):
+        with _one_of(self._sessions, principal, SESSIONS_AT_ONCE, "sessions"):
             await self._conductor.serve_host(principal.host, principal.cert_serial, stream)
 
     async def fetch_image(
@@ -111,7 +114,7 @@ class HostSessionHandlers:
     ) -> AsyncIterator[host_session_service_pb2.FetchImageResponse]:
         """The bytes of an image."""
         self._check(principal)
-        with _one_of(self._fetches, principal.host, FETCHES_AT_ONCE, "images"):
+        with _one_of(self._fetches, principal, FETCHES_AT_ONCE, "images"):
             async for data in self._conductor.fetch_image(
                 principal.host, principal.cert_serial, request.image_id, request.offset_bytes
             ):
@@ -122,7 +125,7 @@ class HostSessionHandlers:
     ) -> host_session_service_pb2.UploadImageResponse:
         """The disk of an instance, as an image."""
         self._check(principal)
-        with _one_of(self._uploads, principal.host, UPLOADS_AT_ONCE, "uploads"):
+        with _one_of(self._uploads, principal, UPLOADS_AT_ONCE, "uploads"):
             first = await anext(requests, None)
             if first is None or first.WhichOneof("piece") != "header":
                 raise InvalidRequest("the first piece must be the header", field="header")
@@ -141,7 +144,7 @@ class HostSessionHandlers:
     async def tunnel(self, stream: Stream, principal: Principal) -> None:
         """A console that was asked for."""
         self._check(principal)
-        with _one_of(self._tunnels, principal.host, TUNNELS_AT_ONCE, "consoles"):
+        with _one_of(self._tunnels, principal, TUNNELS_AT_ONCE, "consoles"):
             await self._conductor.serve_tunnel(principal.host, principal.cert_serial, stream)
 
     def _check(self, principal: Principal) -> None:
@@ -242,14 +245,15 @@ def _check_api(principal: Principal) -> None:
 
 
 @contextmanager
-def _one_of(counts: Counter[str], host: str, most: int, what: str) -> Iterator[None]:
+def _one_of(counts: Counter[_Who], principal: Principal, most: int, what: str) -> Iterator[None]:
     """One of what a host may have under way, while it is. Raises TooMuch."""
-    if counts[host] >= most:
+    who = principal.host, principal.cert_serial
+    if counts[who] >= most:
         raise TooMuch(f"this host has {most} {what} under way already", retry_after_s=1.0, limit=most)
-    counts[host] += 1
+    counts[who] += 1
     try:
         yield
     finally:
-        counts[host] -= 1
-        if not counts[host]:
-            del counts[host]
+        counts[who] -= 1
+        if not counts[who]:
+            del counts[who]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from fabric.conductor.proofs import Prover
 from fabric.conductor.quarantine import Quarantines
-from fabric.model.host import Session, SessionState
+from fabric.model.host import Host, Session, SessionState
 from fabric.model.states import TaskState
 from fabric.model.volume import Volume, VolumeState
 from fabric.store.base import Txn
 from fabric.store.codec import decode, encode
-from fabric.store.keys import SESSION, TOMBSTONE, VOLUME
+from fabric.store.keys import HOST, SESSION, TOMBSTONE, VOLUME
 from fabric.store.memory import MemoryStore
-from tests.unit.conductor.worlds import CountingIds, LoopClock, World, instance_id, run, until
+from tests.unit.conductor.worlds import CAPACITY, CountingIds, LoopClock, World, instance_id, run, until
 
 NO_RECORD = b"\xff"
 
@@ -65,9 +65,11 @@ def test_a_host_that_cannot_be_shut_out_keeps_no_other_in() -> None:
 
     async def world() -> None:
         store = await _store("h1")
+        host = Host(name="h1", cell="east", zone="z1", capacity=CAPACITY, cert_serial="1")
+        await store.commit(Txn(put={HOST.at("h1"): encode(host)}))
         quarantines = Quarantines(store, clock=LoopClock(), ids=CountingIds("q"), jitter=lambda: 0.5)
-        quarantines.put("broken", "lied")
-        quarantines.put("h1", "lied")
+        quarantines.put("broken", "1", "lied")
+        quarantines.put("h1", "1", "lied")
         running = asyncio.create_task(quarantines.run())
         await asyncio.sleep(2)
         running.cancel()

@@ -233,6 +233,34 @@ def test_hanging_up_does_not_save_it_from_quarantine() -> None:
     run(world)
 
 
+def test_a_certificate_that_was_revoked_shuts_nobody_out() -> None:
+    """Bad messages were counted by the host's name alone, before anybody had looked whether the certificate was still the host's: who had
+    stolen one could have the host quarantined that it was taken from, for as long as the authority's signature lasted.
+    """
+
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            host = await cell.up(service, "h1")
+            host.keep_beating()
+
+            for _ in range(4):
+                thief = cell.dial(service, "h1", serial="ffff")
+                await thief.stream.send(b"\xff" * 100)
+                await thief.hear(Goodbye)
+            await asyncio.sleep(5)
+            after_the_thief = await cell.session("h1")
+            # Nor are they counted with the host's own.
+            await host.stream.send(b"\xff")
+            await asyncio.sleep(5)
+
+            assert after_the_thief.state is SessionState.UP
+            assert (await cell.session("h1")).state is SessionState.UP
+
+    run(world)
+
+
 def test_two_machines_with_one_certificate_are_shut_out() -> None:
     async def world() -> None:
         async with World() as cell:

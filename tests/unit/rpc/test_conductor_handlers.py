@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,6 +115,22 @@ async def test_a_host_that_asks_for_ever_more_at_once_is_stopped_and_no_other(as
     assert sum(isinstance(each, TooMuch) for each in outcomes) == 2 * most
     # Those that are over are forgotten.
     await ask(handlers, EVIL)
+
+
+async def test_who_has_a_revoked_certificate_takes_none_of_the_hosts_own_sessions() -> None:
+    """They were counted by the host's name: eight streams that said nothing, under a certificate that was revoked, kept the host out."""
+    conductor = Endless()
+    handlers = HostSessionHandlers(conductor, "east")
+    revoked = replace(GOOD, cert_serial="3")
+    thieves = [asyncio.create_task(_session(handlers, revoked)) for _ in range(SESSIONS_AT_ONCE)]
+    await asyncio.sleep(0)
+    host = asyncio.create_task(_session(handlers, GOOD))
+    await asyncio.sleep(0)
+
+    conductor.over.set()
+    await asyncio.gather(host, *thieves)
+
+    assert conductor.serving == SESSIONS_AT_ONCE + 1
 
 
 def test_how_far_a_host_is_comes_through_as_it_was_said() -> None:
