@@ -146,7 +146,8 @@ class Tokens:
         while True:
             try:
                 revision = (await self._store.get(TOKEN.under())).revision
-                # What happened before this revision was not seen by the watch: forget it.
+                # What happened before this revision was not seen by the watch: forget it, and what is being looked up just now.
+                self._forgotten += 1
                 self._seen.clear()
                 self._heard_s = self._clock.boot_s()
                 await self._follow(revision)

@@ -208,6 +208,43 @@ async def test_a_server_that_hears_nothing_asks_the_store(store: Flaky) -> None:
         await tokens.principal(secret)
 
 
+def test_a_token_revoked_while_it_is_looked_up_is_not_remembered_by_a_watch_that_begins_anew() -> None:
+    """A look-up whose answer was slow came back after the watch had broken and begun anew: the revocation in between was in neither, so the
+    token was believed for thirty seconds more.
+    """
+
+    class Slow(Flaky):
+        is_slow = False
+
+        async def get(self, *keys: str) -> Snapshot:
+            answer = await super().get(*keys)
+            if self.is_slow and keys != (TOKEN.under(),):
+                await asyncio.sleep(0.1)
+            return answer
+
+    async def world() -> None:
+        store, clock = Slow("global"), LoopClock()
+        tokens = Tokens(store, clock=clock, ids=RandomIds())
+        secret = await tokens.issue(_token(clock.now_ms()))
+        token_id = (await tokens.principal(secret)).token_id
+        store.is_slow = True
+        looking_up = asyncio.create_task(tokens.principal(secret))
+        await asyncio.sleep(0.01)
+        await store.commit(Txn(delete=(TOKEN.at(token_id),)))
+        watching = asyncio.create_task(tokens.run())
+
+        await looking_up
+        try:
+            with pytest.raises(Unauthenticated):
+                await tokens.principal(secret)
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await store.close()
+
+    run(world())
+
+
 async def test_through_an_outage_a_token_seen_lately_is_believed_for_a_while(store: Flaky) -> None:
     clock = Clock()
     tokens = Tokens(store, clock=clock, ids=RandomIds())
