@@ -41,6 +41,9 @@ from hostd.resources.tracker import GIB, measure_free_gib
 _log = structlog.get_logger(__name__)
 
 _FOLDER: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.(\d{1,18})")
+_REMOVED: Final = ".removed"
+"""What ends the name of a placement's folder whose removal has begun."""
+
 _BENEATH: Final = "root.on."
 """What begins the name of an empty file, which ends with the cached image's; with nothing, where the root disk stands by itself."""
 _VOLUME: Final = "root.volume"
@@ -342,20 +345,25 @@ class LocalDisks:
         return self._instances / name
 
     def _held(self) -> Iterator[tuple[Held, Path]]:
+        """What is half removed is held too: or nobody would remove the rest."""
         if self._instances.is_dir():
             for path in sorted(self._instances.iterdir()):
-                match = _FOLDER.fullmatch(path.name)
+                match = _FOLDER.fullmatch(path.name.removesuffix(_REMOVED))
                 if match is not None:
                     yield Held(match[1], int(match[2])), path
 
     def _remove(self, instance_id: str, placement_epoch: int) -> None:
         """Rename first: a folder under its own name is never half removed."""
-        for held, path in self._held():
-            if held.instance_id == instance_id and held.placement_epoch <= placement_epoch:
-                path.rename(path.with_name(f"{path.name}.removed"))
-        if self._instances.is_dir():
-            for path in self._instances.glob(f"{instance_id}.*.removed"):
-                shutil.rmtree(path)
+        paths = [
+            path
+            for held, path in self._held()
+            if held.instance_id == instance_id and held.placement_epoch <= placement_epoch
+        ]
+        # What an earlier removal has left goes before what is to have its name.
+        for path in sorted(paths, key=lambda path: path.suffix != _REMOVED):
+            removed = path.with_name(f"{path.name.removesuffix(_REMOVED)}{_REMOVED}")
+            path.rename(removed)
+            shutil.rmtree(removed)
 
 
 def _note(folder: Path, beneath: str) -> None:

@@ -20,7 +20,7 @@ from fabric.model.instance import ImageRef
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.fake import INSTANT, FakeMachine
-from hostd.images.base import DiskError
+from hostd.images.base import DiskError, Held
 from hostd.images.copies import ABANDONED_S
 from hostd.images.disks import DiskSettings, LocalDisks
 from hostd.images.fake import FakeDisks
@@ -264,6 +264,42 @@ async def test_a_crash_while_making_leaves_nothing_half_done(disks: LocalDisks, 
 
     assert info(made.disks[0].path)["virtual-size"] == 1 << 30
     assert not list(folder.glob("*.part"))
+
+
+@needs_programs
+async def test_what_a_crash_while_removing_has_left_is_held_until_it_is_removed(
+    disks: LocalDisks, state: Path
+) -> None:
+    """A folder is renamed first, then emptied. Between the two a killed daemon left a guest's disk under a name that nobody looked for: the
+    next one told that the placement was gone, and the disk stayed for ever. Where the same placement was made again after a rebuild that
+    was given up, what was left even stood in the way of its end, at each try.
+    """
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    folder = state / "instances" / f"{GUEST.id}.1"
+    folder.rename(folder.with_name(f"{folder.name}.removed"))
+
+    assert await disks.held() == {Held(GUEST.id, 1)}
+    await disks.ensure_guest(GUEST, 1)
+    assert await disks.held() == {Held(GUEST.id, 1)}
+    await disks.remove(GUEST.id, 1)
+    assert await disks.held() == frozenset()
+    assert list((state / "instances").iterdir()) == []
+
+
+@needs_programs
+async def test_what_is_half_removed_of_another_placement_stays_until_that_is_removed(
+    disks: LocalDisks, state: Path
+) -> None:
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 2)
+    newer = state / "instances" / f"{GUEST.id}.2"
+    newer.rename(newer.with_name(f"{newer.name}.removed"))
+    await disks.ensure_guest(GUEST, 1)
+
+    await disks.remove(GUEST.id, 1)
+
+    assert await disks.held() == {Held(GUEST.id, 2)}
 
 
 @needs_programs
