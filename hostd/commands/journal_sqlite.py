@@ -19,6 +19,20 @@ from hostd.commands.journal import JournalDamaged, JournalRow, JournalState
 
 _SCHEMA: Final = 2
 _COLUMNS: Final = "instance_id, placement_epoch, generation, action_started, action_done, released, made"
+
+_DAMAGE: Final = frozenset(
+    {
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_SCHEMA,
+        sqlite3.SQLITE_IOERR_READ,
+        sqlite3.SQLITE_IOERR_SHORT_READ,
+        sqlite3.SQLITE_IOERR_CORRUPTFS,
+        sqlite3.SQLITE_IOERR_DATA,
+    }
+)
+"""Operational errors that come of what is in the file (a table that is missing, a block that cannot be read); what SQLite itself calls
+damaged is none of these."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -38,7 +52,10 @@ def checksum(row: JournalRow) -> int:
 
 
 class SqliteJournal:
-    """`Journal` in one file. Not for two processes: the second to open it fails at once."""
+    """`Journal` in one file. Not for two processes: the second to open it fails at once.
+
+    Opening it raises sqlite3.OperationalError where it cannot be opened now; only what is damaged is set aside.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -50,7 +67,8 @@ class SqliteJournal:
             return self._load()
         except (JournalDamaged, sqlite3.DatabaseError) as error:
             self.close()
-            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode not in _DAMAGE:
+                # Another daemon has it, or there is no room, no right, no descriptor: what it holds is as sound as it was.
                 raise
             _log.error("journal.damaged", reason=str(error), set_aside=str(self._set_aside()))
             return self._load()

@@ -236,6 +236,46 @@ def test_a_row_is_on_the_disk_when_write_returns(path: Path) -> None:
     assert reopened(SqliteJournal(path)).rows["x"].placement_epoch == 5
 
 
+def test_a_journal_that_cannot_be_opened_for_now_is_not_taken_for_damaged(path: Path) -> None:
+    """A disk without room (or a process without descriptors) fails the opening of a sound journal. It was set aside for that, and what
+    this host has promised with it: tombstones, what was made, which action is under way.
+    """
+    written(path)
+    (wal := path.with_name(f"{path.name}-wal")).mkdir()
+
+    with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+        SqliteJournal(path).open()
+    assert not list(path.parent.glob("*.damaged-*"))
+    wal.rmdir()
+    assert reopened(SqliteJournal(path)).rows == {ROW.instance_id: ROW}
+
+
+def test_a_disk_without_room_is_no_damage(path: Path) -> None:
+    """A file of the first schema is changed when it is opened, which takes room."""
+    written(path)
+    database = sqlite3.connect(path)
+    database.execute("ALTER TABLE instance DROP COLUMN made")
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+    program = (
+        "import pathlib, resource, sqlite3, sys\n"
+        "from hostd.commands.journal_sqlite import SqliteJournal\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
+        "try:\n"
+        "    SqliteJournal(pathlib.Path(sys.argv[1])).open()\n"
+        "except sqlite3.OperationalError as failed:\n"
+        "    print(failed.sqlite_errorname)\n"
+    )
+
+    ended = subprocess.run(
+        (sys.executable, "-c", program, str(path)), check=True, capture_output=True, text=True
+    )
+
+    assert "SQLITE_IOERR_WRITE" in ended.stdout
+    assert not list(path.parent.glob("*.damaged-*"))
+
+
 def test_two_daemons_cannot_have_one_journal(path: Path) -> None:
     first = SqliteJournal(path)
     first.open()
