@@ -22,7 +22,7 @@ from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
 from fabric.api.core.change_log import ChangeLog, Entry
 from fabric.api.instance_view import from_build, from_location
-from fabric.api.shelf import CATCH_UP_S
+from fabric.api.shelf import Shelf
 from fabric.clock import Clock
 from fabric.deadlines import within
 from fabric.errors import InvalidRequest, PermissionDenied, Reason, TooMuch, Unavailable
@@ -33,7 +33,7 @@ from fabric.model.states import TaskState, VmState
 from fabric.pb.compute.v1 import instance_event_service_pb2 as pb
 from fabric.pb.compute.v1 import instance_service_pb2 as instance_pb
 from fabric.store.keys import INSTANCE
-from fabric.store.picture import Change, Held, Picture
+from fabric.store.picture import Change, Held
 
 LOG_LIMIT: Final = 4096
 """Changes remembered: at a hundred a second, forty seconds of being away or slow."""
@@ -204,17 +204,18 @@ class Watching:
         """Every change after a position, once our pictures are as new as it; None where they are not all known."""
         known = self.position()
         for source, revision in position.items():
-            picture = self._pictures().get(source)
-            if picture is not None and known.get(source, 0) < revision:
-                # It is of another server of ours, which was ahead.
+            shelf = self._shelves().get(source)
+            if shelf is not None and known.get(source, 0) < revision:
+                # It is of another server of ours, which was ahead; or made up: so to what the store has, and not to what it says.
                 with contextlib.suppress(Unavailable):
-                    await picture.at_least(revision, timeout_s=CATCH_UP_S)
+                    await shelf.catch_up()
         self.position()
         return self._log.after(position)
 
     def position(self) -> Mapping[str, int]:
         """Up to where everything is known now: a picture's revision moves on without a change of what is in it."""
-        for source, picture in self._pictures().items():
+        for source, shelf in self._shelves().items():
+            picture = shelf.picture
             known = self._log.position.get(source)
             if picture.revision and known is None:
                 self._log.begin(source, picture.revision)
@@ -273,11 +274,11 @@ class Watching:
             return from_location(held, reason="")
         return self._view(self._cells[news.cell], held.value, held.mod_revision, principal)
 
-    def _pictures(self) -> Mapping[str, Picture[Any]]:
+    def _shelves(self) -> Mapping[str, Shelf[Any]]:
         return {
-            BUILDS: self._catalogue.builds.picture,
-            INDEX: self._catalogue.locations.picture,
-            **{cell_source(name): view.instances.picture for name, view in self._cells.by_name.items()},
+            BUILDS: self._catalogue.builds,
+            INDEX: self._catalogue.locations,
+            **{cell_source(name): view.instances for name, view in self._cells.by_name.items()},
         }
 
 
