@@ -132,16 +132,15 @@ class Session:
     async def _greet(self) -> None:
         desk = self._desk
         hello_sent_s = desk.clock.boot_s()
-        await self._send(
-            Hello(
-                boot_id=desk.boot_id,
-                agent_version=desk.settings.agent_version,
-                highest_epoch=desk.gate.fence.epoch,
-                follows_plans=True,
-            )
+        hello = Hello(
+            boot_id=desk.boot_id,
+            agent_version=desk.settings.agent_version,
+            highest_epoch=desk.gate.fence.epoch,
+            follows_plans=True,
         )
         try:
             async with within(desk.settings.timers.greeting_s):
+                await self._send(hello)
                 answer = await self._receive()
         except TimeoutError as silent:
             raise SessionOver("the conductor did not answer the hello") from silent
@@ -180,10 +179,14 @@ class Session:
             oldest_s = next(iter(self._beats.values()), None)
             if oldest_s is not None and self._desk.clock.boot_s() - oldest_s >= timers.silence_s:
                 raise SessionOver("the conductor acknowledges no beats: it may have lost the store")
-            async with self._sending:
-                # When it is sent, not when it is answered (R5): taken before, so that waiting for room counts against us.
-                self._beats[seq] = self._desk.clock.boot_s()
-                await self._stream.send(pack_from_host(Beat(seq=seq, epoch=self._desk.gate.fence.epoch)))
+            try:
+                async with within(timers.silence_s), self._sending:
+                    # When it is sent, not when it is answered (R5): taken before, so that waiting for room counts against us.
+                    self._beats[seq] = self._desk.clock.boot_s()
+                    await self._stream.send(pack_from_host(Beat(seq=seq, epoch=self._desk.gate.fence.epoch)))
+            except TimeoutError as stuck:
+                # Whoever is sending waits for room: nobody could look at what is acknowledged meanwhile.
+                raise SessionOver("the conductor takes nothing any more") from stuck
             await asyncio.sleep(timers.beat_s)
 
     async def _tell(self) -> None:

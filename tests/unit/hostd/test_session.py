@@ -68,6 +68,26 @@ def test_a_conductor_that_acknowledges_no_beats_is_left() -> None:
     on_a_bench(scenario, conductors=("c1:1", "c2:1"))
 
 
+def test_a_conductor_that_takes_nothing_any_more_is_left() -> None:
+    """Who reads nothing lets what is told pile up until sending waits. The beats waited behind it, and with them the only look at how long
+    the conductor had been silent: the host stayed in that session for ever, without a permit and without orders.
+    """
+
+    async def take_nothing(conductor: Conductor, stream: MemoryStream, hello: Hello) -> None:
+        for number in range(1, 81):
+            conductor.orders[instance_id(number)] = order(number=number)
+        await conductor.grant(stream, hello)
+        await asyncio.get_running_loop().create_future()
+
+    async def scenario(bench: Bench) -> None:
+        first, second = bench.conductors.values()
+        first.script = second.script = take_nothing
+        bench.process.start()
+        await bench.until(lambda: bool(first.hellos) and bool(second.hellos), within_s=30)
+
+    on_a_bench(scenario, conductors=("c1:1", "c2:1"))
+
+
 def test_a_lost_journal_is_trusted_again_when_a_snapshot_was_heard_even_an_empty_one() -> None:
     """Not at the first order: a host without servers would look damaged at each start, for as long as it has none."""
 
