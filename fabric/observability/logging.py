@@ -47,18 +47,32 @@ def redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> Mu
 
 
 def _shown(value: Any, depth: int) -> Any:
-    if isinstance(value, str):
-        return _SECRET_VALUES.sub(HIDDEN, value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    if depth and isinstance(value, Mapping):
-        return {
-            name: HIDDEN if name in _SECRET_NAMES else _shown(inner, depth - 1)
-            for name, inner in value.items()
-        }
-    if depth and isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        if not depth:
+            return HIDDEN  # what was not looked at is not shown
+        if isinstance(value, Mapping):
+            return {
+                _without_secrets(name): HIDDEN if name in _SECRET_NAMES else _shown(inner, depth - 1)
+                for name, inner in value.items()
+            }
         return [_shown(inner, depth - 1) for inner in value]
-    return value
+    # Whatever it is, it would be written as its text: an exception's may hold anything.
+    return _without_secrets(value)
+
+
+def _without_secrets(value: object) -> str:
+    return _SECRET_VALUES.sub(HIDDEN, str(value))
+
+
+class _Plain(logging.Formatter):
+    """What libraries say through the standard module, tracebacks with it, with secrets taken out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _without_secrets(super().format(record))
 
 
 def configure(
@@ -91,6 +105,6 @@ def configure(
     )
     structlog.contextvars.bind_contextvars(process=process)
     # Libraries say little through the standard module, and what they say may be anything: warnings only, without arguments' objects.
-    logging.basicConfig(
-        level=max(number, logging.WARNING), stream=out, format="%(name)s: %(message)s", force=True
-    )
+    said = logging.StreamHandler(out)
+    said.setFormatter(_Plain("%(name)s: %(message)s"))
+    logging.basicConfig(level=max(number, logging.WARNING), handlers=[said], force=True)

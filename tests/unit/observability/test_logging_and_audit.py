@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fabric.errors import Bug
 from fabric.observability.audit import DENIED_PER_MINUTE, FIRST, Book, verify
-from fabric.observability.logging import redact
+from fabric.observability.logging import configure, redact
 
 TOKEN = "fab_" + "A1b2C3d4" * 5
 HASH = "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA"
@@ -38,6 +44,57 @@ def test_what_looks_like_a_secret_is_hidden_wherever_it_is(secret: str) -> None:
 
     assert secret not in repr(shown)
     assert "the header was" in repr(shown)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ValueError(f"no such header: Bearer {TOKEN}"),
+        Path(f"/tickets/{TOKEN}"),
+        {"a": {"b": {"c": {"d": {"e": TOKEN}}}}},
+        {TOKEN: 1},
+        [[[[[{"password": "canary"}]]]]],
+    ],
+    ids=["an exception", "a path", "deep down", "a name", "a named one deep down"],
+)
+def test_what_is_no_text_is_shown_as_carefully_as_text(value: object) -> None:
+    """The log writes all that it is given as text in the end; what was no text yet, or lay deeper than was looked, was written as it was."""
+    out = io.StringIO()
+    with _configured(out):
+        structlog.get_logger().warning("something", why=value)
+
+    assert "something" in out.getvalue()
+    assert TOKEN not in out.getvalue()
+    assert "canary" not in out.getvalue()
+
+
+def test_what_libraries_say_is_shown_as_carefully() -> None:
+    """Libraries write tracebacks of exceptions that nobody has caught, in words that may be anything: they passed no fence at all."""
+    out = io.StringIO()
+    with _configured(out):
+        failed = ValueError(f"no such header: Bearer {TOKEN}")
+        logging.getLogger("asyncio").error("Task exception was never retrieved: %s", HASH, exc_info=failed)
+
+    assert "was never retrieved" in out.getvalue()
+    assert "ValueError" in out.getvalue()
+    assert TOKEN not in out.getvalue()
+    assert HASH not in out.getvalue()
+
+
+@contextlib.contextmanager
+def _configured(out: TextIO) -> Iterator[None]:
+    """The log as processes have it, and afterwards as it was."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []
+    try:
+        configure(process="test", stream=out)
+        yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+        structlog.contextvars.clear_contextvars()
+        structlog.configure(**before)
 
 
 def test_what_is_no_secret_is_left_as_it_is() -> None:
