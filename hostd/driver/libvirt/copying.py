@@ -103,7 +103,7 @@ def backup_xml(domain_xml: str, serial: str, target: DiskFile) -> str:
 @contextlib.contextmanager
 def _frozen(domain: libvirt.virDomain) -> Iterator[None]:
     with _without_an_agent():
-        domain.agentSetResponseTimeout(_AGENT_DEADLINE_S)
+        _bound(domain)
         domain.fsFreeze()
     try:
         yield
@@ -114,7 +114,13 @@ def _frozen(domain: libvirt.virDomain) -> Iterator[None]:
 def _thaw(domain: libvirt.virDomain) -> None:
     """Also after a freeze whose answer did not come: it may have been heard."""
     with _without_an_agent():
+        _bound(domain)
         domain.fsThaw()
+
+
+def _bound(domain: libvirt.virDomain) -> None:
+    """Have libvirt wait for the agent's next answers only for so long. It waits for ever otherwise, once the agent has shown itself."""
+    domain.agentSetResponseTimeout(_AGENT_DEADLINE_S)
 
 
 @contextlib.contextmanager
