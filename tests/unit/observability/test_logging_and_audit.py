@@ -58,7 +58,7 @@ def test_what_looks_like_a_secret_is_hidden_wherever_it_is(secret: str) -> None:
     ids=["an exception", "a path", "deep down", "a name", "a named one deep down"],
 )
 def test_what_is_no_text_is_shown_as_carefully_as_text(value: object) -> None:
-    """The log writes all that it is given as text in the end; what was no text yet, or lay deeper than was looked, was written as it was."""
+    """The log writes all it is given as text in the end; what was no text yet, or lay deeper than was looked, was written as it was."""
     out = io.StringIO()
     with _configured(out):
         structlog.get_logger().warning("something", why=value)
