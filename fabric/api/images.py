@@ -96,6 +96,7 @@ class ImageHandlers:
                     declared=ImageFormat(header.image.format),
                     expected_sha256=header.image.sha256,
                     limits=self._limits,
+                    owner=principal.project_id,
                 )
             image = self._image(header.image, principal, received)
             return Change(

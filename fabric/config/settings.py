@@ -109,7 +109,9 @@ class ImageSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     total_bytes: Annotated[int, Meta(ge=1, description="What all images together may take on disk.")] = (
         1024**4
     )
-    uploads: Annotated[int, Meta(ge=1, description="Uploads at the same time.")] = 4
+    uploads: Annotated[
+        int, Meta(ge=1, description="Uploads at the same time, half of them for one project.")
+    ] = 4
     sweep_s: Annotated[Seconds, Meta(description="How often unused bytes are looked for and removed.")] = (
         600.0
     )

@@ -35,8 +35,8 @@ class Upload(Protocol):
 class Blobs(Protocol):
     """A store of blobs."""
 
-    async def begin(self) -> Upload:
-        """Start an upload. Raises TooMuch when too many are under way."""
+    async def begin(self, owner: str) -> Upload:
+        """Start an upload for a project. Raises TooMuch when too many are under way, in all or of this one."""
         ...
 
     def read(self, sha256: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -40,21 +41,31 @@ class FileBlobs:
         self._ids = ids
         self._total_bytes = total_bytes
         self._free_uploads = uploads
+        # Half of them: whoever lets theirs stand still for an hour keeps nobody else from theirs.
+        self._most_of_one = (uploads + 1) // 2
+        self._uploads_of: Counter[str] = Counter()
         self._used_bytes: int | None = None
 
-    async def begin(self) -> Upload:
+    async def begin(self, owner: str) -> Upload:
         if self._free_uploads <= 0:
             raise TooMuch("too many uploads are under way", retry_after_s=5.0)
+        if self._uploads_of[owner] >= self._most_of_one:
+            raise TooMuch(
+                f"the project has {self._most_of_one} uploads under way already",
+                retry_after_s=5.0,
+                limit=self._most_of_one,
+            )
         self._free_uploads -= 1
+        self._uploads_of[owner] += 1
         try:
             if self._used_bytes is None:
                 self._used_bytes = sum(blob.size_bytes for blob in await self.list())
             path = self._folder / PARTIAL / self._ids.new_id()
             file = await self._workers.run(lambda: _create(path))
         except BaseException:
-            self._free_uploads += 1
+            self._free(owner)
             raise
-        return _FileUpload(self, path, file)
+        return _FileUpload(self, owner, path, file)
 
     async def read(self, sha256: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:
         path = self._path(sha256)
@@ -132,10 +143,16 @@ class FileBlobs:
             raise TooMuch("the image store is full", reason=Reason.TOO_LARGE, limit=self._total_bytes)
         self._used_bytes = used
 
-    def give_back(self, size: int) -> None:
+    def give_back(self, owner: str, size: int) -> None:
         """An upload is over; bytes that are no blob of their own are free again."""
-        self._free_uploads += 1
+        self._free(owner)
         self._used_bytes = max(0, (self._used_bytes or 0) - size)
+
+    def _free(self, owner: str) -> None:
+        self._free_uploads += 1
+        self._uploads_of[owner] -= 1
+        if not self._uploads_of[owner]:
+            del self._uploads_of[owner]
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do something to a file."""
@@ -147,8 +164,9 @@ class FileBlobs:
 
 
 class _FileUpload:
-    def __init__(self, blobs: FileBlobs, path: Path, file: BinaryIO) -> None:
+    def __init__(self, blobs: FileBlobs, owner: str, path: Path, file: BinaryIO) -> None:
         self._blobs = blobs
+        self._owner = owner
         self._path = path
         self._file = file
         self._size = 0
@@ -191,7 +209,7 @@ class _FileUpload:
     def _end(self, freed: int) -> None:
         if not self._is_over:
             self._is_over = True
-            self._blobs.give_back(freed)
+            self._blobs.give_back(self._owner, freed)
 
 
 def _create(path: Path) -> BinaryIO:

@@ -61,6 +61,7 @@ class Intake:
             declared=ImageFormat.QCOW2,
             expected_sha256=offer.sha256,
             limits=self._limits,
+            owner=image.project_id,
             expected=Accepted(offer.size_bytes, offer.virtual_size_bytes),
         )
         return await self._keep(offer, received)

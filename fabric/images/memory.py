@@ -18,7 +18,7 @@ class MemoryBlobs:
         self.uploads = 0
         """How many are under way."""
 
-    async def begin(self) -> Upload:
+    async def begin(self, owner: str) -> Upload:
         self.uploads += 1
         return _MemoryUpload(self)
 

@@ -38,19 +38,20 @@ async def receive(
     declared: ImageFormat,
     expected_sha256: str,
     limits: ImageLimits,
+    owner: str,
     expected: Accepted | None = None,
 ) -> Received:
     """Store an image's bytes, looking at them as they come: what is refused is refused as soon as its header is there.
 
-    `expected` are its sizes, where they were announced.
+    `owner` is the project that it is for; `expected` are its sizes, where they were announced.
 
     Raises:
         InvalidRequest: it is not what it was declared to be, or its digest is not the expected one. Nothing is left of it.
-        TooMuch: it is too large, or the store is full.
+        TooMuch: it is too large, the store is full, or too many are under way, in all or for this project.
     """
     inspection = Inspection(declared, limits)
     digest = hashlib.sha256()
-    upload = await blobs.begin()
+    upload = await blobs.begin(owner)
     try:
         async for piece in pieces:
             inspection.feed(piece)

@@ -129,6 +129,7 @@ async def test_an_accepted_image_is_stored_under_its_digest(tmp_path: Path) -> N
         declared=ImageFormat.RAW,
         expected_sha256=DISK_SHA256,
         limits=LIMITS,
+        owner="p",
     )
 
     assert received.sha256 == hashlib.sha256(data).hexdigest()
@@ -146,6 +147,7 @@ async def test_nobody_else_on_the_machine_can_read_an_image(tmp_path: Path) -> N
             declared=ImageFormat.RAW,
             expected_sha256=DISK_SHA256,
             limits=LIMITS,
+            owner="p",
         )
     finally:
         os.umask(before)
@@ -163,6 +165,7 @@ async def test_nothing_is_left_of_a_refused_image(tmp_path: Path) -> None:
             declared=ImageFormat.RAW,
             expected_sha256=DISK_SHA256,
             limits=LIMITS,
+            owner="p",
         )
 
     assert _files(tmp_path) == []
@@ -176,6 +179,7 @@ async def test_bytes_that_changed_on_their_way_are_refused(tmp_path: Path) -> No
             declared=ImageFormat.RAW,
             expected_sha256="0" * 64,
             limits=LIMITS,
+            owner="p",
         )
 
     assert refused.value.field == "image.sha256"
@@ -189,7 +193,12 @@ async def test_nothing_is_left_of_an_upload_that_is_given_up(tmp_path: Path) -> 
 
     with pytest.raises(asyncio.CancelledError):
         await receive(
-            _blobs(tmp_path), broken(), declared=ImageFormat.RAW, expected_sha256=DISK_SHA256, limits=LIMITS
+            _blobs(tmp_path),
+            broken(),
+            declared=ImageFormat.RAW,
+            expected_sha256=DISK_SHA256,
+            limits=LIMITS,
+            owner="p",
         )
 
     assert _files(tmp_path) == []
@@ -205,9 +214,15 @@ async def test_a_full_store_says_so_and_has_room_again_afterwards(tmp_path: Path
             declared=ImageFormat.RAW,
             expected_sha256=DISK_SHA256,
             limits=LIMITS,
+            owner="p",
         )
     received = await receive(
-        blobs, _pieces(disk()), declared=ImageFormat.RAW, expected_sha256=DISK_SHA256, limits=LIMITS
+        blobs,
+        _pieces(disk()),
+        declared=ImageFormat.RAW,
+        expected_sha256=DISK_SHA256,
+        limits=LIMITS,
+        owner="p",
     )
 
     assert received.size_bytes == len(disk())
@@ -215,13 +230,29 @@ async def test_a_full_store_says_so_and_has_room_again_afterwards(tmp_path: Path
 
 async def test_too_many_uploads_at_once_are_refused(tmp_path: Path) -> None:
     blobs = _blobs(tmp_path, uploads=1)
-    first = await blobs.begin()
+    first = await blobs.begin("p")
 
     with pytest.raises(TooMuch):
-        await blobs.begin()
+        await blobs.begin("q")
     await first.discard()
 
-    await (await blobs.begin()).discard()
+    await (await blobs.begin("q")).discard()
+
+
+async def test_one_project_cannot_keep_all_others_from_uploading(tmp_path: Path) -> None:
+    """Four uploads may be under way at a server, and each may last an hour: one project that began four and sent nothing kept everybody
+    from making images, hosts with snapshots among them.
+    """
+    blobs = _blobs(tmp_path, uploads=4)
+    several = [await blobs.begin("p"), await blobs.begin("p")]
+
+    with pytest.raises(TooMuch, match="2 uploads"):
+        await blobs.begin("p")
+    other = await blobs.begin("q")
+    await several.pop().discard()
+
+    for upload in (await blobs.begin("p"), other, *several):
+        await upload.discard()
 
 
 class _Clock:
