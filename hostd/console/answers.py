@@ -121,3 +121,6 @@ async def _tried(work: Callable[[], Awaitable[Done]], what: str, instance_id: st
     except DriverError as failed:
         _log.info("question.failed", what=what, instance=instance_id, fault=failed.code)
         return None, as_fault_code(failed.code)
+    except Exception as failed:  # noqa: BLE001 - whoever asked is told, and the session of all other guests goes on
+        _log.warning("question.failed", what=what, instance=instance_id, error=type(failed).__name__)
+        return None, FaultCode.HOST_FAILED

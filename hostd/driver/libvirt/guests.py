@@ -132,12 +132,17 @@ def ask_agent(
         raise driver_error(FaultCode.AGENT_MISSING)
     asked = json.dumps({"execute": command, "arguments": dict(arguments)})
     try:
-        answer = libvirt_qemu.qemuAgentCommand(domain, asked, max(1, round(timeout_s)), 0)
+        returned: object = json.loads(
+            libvirt_qemu.qemuAgentCommand(domain, asked, max(1, round(timeout_s)), 0)
+        )["return"]
     except libvirt.libvirtError as error:
         # From here on libvirt's own words are not for a log: they may repeat what the agent was asked.
         away = error.get_error_code() in _AGENT_IS_AWAY
         raise driver_error(FaultCode.AGENT_MISSING if away else FaultCode.AGENT_FAILED) from None
-    return json.loads(answer).get("return")
+    except (ValueError, TypeError, LookupError, RecursionError):
+        # The guest's to choose: half a document, a number without end, more brackets than anybody can count.
+        raise driver_error(FaultCode.AGENT_FAILED) from None
+    return returned
 
 
 def _has_agent(domain: libvirt.virDomain) -> bool:
