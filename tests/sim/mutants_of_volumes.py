@@ -97,7 +97,7 @@ VOLUME_MUTANTS: Final = (
     Mutant(
         name="root_volume_taken_from_others",
         without="a claim compares the volume that its server boots from",
-        within=400,
+        within=100,
         swaps=_taken_from_others,
     ),
     Mutant(

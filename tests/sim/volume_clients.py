@@ -41,10 +41,11 @@ class VolumeClient(Client):
                 await self._plug()
 
     async def _turn_over(self) -> None:
-        """End the oldest server where there are a few, so that volumes come free, and make another."""
-        if len(self.mine) > (1 if self.boots else 2):
+        """End the oldest servers where there are a few, so that volumes come free, and make another; or two, which may want one volume."""
+        while len(self.mine) > (1 if self.boots else 2):
             await self._delete(*self.mine.pop(0))
-        await self._create()
+        is_race = self.boots and self.random.random() < 0.4
+        await asyncio.gather(*(self._create() for _ in range(2 if is_race else 1)))
 
     def _boots_from(self, principal: Principal) -> dict[str, Any]:
         """From one of its volumes, whether another server has it or not; from a new one; or from the image."""
