@@ -100,8 +100,10 @@ class Walk:
             for host in cell["hosts"]:
                 with self.libvirt_on(host["name"]) as connect:
                     for domain in connect.listAllDomains():
-                        if domain.name() == domain_name(self.id):
-                            found[host["name"]] = words.get(domain.state()[0], "?")
+                        # One may end while it is looked at.
+                        with contextlib.suppress(libvirt.libvirtError):
+                            if domain.name() == domain_name(self.id):
+                                found[host["name"]] = words.get(domain.state()[0], "?")
         return found
 
     def document(self) -> str:
