@@ -265,7 +265,9 @@ class Picture(Generic[V]):
         changes: list[Change[V]] = []
         missed = 0
         for key, entry in snapshot.entries.items():
-            if entry.mod_revision > max(self._seen(key), deleted.get(key, 0)):
+            seen = max(self._seen(key), deleted.get(key, 0))
+            # One that is older than what was seen by then is of a store that was set back, and has gone on since.
+            if entry.mod_revision > seen or entry.mod_revision < seen <= snapshot.revision:
                 missed += entry.mod_revision <= self._revision
                 changes += self._set(key, entry.value, entry.mod_revision)
         for key in [*self._entries, *self._broken]:

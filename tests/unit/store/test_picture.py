@@ -278,6 +278,30 @@ def test_a_store_set_back_to_a_backup_is_shown_as_it_is() -> None:
     run(main())
 
 
+def test_a_store_set_back_that_has_gone_on_since_is_shown_as_it_is() -> None:
+    """A store restored from a backup that was overtaken by new writes before the next re-read looked like one that was only late: what had
+    been written after the backup stayed in the picture for ever, and every write that compared its revision was refused for ever.
+    """
+
+    async def main() -> None:
+        store = FaultyStore()
+        await put(store, a=1)
+        async with running(store, pace=Pace(reread_s=5)) as picture:
+            await picture.at_least(store.revision, timeout_s=5)
+            restored = FaultyStore()
+            await put(restored, a=1)
+            await put(store, a=2)
+            await picture.at_least(store.revision, timeout_s=5)
+            picture._store = restored
+            for number in range(5):
+                await put(restored, b=number)
+            await asyncio.sleep(6)
+            assert shown(picture) == {"p/a": 1, "p/b": 4}
+            assert picture.entries["p/a"].mod_revision == (await restored.get("p/a")).seen("p/a")
+
+    run(main())
+
+
 def test_closing_the_store_ends_the_picture() -> None:
     async def main() -> None:
         store = FaultyStore()
