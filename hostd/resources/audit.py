@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
@@ -66,11 +66,8 @@ class Audit:
     async def run(self) -> None:
         """Audit for ever."""
         while True:
-            try:
-                await self._converge()
-                await self.measure()
-            except Exception:  # noqa: BLE001 - logged; measuring must not end the daemon
-                _log.exception("audit.failed")
+            await self._try(self._converge)
+            await self._try(self.measure)
             with contextlib.suppress(TimeoutError):
                 async with within(self._every_s):
                     await self._measure_changes()
@@ -80,7 +77,14 @@ class Audit:
             await self._bell.wait()
             await asyncio.sleep(_SETTLE_S)
             self._bell.clear()
-            await self.measure()
+            await self._try(self.measure)
+
+    @staticmethod
+    async def _try(work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - logged; measuring must not end the daemon
+            _log.exception("audit.failed")
 
     async def _converge(self) -> None:
         """What the host itself needs: its bridge and servers in place, its image cache within bounds."""
