@@ -448,11 +448,14 @@ class Resume:
 def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resume | None:
     """What a change that nobody ordered means (lifecycle.md, drift); None where nothing changed that matters.
 
-    A guest that shut itself down stays down and is reported; one that runs although it is wanted off is stopped; one that was paused by
-    hand, or let go on, is reported so. What vanished is reported: it is not made anew, because its disks may tell why.
+    A guest that shut itself down stays down and is reported; one that runs although it is wanted off is stopped, and one that is there
+    although it is wanted gone is let go of; one that was paused by hand, or let go on, is reported so. What vanished is reported: it is not
+    made anew, because its disks may tell why.
     """
     if domain is not None and (not domain.ours or domain.placement_epoch != order.placement_epoch):
         return None
+    if order.want is Want.ABSENT:
+        return None if domain is None else Resume()
     power = domain.power if domain is not None else PowerState.NOSTATE
     now: Settled
     if power in RUNNING:
@@ -465,7 +468,7 @@ def drift(order: Order, said: Settled, domain: Domain | None) -> Settled | Resum
             # The same as was told, with or without a fault.
             return None if said.power is power else replace(said, power=power)
         now = Settled(word_of(power), power)
-    elif said.state is HostState.ERROR or order.want is Want.ABSENT:
+    elif said.state is HostState.ERROR:
         return None
     elif domain is None:
         missed = said.power is not PowerState.NOSTATE

@@ -454,5 +454,13 @@ def test_drift(want: Want, said: Settled, seen: Domain | None, expected: Settled
     assert reconcile.drift(order(want), said, seen) == expected
 
 
+@pytest.mark.parametrize("seen", [domain(), domain(OFF)], ids=["running", "off"])
+def test_a_domain_that_is_there_again_although_it_is_wanted_gone_is_forgotten_again(seen: Domain) -> None:
+    """A definition can arrive late, from a hypervisor that took its time. One that was off was left; one that ran was said to be ACTIVE,
+    and nobody let go of it any more.
+    """
+    assert isinstance(reconcile.drift(order(Want.ABSENT), Settled(HostState.ABSENT), seen), Resume)
+
+
 def test_a_guest_that_runs_although_it_is_wanted_off_is_stopped_again() -> None:
     assert isinstance(reconcile.drift(order(Want.STOP), STOPPED, domain()), Resume)
