@@ -70,8 +70,9 @@ class Outbox:
         self._progress.pop(status.instance_id, None)
 
     def unsay(self, instance_id: str) -> None:
-        """Stop telling a state that is no more: a newer intent is being carried out."""
+        """Stop telling a state that is no more, and how far its making was: a newer intent is being carried out."""
         self._statuses.pop(instance_id, None)
+        self._progress.pop(instance_id, None)
 
     def released(self, released: Released) -> None:
         """Tell that copies are gone, until it is acknowledged."""

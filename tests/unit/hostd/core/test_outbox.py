@@ -140,3 +140,16 @@ def test_a_measurement_that_is_the_same_is_told_once_a_session() -> None:
     outbox.report(report(2))
 
     assert outbox.due(2.0) == [report(2)]
+
+
+def test_the_progress_of_what_is_not_wanted_any_more_is_not_told_to_the_next_conductor() -> None:
+    """Of a guest that was let go of while it was being made, the percent was kept for ever, and told at the beginning of each session."""
+    outbox = Outbox()
+    outbox.show(progress("image", 40), now_s=0.0)
+    outbox.due(0.0)
+
+    outbox.unsay("i")
+    outbox.begin_session()
+
+    assert outbox.due(1.0) == []
+    assert outbox.next_due_s() is None
