@@ -14,7 +14,7 @@ from fabric.client.endpoint import Endpoint
 from fabric.client.errors import from_rpc_error
 from fabric.client.retry import Budget, RetrySettings, wait_s
 from fabric.clock import Clock, SystemClock
-from fabric.errors import FabricError, NotFound, Unauthenticated
+from fabric.errors import FabricError, NotFound, Unauthenticated, Unavailable
 from fabric.ids import Ids, RandomIds
 
 Request = TypeVar("Request")
@@ -107,17 +107,21 @@ class Calls:
 
     def delete(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> None:
         """Call a delete. An answer may be lost after the deed was done: what is then not there any more was deleted by us."""
-        tries = 0
+        is_open = False
 
         def once(left_s: float) -> None:
-            nonlocal tries
-            tries += 1
-            method(request, timeout=left_s, metadata=self.metadata())
+            nonlocal is_open
+            try:
+                method(request, timeout=left_s, metadata=self.metadata())
+            except grpc.RpcError as raised:
+                # Every other error says that nothing was done.
+                is_open = is_open or isinstance(self.error(raised), Unavailable)
+                raise
 
         try:
             self.attempt(once)
         except NotFound:
-            if tries == 1:
+            if not is_open:
                 raise
 
     def pages(

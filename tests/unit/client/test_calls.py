@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from fabric.client.retry import RetrySettings
-from fabric.errors import Conflict, NotFound, Reason, Unauthenticated, Unavailable
+from fabric.errors import Conflict, FabricError, NotFound, Reason, TooMuch, Unauthenticated, Unavailable
 from tests.unit.client.fake_api import FakeApi
 from tests.unit.client.worlds import VirtualTime, client_of
 
@@ -51,6 +51,31 @@ def test_a_delete_whose_answer_was_lost_has_deleted() -> None:
 def test_deleting_what_never_was_is_not_found() -> None:
     with pytest.raises(NotFound):
         client_of(FakeApi(), VirtualTime()).flavors.delete("m1")
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        TooMuch("more than 100 calls a second", retry_after_s=0.1),
+        Conflict("changed", reason=Reason.CHANGED_MEANWHILE),
+    ],
+    ids=["too often", "changed meanwhile"],
+)
+def test_what_never_was_is_not_found_after_a_refusal_either(refused: FabricError) -> None:
+    """Any second try that found nothing was taken for the answer to a first one that had deleted it, though the first had been refused."""
+    api = FakeApi()
+    api.fail["delete_flavor"] = [refused]
+
+    with pytest.raises(NotFound):
+        client_of(api, VirtualTime()).flavors.delete("m1")
+
+
+def test_what_never_was_is_not_found_with_a_token_that_had_to_be_renewed_either() -> None:
+    """With a token that had run out, a delete of whatever name it was given was reported as done."""
+    client = client_of(FakeApi(), VirtualTime(), token="old", renew=lambda: "fabtoken-good")
+
+    with pytest.raises(NotFound):
+        client.flavors.delete("m1")
 
 
 def test_a_token_that_is_not_known_any_more_is_renewed_once() -> None:
