@@ -13,9 +13,10 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 
@@ -29,6 +30,8 @@ from hostd.processes import ProgramFailed
 from hostd.resources.tracker import GIB, measure_free_gib
 from hostd.volumes.base import VolumeError
 
+T = TypeVar("T")
+
 _log = structlog.get_logger(__name__)
 
 _DISK: Final = ".raw"
@@ -36,10 +39,14 @@ _MADE: Final = ".made"
 
 
 class FileVolumes:
-    """`Volumes` below one folder of this host. One process at a time."""
+    """`Volumes` below one folder of this host. One process at a time.
 
-    def __init__(self, root: Path) -> None:
+    `threads` are what its files are handled with: the loop's own, for None.
+    """
+
+    def __init__(self, root: Path, *, threads: Executor | None = None) -> None:
         self._root = root
+        self._threads = threads
         self._is_root = os.geteuid() == 0
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -49,35 +56,38 @@ class FileVolumes:
         user = owner if self._is_root else None
         async with self._locks.setdefault(volume.id, asyncio.Lock()):
             with volume_faults("ensure"):
-                part = await asyncio.to_thread(self._begin, volume, user, source)
+                part = await self._in_thread(lambda: self._begin(volume, user, source))
                 if part is not None and source is not None:
                     # By the guest's own user, into its own file: nothing of another's is within reach of what reads the image.
                     await QemuImg(user).flatten(Path(source.path), source.format, part)
-                await asyncio.to_thread(self._finish, volume, user, part)
+                await self._in_thread(lambda: self._finish(volume, user, part))
         return DiskFile(path=self.path(volume.id), format="raw", serial=volume.serial)
 
     async def is_unmade(self, volume_id: str) -> bool:
-        return await asyncio.to_thread(self._is_unmade, Path(self.path(volume_id)))
+        return await self._in_thread(lambda: self._is_unmade(Path(self.path(volume_id))))
 
     async def grow(self, volume_id: str, size_gib: int) -> None:
         async with self._locks.setdefault(volume_id, asyncio.Lock()):
             with volume_faults("grow"):
-                await asyncio.to_thread(self._grow, Path(self.path(volume_id)), size_gib)
+                await self._in_thread(lambda: self._grow(Path(self.path(volume_id)), size_gib))
 
     async def remove(self, volume_id: str) -> None:
         async with self._locks.setdefault(volume_id, asyncio.Lock()):
             with volume_faults("remove"):
-                await asyncio.to_thread(self._remove, Path(self.path(volume_id)))
+                await self._in_thread(lambda: self._remove(Path(self.path(volume_id))))
         self._locks.pop(volume_id, None)
 
     async def held(self) -> frozenset[str]:
         with volume_faults("held"):
-            return frozenset(await asyncio.to_thread(self._held))
+            return frozenset(await self._in_thread(lambda: tuple(self._held())))
 
     def path(self, volume_id: str) -> str:
         if not is_id(volume_id):
             raise volume_error(FaultCode.DISK_FAILED, "the volume's id is not a UUID")
         return str(self._root / f"{volume_id}{_DISK}")
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     # ---------------------------------------------------------------- for those who keep them elsewhere
 

@@ -8,18 +8,25 @@ locks on the file besides.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 from fabric.model.volume import SHARED_MARK
 from hostd.core.faults import FaultCode
 from hostd.volumes.files import FileVolumes, volume_error
 
+_THREADS: Final = 4
+
 
 class SharedVolumes(FileVolumes):
-    """`Volumes` below a directory that other hosts mount too."""
+    """`Volumes` below a directory that other hosts mount too.
+
+    Its threads are its own: while the server of the directory is away they wait, and nothing else of this host waits with them.
+    """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root)
+        super().__init__(root, threads=ThreadPoolExecutor(_THREADS, thread_name_prefix="shared-volumes"))
         self._mark = root / SHARED_MARK
 
     def prepare(self) -> None:

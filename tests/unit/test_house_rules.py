@@ -78,6 +78,7 @@ ADAPTERS = {
     "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
     "hostd/volumes/files.py": "is the disk that volumes are kept on, likewise",
+    "hostd/volumes/shared.py": "is one that may be away, so it has threads of its own",
 }
 """The real adapters, by file or folder: the only shipped code that may use WORLD."""
 

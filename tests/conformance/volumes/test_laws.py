@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from fabric.deadlines import within
 from fabric.model.volume import SHARED_MARK, GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile
@@ -195,6 +198,44 @@ async def test_a_directory_that_is_not_mounted_is_not_an_empty_one(tmp_path: Pat
             await act
         assert refused.value.code == FaultCode.VOLUME_UNREACHABLE
     assert list(tmp_path.iterdir()) == []
+
+
+class HungVolumes(SharedVolumes):
+    """Of a directory whose server is away: whoever looks at it waits, as with a hard mount of NFS, until it is back."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.is_back = threading.Event()
+        self.waited: set[threading.Thread] = set()
+
+    def check(self) -> None:
+        self.waited.add(threading.current_thread())
+        # Bounded, so that a test that fails ends.
+        self.is_back.wait(10)
+        super().check()
+
+
+async def test_a_shared_directory_that_hangs_holds_up_nothing_else(tmp_path: Path) -> None:
+    """What is held was looked at on the event loop itself, by a generator that a thread had only made: the release of one volume stopped
+    the daemon, its beats with it. And what did wait in threads took those that all files of the host are handled with.
+    """
+    (tmp_path / SHARED_MARK).touch()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    volumes = HungVolumes(tmp_path)
+
+    acts = [
+        asyncio.ensure_future(act)
+        for act in (volumes.is_unmade(ONE.id), volumes.ensure(ONE, None), volumes.held())
+    ]
+    async with within(5):
+        assert await asyncio.to_thread(lambda: "local") == "local"
+    assert not any(act.done() for act in acts)
+    volumes.is_back.set()
+    is_unmade, made, _ = await asyncio.gather(*acts)
+
+    assert is_unmade
+    assert made == DiskFile(path=volumes.path(ONE.id), format="raw", serial=ONE.serial)
+    assert threading.main_thread() not in volumes.waited
 
 
 async def test_two_who_want_a_volume_at_once_get_the_same_one(tmp_path: Path) -> None:
