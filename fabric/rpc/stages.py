@@ -7,9 +7,11 @@ has no token can make us do no work.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
+from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -271,5 +273,19 @@ def limit(limits: Limits, clock: Clock) -> Stage:
 
 
 def address_of(peer: str) -> str:
-    """A peer without its port: `ipv4:192.0.2.1:4711` and its next connection are the same caller."""
-    return peer.rpartition(":")[0] or peer
+    """A peer without its port: `ipv4:192.0.2.1:4711` and its next connection are the same caller.
+
+    And so are all IPv6 addresses of one /64: that is what anybody gets who gets one (RFC 6177).
+    """
+    address = peer.rpartition(":")[0] or peer
+    kind, _, text = address.partition(":")
+    if kind != "ipv6":
+        return address
+    try:
+        # gRPC writes the brackets escaped, and may put a zone behind the address.
+        number = ipaddress.IPv6Address(unquote(text).strip("[]").partition("%")[0])
+    except ValueError:
+        return address
+    if number.ipv4_mapped is not None:
+        return f"ipv4:{number.ipv4_mapped}"
+    return f"ipv6:{ipaddress.IPv6Network((number, 64), strict=False)}"

@@ -15,7 +15,7 @@ from fabric.model.identity import Principal
 from fabric.rpc import stages
 from fabric.rpc.call import Call, Endpoint
 from fabric.rpc.limits import Bucket, Limits, LimitSettings
-from fabric.rpc.stages import Reported
+from fabric.rpc.stages import Reported, address_of
 from fabric.rpc.tls import host_uri, named, service_uri
 from tests.unit.rpc.test_authorization import METHODS, _NoPipe
 
@@ -211,3 +211,32 @@ def test_where_somebody_asks_from_proves_nothing() -> None:
     principal = Principal(user_id="a")
 
     assert replace(principal, peer="ipv4:192.0.2.1") == principal
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ipv4:192.0.2.1:4711", "ipv4:192.0.2.1:4712"),
+        ("ipv6:%5B2001:db8:0:7::1%5D:4711", "ipv6:%5B2001:db8:0:7:ffff:ffff:ffff:ffff%5D:9"),
+        ("ipv6:[2001:db8:0:7::1]:4711", "ipv6:%5B2001:db8:0:7::2%5D:9"),
+        ("ipv6:%5B::ffff:192.0.2.1%5D:4711", "ipv4:192.0.2.1:80"),
+    ],
+)
+def test_who_has_many_addresses_is_one_caller(one: str, other: str) -> None:
+    """Whoever has one IPv6 address has 2^64: each of them was a caller of its own, with five free guesses at every password, and logins
+    under way that together filled the hashing pool.
+    """
+    assert address_of(one) == address_of(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("ipv4:192.0.2.1:4711", "ipv4:192.0.2.2:4711"),
+        ("ipv6:%5B2001:db8:0:7::1%5D:4711", "ipv6:%5B2001:db8:0:8::1%5D:4711"),
+        ("ipv6:%5Bno address%5D:1", "ipv6:%5Bnor this%5D:1"),
+        ("unix:", "ipv4:192.0.2.1:1"),
+    ],
+)
+def test_neighbours_are_callers_of_their_own(one: str, other: str) -> None:
+    assert address_of(one) != address_of(other)
