@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,8 @@ from fabric.images.service import receive, sweep
 from fabric.model.image import ImageFormat
 from fabric.workers import Inline
 from tests.unit.images.evil_images import EVIL, GOOD, disk, qcow2
+
+T = TypeVar("T")
 
 LIMITS = ImageLimits()
 DISK_SHA256 = hashlib.sha256(disk()).hexdigest()
@@ -237,6 +240,33 @@ async def test_too_many_uploads_at_once_are_refused(tmp_path: Path) -> None:
     await first.discard()
 
     await (await blobs.begin("q")).discard()
+
+
+async def test_what_is_given_up_is_removed_however_busy_the_workers_are(tmp_path: Path) -> None:
+    """The removal was refused with everything else that was too much, and the bytes counted as free all the same: who kept the workers busy
+    with downloads and broke uploads off filled the disk.
+    """
+
+    class Busy(Inline):
+        is_full = False
+
+        async def run(self, work: Callable[[], T]) -> T:
+            if self.is_full:
+                raise TooMuch("too much of this is being asked at once", retry_after_s=1.0)
+            return await super().run(work)
+
+    workers = Busy()
+    blobs = FileBlobs(
+        tmp_path, workers=workers, clock=SystemClock(), ids=RandomIds(), total_bytes=1 << 30, uploads=1
+    )
+    upload = await blobs.begin("p")
+    await upload.write(b"some")
+    workers.is_full = True
+    await upload.discard()
+    workers.is_full = False
+
+    assert _files(tmp_path) == []
+    await (await blobs.begin("p")).discard()
 
 
 async def test_one_project_cannot_keep_all_others_from_uploading(tmp_path: Path) -> None:
