@@ -135,14 +135,17 @@ class ConsoleDoor:
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Take the ticket, or answer with a file. None opens the WebSocket."""
-        asked = urlsplit(request.path)
+        try:
+            asked = urlsplit(request.path)
+        except ValueError:
+            return _plain(http.HTTPStatus.NOT_FOUND, "there is no such page")
         if asked.path != SCREEN:
             return await self._file(asked.path)
-        if request.headers.get("Upgrade", "").lower() != "websocket":
+        if [each.lower() for each in request.headers.get_all("Upgrade")] != ["websocket"]:
             return _plain(http.HTTPStatus.UPGRADE_REQUIRED, "this is a WebSocket")
-        # A program has no origin, and no person's browser that could be tricked.
-        origin = request.headers.get("Origin")
-        if origin is not None and origin not in self._origins:
+        # A program has no origin, and no person's browser that could be tricked. No browser has two.
+        origins = request.headers.get_all("Origin")
+        if len(origins) > 1 or not self._origins.issuperset(origins):
             log.info("console.refused", why="origin")
             return _plain(http.HTTPStatus.FORBIDDEN, "this page may not open consoles")
         if len(self._admitted) + self._at_the_door >= self._settings.most:

@@ -47,10 +47,11 @@ class Door:
             proxy=None,
         )
 
-    async def get(self, path: str) -> tuple[int, bytes, bytes]:
+    async def get(self, path: str, *headers: str) -> tuple[int, bytes, bytes]:
         """Status, headers and body of a plain request."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: consoles.test\r\n\r\n".encode())
+        lines = (f"GET {path} HTTP/1.1", "Host: consoles.test", *headers, "", "")
+        writer.write("\r\n".join(lines).encode())
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
         return int(head.split()[1]), head, body
@@ -272,6 +273,26 @@ async def test_the_page_and_novnc_are_served_and_nothing_else_is(tmp_path: Path)
         ):
             assert (await door.get(path))[0] == 404
         assert (await door.get("/vnc"))[0] == 426
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "answer"),
+    [
+        ("//[", (), 404),
+        ("//[/vnc", (), 404),
+        ("/vnc?ticket=x", ("Upgrade: websocket", f"Origin: {OURS}", "Origin: https://evil.test"), 403),
+        ("/vnc?ticket=x", ("Upgrade: websocket", f"Origin: {OURS}", f"Origin: {OURS}"), 403),
+        ("/vnc?ticket=x", ("Upgrade: websocket", "Upgrade: h2c"), 426),
+    ],
+)
+async def test_what_no_browser_sends_is_refused_and_breaks_nothing(
+    tmp_path: Path, path: str, headers: tuple[str, ...], answer: int
+) -> None:
+    """A path that is no path, and a header that comes twice, were answered as failures of the server's own."""
+    async with a_door(tmp_path) as door:
+        status, _, _ = await door.get(path, *headers)
+
+    assert status == answer
 
 
 async def test_an_older_tls_is_refused(tmp_path: Path) -> None:
