@@ -119,6 +119,8 @@ class _Workers:
                     future.set_result(function())
                 except BaseException as error:  # noqa: BLE001 - it is the waiter's
                     future.set_exception(error)
+            # What nobody waits for any more is let go of now, and not with this thread's next call.
+            del item, future, function
 
 
 REBOOT: Final = -1

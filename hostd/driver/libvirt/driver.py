@@ -286,7 +286,7 @@ class LibvirtDriver:
             FaultCode.CONSOLE_UNAVAILABLE,
             guests.open_serial if is_serial else guests.open_screen,
         )
-        return DescriptorStream(opened, is_lossy=is_serial)
+        return DescriptorStream(opened.take(), is_lossy=is_serial)
 
     async def diagnostics(self, instance_id: str) -> Diagnostics:
         def read(domain: libvirt.virDomain) -> Diagnostics:

@@ -38,7 +38,23 @@ _AGENT_IS_AWAY: Final = frozenset(
 _RUN_FOLDER: Final = Path("/run/libvirt")
 
 
-def open_serial(domain: libvirt.virDomain) -> int:
+class Opened:
+    """A descriptor that is closed where nobody takes it: whoever has asked for it may have given up by the time it is there."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def take(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        taken, self._descriptor = self._descriptor, -1
+        return taken
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+def open_serial(domain: libvirt.virDomain) -> Opened:
     """A descriptor of the serial port's terminal.
 
     The terminal itself, not libvirt's stream: see `descriptors`. What it carries is the guest's alone; the log beside is virtlogd's.
@@ -48,16 +64,17 @@ def open_serial(domain: libvirt.virDomain) -> int:
     if not path.startswith(_TERMINALS):
         raise driver_error(FaultCode.CONSOLE_UNAVAILABLE)
     try:
-        return os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return Opened(os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         raise driver_error(FaultCode.CONSOLE_UNAVAILABLE) from error
 
 
-def open_screen(domain: libvirt.virDomain) -> int:
+def open_screen(domain: libvirt.virDomain) -> Opened:
     """A descriptor of a connection to the screen. Nothing listens for it: libvirt hands QEMU the other end."""
     descriptor: int = domain.openGraphicsFD(0, libvirt.VIR_DOMAIN_OPEN_GRAPHICS_SKIPAUTH)
+    opened = Opened(descriptor)
     os.set_blocking(descriptor, False)
-    return descriptor
+    return opened
 
 
 def diagnostics(connect: libvirt.virConnect, domain: libvirt.virDomain, power: PowerState) -> Diagnostics:

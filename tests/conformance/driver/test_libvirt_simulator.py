@@ -5,6 +5,9 @@ It runs in this process, so these laws are kept wherever libvirt's library is, w
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +15,11 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from fabric.deadlines import within
+from fabric.model.console import ConsoleKind
 from fabric.model.volume import serial_of
 from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError, Interface
+from hostd.driver.libvirt import guests
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
 from hostd.driver.libvirt.xml import Platform
 from tests.conformance.driver import laws
@@ -128,3 +134,41 @@ async def test_no_law_is_left_out_that_the_simulator_keeps(law: Law, rig: Simula
     """A newer libvirt may keep it: then it has no place in the list."""
     with pytest.raises((DriverError, AssertionError)):
         await law(rig)
+
+
+async def test_a_console_that_nobody_waits_for_any_more_is_closed(
+    rig: SimulatorRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session that ends while libvirt opens a screen, or a libvirtd that takes too long, left the descriptor open for as long as hostd
+    lived, and QEMU drawing for a viewer who was not there.
+    """
+    await rig.driver.define(rig.spec())
+    await rig.driver.start(ID)
+    asked, answered = threading.Event(), threading.Event()
+    reading, writing = os.pipe()
+
+    def open_late(_domain: libvirt.virDomain) -> guests.Opened:
+        asked.set()
+        answered.wait(10)
+        return guests.Opened(reading)
+
+    # The simulator's guests have neither a serial port nor a screen.
+    monkeypatch.setattr(guests, "open_screen", open_late)
+    opening = asyncio.create_task(rig.driver.open_console(ID, ConsoleKind.VNC))
+    await asyncio.to_thread(asked.wait, 10)
+    opening.cancel()
+    await asyncio.wait({opening})
+    answered.set()
+
+    async with within(10):
+        while is_open(reading):
+            await asyncio.sleep(0.01)
+    os.close(writing)
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
