@@ -145,9 +145,9 @@ class FileVolumes:
     def _is_unmade(self, path: Path) -> bool:
         try:
             self.check()
-        except VolumeError:
+            return not path.exists() and not path.with_suffix(_MADE).exists()
+        except (VolumeError, OSError):
             return False
-        return not path.exists() and not path.with_suffix(_MADE).exists()
 
     def _grow(self, path: Path, size_gib: int) -> None:
         try:

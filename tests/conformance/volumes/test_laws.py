@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import threading
@@ -198,6 +199,18 @@ async def test_a_directory_that_is_not_mounted_is_not_an_empty_one(tmp_path: Pat
             await act
         assert refused.value.code == FaultCode.VOLUME_UNREACHABLE
     assert list(tmp_path.iterdir()) == []
+
+
+class StaleVolumes(SharedVolumes):
+    """Of a directory that its server has exported anew since it was mounted: the kernel says so of whatever is looked at."""
+
+    def check(self) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+async def test_what_cannot_be_looked_at_is_not_known_to_be_unmade(tmp_path: Path) -> None:
+    """The error came through as one without a word, so that a guest that runs was said to have failed."""
+    assert not await StaleVolumes(tmp_path).is_unmade(ONE.id)
 
 
 class HungVolumes(SharedVolumes):
