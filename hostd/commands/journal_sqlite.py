@@ -10,6 +10,7 @@ import contextlib
 import os
 import sqlite3
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +34,17 @@ _DAMAGE: Final = frozenset(
 """Operational errors that come of what is in the file (a table that is missing, a block that cannot be read); what SQLite itself calls
 damaged is none of these."""
 
+_NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN})
+"""Operational errors that a full disk may come as."""
+
+_RESERVED_BYTES: Final = 1 << 20
+"""Of the file and of its log each: rows of some thousand instances."""
+_SPARE_BYTES: Final = 4 * _RESERVED_BYTES
+_LEAST_BYTES: Final = 1 << 16
+"""Where there is no room for all of it, half will do, and so on down to this."""
+_LONGEST_NAME: Final = 64
+"""Of a mark. What is longer was written to take room."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -55,23 +67,36 @@ class SqliteJournal:
     """`Journal` in one file. Not for two processes: the second to open it fails at once.
 
     Opening it raises sqlite3.OperationalError where it cannot be opened now; only what is damaged is set aside.
+
+    It has room of its own on the disk, so that a host whose disk is full can still be told what to delete: in the file and its log, which
+    so need not grow, and in a spare file, which is given up where a daemon cannot begin for want of room.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._spare = path.with_name(f"{path.name}.spare")
         self._database: sqlite3.Connection | None = None
 
     def open(self) -> JournalState:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        state = self._sound()
+        if not self._reserve() and self._give_up_spare():
+            self._reserve()
+        self._keep_spare()
+        return state
+
+    def _sound(self) -> JournalState:
         try:
             return self._load()
         except (JournalDamaged, sqlite3.DatabaseError) as error:
-            self.close()
-            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode not in _DAMAGE:
-                # Another daemon has it, or there is no room, no right, no descriptor: what it holds is as sound as it was.
+            self._disconnect()
+            if not isinstance(error, sqlite3.OperationalError) or error.sqlite_errorcode in _DAMAGE:
+                _log.error("journal.damaged", reason=str(error), set_aside=str(self._set_aside()))
+                return self._load()
+            # Another daemon has it, or there is no room, no right, no descriptor: what it holds is as sound as it was.
+            if error.sqlite_errorcode not in _NO_ROOM or not self._give_up_spare():
                 raise
-            _log.error("journal.damaged", reason=str(error), set_aside=str(self._set_aside()))
-            return self._load()
+        return self._sound()
 
     def write_epoch(self, epoch: int) -> None:
         self._execute(
@@ -103,9 +128,9 @@ class SqliteJournal:
 
     def close(self) -> None:
         if self._database is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._database.close()
-            self._database = None
+            self._disconnect()
+            # The log has just been taken away, and its room is there for the next one.
+            self._keep_spare()
 
     def _opened(self) -> sqlite3.Connection:
         if self._database is None:
@@ -121,6 +146,8 @@ class SqliteJournal:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
+        # The log goes into the file, and begins anew, before it is larger than what is reserved for it.
+        database.execute(f"PRAGMA wal_autocheckpoint = {_RESERVED_BYTES // 2 // 4096}")
         schema: int = database.execute("PRAGMA user_version").fetchone()[0]
         if schema == 0:
             self._create(database)
@@ -148,6 +175,46 @@ class SqliteJournal:
             rows[row.instance_id] = row
         marks: dict[str, int] = dict(database.execute("SELECT name, value FROM mark"))
         return JournalState(epoch=marks.get("epoch", 0), rows=rows, trusted=bool(marks.get("trusted", 0)))
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.close()
+            self._database = None
+
+    def _reserve(self) -> bool:
+        """Have room, as far as there is any; False for none. What was written and deleted is used again before a file grows."""
+        is_reserved = any(self._takes(size_bytes) for size_bytes in _halves(_RESERVED_BYTES))
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._execute("DELETE FROM mark WHERE length(name) > ?", (_LONGEST_NAME,))
+            self._execute("PRAGMA wal_checkpoint(PASSIVE)", ())
+        return is_reserved
+
+    def _takes(self, size_bytes: int) -> bool:
+        try:
+            self._execute("REPLACE INTO mark (name, value) VALUES (?, 0)", ("x" * size_bytes,))
+        except sqlite3.OperationalError as error:
+            _log.warning("journal.no_room", bytes=size_bytes, reason=str(error))
+            return False
+        return True
+
+    def _keep_spare(self) -> None:
+        """Have a spare file, as large as there is room for."""
+        if self._spare.exists():
+            return
+        for size_bytes in _halves(_SPARE_BYTES):
+            with contextlib.suppress(OSError):
+                _fill(self._spare, size_bytes)
+                return
+
+    def _give_up_spare(self) -> bool:
+        """Free the room of the spare file; False where there is none."""
+        try:
+            self._spare.unlink()
+        except OSError:
+            return False
+        _log.warning("journal.spare_used")
+        return True
 
     @staticmethod
     def _create(database: sqlite3.Connection) -> None:
@@ -178,3 +245,20 @@ class SqliteJournal:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self._path}{suffix}", f"{target}{suffix}")  # noqa: PTH105 - suffixed names
         return target
+
+
+def _halves(most_bytes: int) -> Iterator[int]:
+    """It, its half, and so on."""
+    while most_bytes >= _LEAST_BYTES:
+        yield most_bytes
+        most_bytes //= 2
+
+
+def _fill(path: Path, size_bytes: int) -> None:
+    """Make a file that has its room on the disk, or none. Raises OSError."""
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+        except OSError:
+            path.unlink()
+            raise
