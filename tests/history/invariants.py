@@ -449,9 +449,11 @@ class Checker:
             if record is None or moves.named(record).get(event.host) != event.placement_epoch:
                 continue
             is_other = moves.here(record) != (event.host, event.placement_epoch)
-            if record.action.kind is OneShot.REBUILD and record.observed_action < record.action.seq:
-                # Its disks are made anew: that is what was asked for.
-                self._have_run.discard((event.host, event.instance_id, event.placement_epoch))
+            what = (event.host, event.instance_id, event.placement_epoch)
+            is_done = record.observed_action >= record.action.seq
+            if record.action.kind is OneShot.REBUILD and not (is_done and what in self._have_run):
+                # Its disks are made anew: that is what was asked for, and may be tried again after it failed, until it has run on them.
+                self._have_run.discard(what)
                 continue
             if record.want is not Want.ABSENT or (is_other and record.task is not TaskState.DELETING):
                 raise Violation(

@@ -20,6 +20,8 @@ class Ports:
 
     by_id: dict[str, NetworkPort] = field(default_factory=dict)
     held: dict[str, str] = field(default_factory=dict)
+    bound: set[str] = field(default_factory=set)
+    """The ids of those that are said to be on a host."""
     _touched: set[str] = field(default_factory=set)
     _servers: set[str] = field(default_factory=set)
     _had: dict[str, NetworkPort] = field(default_factory=dict)
@@ -39,6 +41,9 @@ class Ports:
             self._touched.add(port_id)
         elif kind == "location":
             self._servers.add(rest)
+        elif kind == "port-binding":
+            port_id = rest.partition("/")[2]
+            (self.bound.discard if after is None else self.bound.add)(port_id)
         elif kind in _HELD:
             self.held.pop(key, None)
             if after is not None:

@@ -9,10 +9,12 @@ import pytest
 
 from fabric.model.host import Host, Session, SessionState, Use
 from fabric.model.instance import (
+    ActionMark,
     Assignment,
     Fault,
     Instance,
     Move,
+    OneShot,
     Place,
     Request,
     Tombstone,
@@ -195,6 +197,19 @@ def test_i6_another_guest_than_was_asked_for(history: History) -> None:
 
 
 def test_i8_a_copy_destroyed_that_is_wanted(history: History) -> None:
+    with pytest.raises(Violation, match="I8 h1 destroyed"):
+        history.tell(Destroyed("h1", SERVER, 1))
+
+
+def test_a_rebuild_that_failed_may_be_tried_again(history: History) -> None:
+    """Seed 1894: a daemon that could not clear the disks said so, and its successor did what was asked."""
+    rebuilt = ActionMark(seq=1, kind=OneShot.REBUILD)
+    failed = replace(active(), vm_state=VmState.ERROR, generation=2, action=rebuilt, observed_action=1)
+    history.tell(Stopped("h1", SERVER, "asked to"))
+    history.write("cell1", {keys.INSTANCE.at(SERVER): replace(failed, observed_action=0)})
+    history.write("cell1", {keys.INSTANCE.at(SERVER): failed})
+
+    history.tell(Destroyed("h1", SERVER, 1), Made("h1", SERVER, 1), Started("h1", SERVER, 1))
     with pytest.raises(Violation, match="I8 h1 destroyed"):
         history.tell(Destroyed("h1", SERVER, 1))
 

@@ -436,11 +436,11 @@ class World:
 
     def _check_filtered(self, event: MachineEvent) -> None:
         domain = self.machines[event.host].domains[event.instance_id]
-        begun = domain.running or domain.spec
-        # One that is resumed has the interfaces it had, whatever its definition of then said of ports.
-        macs = {each.mac for each in begun.interfaces}
-        ports = [each for each in (*begun.guest.ports, *domain.spec.guest.ports) if each.mac in macs]
-        if not self.machines[event.host].followed.filters(ports):
+        specs = (domain.running or domain.spec, domain.spec)
+        # One that is resumed has the interfaces it had, whatever its definition of then said. What is pulled out meanwhile passes nothing.
+        macs, bound = {each.mac for each in specs[0].interfaces}, self.checker.ports.bound
+        there = [port for spec in specs for port in spec.guest.ports if port.mac in macs and port.id in bound]
+        if not self.machines[event.host].followed.filters(there):
             self.violate(Violation(f"N1 a guest began whose ports nothing filters: {event}"))
 
     def _frame(self, stream: SimStream, frame: bytes, has_come: bool) -> None:
