@@ -10,6 +10,7 @@ from fabric.api.core import devices
 from fabric.api.preparing_interfaces import InterfacePreparing
 from fabric.conductor.core import flow
 from fabric.scheduler import port_ends, reconciler
+from hostd.network.followed import FollowedPlan
 from tests.sim.mutant import Mutant, Swap
 
 
@@ -67,7 +68,22 @@ def _unpromised(right: Any) -> Any:
     return joining
 
 
+def _begun_unfiltered() -> tuple[Swap, ...]:
+    """A guest is wired before its host has been told what to filter."""
+
+    async def at_once(*_: Any) -> None:
+        return None
+
+    return ((FollowedPlan, "until_it_filters", at_once),)
+
+
 PORT_MUTANTS: Final = (
+    Mutant(
+        name="guests_begin_unfiltered",
+        without="a guest's ports are plugged in when its host's plan filters them",
+        within=60,
+        swaps=_begun_unfiltered,
+    ),
     Mutant(
         name="ports_kept_for_ever",
         without="a server that ends gives its ports back",
