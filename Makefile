@@ -105,13 +105,18 @@ check-docs: ready ## is docs/generated/ what the code says? (fix: make docs)
 
 #@ To test it
 # `make test` is plain `pytest`: the folders, and leaving out what is slow, are settings in pyproject.toml. Values and rules first, on both
-# cores; then what owns the machine, not in parallel: guests under emulation want both cores of a small machine for themselves. Both are run
-# whatever becomes of the first. With ARGS it is one run, of what they say.
+# cores; then the simulation, which takes every cycle that others leave, and beside it what mostly waits for etcd; then what owns the
+# machine, not in parallel: guests under emulation want both cores of a small machine for themselves. All are run whatever becomes of those
+# before. With ARGS it is one run, of what they say.
 EVERYTHING := -m ''
-OWNING := tests/conformance tests/sim tests/integration tests/e2e
+SIM_LOG := .cache/sim.log
+WAITING := tests/conformance/store tests/integration/store tests/integration/api
+OWNING := tests/conformance tests/integration tests/e2e $(WAITING:%=--ignore=%)
 .PHONY: test test-all unit conformance sim integration e2e chaos bench
 test: ready ## what a change must pass: all but the slow ones, under 20 minutes on 2 cores
 	@$(if $(ARGS),$(BIN)/pytest $(ARGS),status=0; $(BIN)/pytest -n 2 tests/unit || status=$$?; \
+		nice -n 19 $(BIN)/pytest tests/sim >$(SIM_LOG) 2>&1 & $(BIN)/pytest $(WAITING) || status=$$?; \
+		wait $$! || status=$$?; cat $(SIM_LOG); \
 		$(BIN)/pytest $(OWNING) || status=$$?; exit $$status)
 
 test-all: ready-all ## the slow ones too, and chaos
