@@ -158,7 +158,7 @@ def _one_shot(rule: Rule, now: Instance) -> OneShot:
     return rule.one_shot if has_own_disk or rule.one_shot is not OneShot.SNAPSHOT else OneShot.NONE
 
 
-_ENDS_RESCUE: Final = frozenset({Action.UNRESCUE, Action.REBUILD})
+_ENDS_RESCUE: Final = frozenset({Action.UNRESCUE, Action.REBUILD, Action.SHELVE})
 """Actions after which a server boots from its own disk again."""
 
 

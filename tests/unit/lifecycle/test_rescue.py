@@ -55,6 +55,19 @@ def test_a_server_boots_from_its_own_disk_after_an_unrescue_and_after_a_rebuild(
         assert _settled(begun, HostState.ACTIVE).vm_state is VmState.ACTIVE
 
 
+def test_what_is_put_away_comes_back_from_its_own_disk() -> None:
+    """A rescued guest that had gone off, or one whose rescue had failed, was shelved and came back rescued, where no table has it (seed
+    5505).
+    """
+    asked = begin(_rescued(VmState.STOPPED), Action.SHELVE, now_ms=NOW_MS, op_id="op", image_id=IMAGE.id)
+    shelved = _settled(replace(asked, uploaded=IMAGE), HostState.STOPPED)
+
+    back = _settled(_begin(shelved, Action.UNSHELVE), HostState.ACTIVE)
+
+    assert (shelved.vm_state, back.vm_state) == (VmState.SHELVED, VmState.ACTIVE)
+    assert back.request.guest.rescue is None
+
+
 def test_a_rescue_that_failed_is_rebooted_into_what_rescues_it() -> None:
     """In ERROR it has no unrescue, and a server that is shown as ACTIVE must run from its own disk."""
     rescuing = replace(_begin(instance(), Action.RESCUE), request=_rescued().request)
