@@ -158,6 +158,7 @@ def test_the_root_file_system_is_clean_and_mounted_with_a_journal(guest: Machine
     assert "error" not in guest.run("dmesg | grep -i ext4").lower()
 
 
+@pytest.mark.slow
 def test_one_instance_runs_user_data_once_and_the_next_starts_anew(
     image: Path, key: Path, tmp_path: Path
 ) -> None:
