@@ -128,7 +128,7 @@ class Checker:
         self.deleting: set[str] = set()
         self.deleted: set[str] = set()
         self.restored: set[str] = set()
-        """Asked to be brought back: what was deleted softly may be there again."""
+        """Asked to be brought back, or not kept because that failed: what was deleted softly may be there again."""
         self.keeps = False
         """Whether deleted servers are kept for a while in this world, and end by themselves within the time it is given to rest."""
         self._have_run: set[tuple[str, str, int]] = set()
@@ -320,6 +320,9 @@ class Checker:
         if after.action.kind is OneShot.REBUILD and after.action.seq != before.action.seq:
             # Its owner has given the disk up: from here on it may be lost, until it has run on another.
             self._have_run.discard((after.host, instance_id, after.placement_epoch))
+        if before.task is TaskState.SOFT_DELETING and after.vm_state is VmState.ERROR:
+            # It could not be powered off, and says so: what becomes of it is its owner's to say again.
+            self.restored.add(instance_id)
         if after.generation < before.generation:
             raise Violation(f"I15 {instance_id} went back: {before.generation} to {after.generation}")
         if after.observed_generation > after.generation:

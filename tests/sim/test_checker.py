@@ -525,6 +525,20 @@ def test_i9_a_server_that_is_kept_beyond_its_time(history: History) -> None:
     )
 
 
+def test_a_soft_delete_that_failed_may_be_followed_by_something_else(history: History) -> None:
+    """Seed 6040: it could not be powered off, and was in ERROR; its owner rebooted it."""
+    leaving = replace(active(), task=TaskState.SOFT_DELETING, want=Want.STOP, generation=2)
+    fault = Fault(code="HOST_FAILED", message="the host failed")
+    failed = replace(leaving, vm_state=VmState.ERROR, task=TaskState.NONE, observed_generation=2, fault=fault)
+    history.checker.keeps = True
+    history.tell(Called(2, "delete", PROJECT, "rid-2", SERVER), Returned(2, SERVER))
+
+    for each in (leaving, failed, replace(active(), generation=3, observed_generation=3)):
+        history.write("cell1", {keys.INSTANCE.at(SERVER): each})
+
+    assert at_the_end(history) is None
+
+
 def test_i9_a_soft_delete_that_did_nothing(history: History) -> None:
     assert _deleted_softly(history, VmState.ACTIVE) == (
         f"I9 {SERVER} was deleted, and its record is there: ACTIVE NONE"
