@@ -53,6 +53,7 @@ class Reason(enum.StrEnum):
     INTERNAL = "INTERNAL"
     ADDRESSES_EXHAUSTED = "ADDRESSES_EXHAUSTED"
     WATCH_TOO_SLOW = "WATCH_TOO_SLOW"
+    STARTING = "STARTING"
 
 
 class FabricError(Exception):

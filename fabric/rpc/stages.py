@@ -212,6 +212,24 @@ def _cap_s(call: Call) -> float | None:
     return None if method.authz.scope in BY_CERTIFICATE else LONGEST_TRANSFER_S
 
 
+def welcome(is_ready: Callable[[], bool]) -> Stage:
+    """Have callers come again while the server is still starting.
+
+    Its port is open before it knows everything that an answer needs: a login answered then would take an account that is about to be
+    made for one that does not exist, and its caller would not try again.
+    """
+
+    def stage(inner: Endpoint) -> Endpoint:
+        async def answer(call: Call) -> None:
+            if not is_ready():
+                raise Unavailable("the server is still starting: try again", reason=Reason.STARTING)
+            await inner(call)
+
+        return answer
+
+    return stage
+
+
 def authenticate(tokens: Authenticator | None) -> Stage:
     """Learn who is asking: by certificate or by token, as the method's scope wants."""
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from fabric.api.conductors import RemoteConductors
 from fabric.api.consoles import ConsoleOptions
 from fabric.api.service import Administrator, ApiOptions, ApiService
-from fabric.clock import SystemClock
+from fabric.clock import Clock, SystemClock
 from fabric.config.load import load
 from fabric.config.settings import ApiSettings, BootstrapSettings
 from fabric.errors import InvalidRequest
 from fabric.identity.passwords import Passwords
-from fabric.ids import RandomIds
+from fabric.ids import Ids, RandomIds
 from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
 from fabric.model.quota import Charge, NetworkLimits
@@ -27,6 +27,7 @@ from fabric.network.core.host_local import default_network
 from fabric.observability.audit import Book
 from fabric.observability.failpoints import Failpoints, failpoints_from
 from fabric.rpc import stages
+from fabric.rpc.call import Stage
 from fabric.rpc.limits import Limits, LimitSettings
 from fabric.rpc.server import RpcServer, ServerSettings
 from fabric.server import process
@@ -193,14 +194,7 @@ def _ports(
                 drain_s=settings.drain_s,
             ),
             service.public(),
-            (
-                stages.report(clock, ids.new_id),
-                stages.audit(book),
-                stages.deadline,
-                stages.authenticate(service.tokens),
-                stages.authorize,
-                stages.limit(Limits(limits), clock),
-            ),
+            public_stages(service, book, limits, clock, ids),
         ),
         internal=RpcServer(
             ServerSettings(
@@ -210,14 +204,34 @@ def _ports(
                 drain_s=settings.drain_s,
             ),
             service.internal(),
-            (
-                stages.report(clock, ids.new_id),
-                stages.audit(book),
-                stages.deadline,
-                stages.authenticate(None),
-                stages.authorize,
-            ),
+            internal_stages(book, clock, ids),
         ),
+    )
+
+
+def public_stages(
+    service: ApiService, book: Book, limits: LimitSettings, clock: Clock, ids: Ids
+) -> tuple[Stage, ...]:
+    """What happens around every call of people and their programs."""
+    return (
+        stages.report(clock, ids.new_id),
+        stages.audit(book),
+        stages.deadline,
+        stages.welcome(service.ready.is_set),
+        stages.authenticate(service.tokens),
+        stages.authorize,
+        stages.limit(Limits(limits), clock),
+    )
+
+
+def internal_stages(book: Book, clock: Clock, ids: Ids) -> tuple[Stage, ...]:
+    """What happens around every call of other servers of the fabric: an image can be had before the service is ready."""
+    return (
+        stages.report(clock, ids.new_id),
+        stages.audit(book),
+        stages.deadline,
+        stages.authenticate(None),
+        stages.authorize,
     )
 
 

@@ -28,12 +28,12 @@ from fabric.model.quota import Charge
 from fabric.network.core.host_local import default_network
 from fabric.observability.audit import Book
 from fabric.pb.identity.v1 import token_service_pb2
-from fabric.rpc import stages
 from fabric.rpc.channel import channel
-from fabric.rpc.limits import Limits, LimitSettings
+from fabric.rpc.limits import LimitSettings
 from fabric.rpc.method import Method
 from fabric.rpc.server import RpcServer, ServerSettings
 from fabric.rpc.status import DETAILS_KEY, from_status
+from fabric.server.api import internal_stages, public_stages
 from fabric.store.base import Txn
 from fabric.store.codec import encode
 from fabric.store.keys import CELL
@@ -177,17 +177,13 @@ async def opened(folder: Path) -> AsyncIterator[FrontDoor]:
         ids=ids,
         jitter=lambda: 0.5,
     )
-    around = (
-        stages.report(clock, ids.new_id),
-        stages.audit(Book(lines, clock)),
-        stages.deadline,
-        stages.authenticate(service.tokens),
-        stages.authorize,
-        stages.limit(Limits(LimitSettings(rate_per_s=100_000, burst=100_000)), clock),
-    )
+    book, limits = Book(lines, clock), LimitSettings(rate_per_s=100_000, burst=100_000)
     servers = [
         RpcServer(ServerSettings(listen="127.0.0.1:0", drain_s=0.1), bound, around)
-        for bound in (service.public(), service.internal())
+        for bound, around in (
+            (service.public(), public_stages(service, book, limits, clock, ids)),
+            (service.internal(), internal_stages(book, clock, ids)),
+        )
     ]
     running = asyncio.create_task(service.run())
     ports = [await server.start() for server in servers]
