@@ -23,6 +23,7 @@ from fabric.api.core.intent import (
     Intent,
     Other,
     cancelled,
+    ends_at_once,
     keys_of,
     replayed,
     written,
@@ -413,7 +414,7 @@ class InstanceHandlers:
         self, view: CellView, instance: Instance, intent: Intent, principal: Principal
     ) -> tuple[pb.Instance, types_pb2.Revision] | None:
         """One try at an intent on a server that its cell knows; None when something had changed."""
-        if intent.action is Action.DELETE and not instance.host and volumes_of(instance):
+        if ends_at_once(intent, instance) and volumes_of(instance):
             intent = replace(intent, beside=ending_nowhere(await _hosts_of(view, volumes_of(instance))))
         besides = () if intent.beside is None else intent.beside.reads(instance)
         keys = (*keys_of(instance, intent.answered), *(row.at(*fields) for row, fields in besides))

@@ -154,7 +154,7 @@ class TraceHandlers:
             for each in subnets
             if each.id == fixed.subnet_id and each.gateway
         ]
-        return any([key in (await self._store.get(key)).entries for key in keys])
+        return bool(keys and (await self._store.get(*keys)).entries)
 
     async def _has_gateway(self, router: Router) -> bool:
         key = ROUTER_GATEWAY.at(router.id)

@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from fabric.api.cells import Cells
 from fabric.api.core.accept import check_fits_volume
+from fabric.api.core.devices import buried
 from fabric.api.draft import Draft, drafted
 from fabric.api.instance_view import timestamp
 from fabric.api.named import Found
@@ -33,12 +34,11 @@ from fabric.errors import (
     WrongState,
 )
 from fabric.ids import Ids
-from fabric.model.host import Session, SessionState
+from fabric.model.host import Session
 from fabric.model.identity import Principal
 from fabric.model.image import Image
-from fabric.model.instance import Tombstone
 from fabric.model.quota import Charge, Quota
-from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeEnd, VolumeEntry, VolumeState, serial_of
+from fabric.model.volume import Volume, VolumeEnd, VolumeEntry, VolumeState, serial_of
 from fabric.pb.volume.v1 import volume_service_pb2 as pb
 from fabric.quota.core import charge, refund
 from fabric.store.base import Committed, Snapshot, Store, Txn
@@ -358,15 +358,9 @@ def _ended(
     )
     put: dict[str, object] = {VOLUME.at(entry.id): after}
     if is_somewhere:
-        put[TOMBSTONE.at(before.host, entry.id)] = Tombstone(
-            instance_id=entry.id, placement_epoch=VOLUME_EPOCH, directory=entry.directory
-        )
-        session_key = SESSION.at(before.host)
-        stored = seen.value(session_key)
+        stored = seen.value(SESSION.at(before.host))
         session = None if stored is None else decode(Session, stored)
-        if session is not None and session.state is SessionState.JOIN:
-            # It must not come up before it has removed the data (R8): whoever is about to say so looks once more.
-            put[session_key] = replace(session, op_id=op_id)
+        put |= buried(after, session, op_id=op_id)
     else:
         put[VOLUME_END.at(entry.id)] = VolumeEnd(volume_id=entry.id, project_id=entry.project_id)
     return Change(

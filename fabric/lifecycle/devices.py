@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fabric.model.faults import FaultCode
-from fabric.model.instance import ImageRef, Instance, VolumeImage
+from fabric.model.instance import ImageRef, Instance, Tombstone, VolumeImage
 from fabric.model.network import NO_SLOT, Port, slot_of
 from fabric.model.session import HostState
 from fabric.model.states import Action
-from fabric.model.volume import GuestVolume, Plug, Volume, VolumeState
+from fabric.model.volume import VOLUME_EPOCH, GuestVolume, Plug, Volume, VolumeState
 
 LEAVES_ITS_HOST: Final = frozenset({Action.SHELVE, Action.SHELVE_OFFLOAD, Action.RESIZE, Action.MIGRATE})
 """Actions that take a server away from its host, where its added addresses cannot follow."""
@@ -181,6 +181,11 @@ def freed(volume: Volume, *, has_ended: bool, now_ms: int, op_id: str) -> Volume
         update_time_ms=now_ms,
         op_id=op_id,
     )
+
+
+def tombstone_of(volume: Volume) -> Tombstone:
+    """What has a volume's host remove its data."""
+    return Tombstone(instance_id=volume.id, placement_epoch=VOLUME_EPOCH, directory=volume.directory)
 
 
 def volumes_of(now: Instance) -> tuple[str, ...]:

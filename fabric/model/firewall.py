@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from fabric.model.network import unzoned
+
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 ICMP: Final = 1
@@ -161,7 +163,7 @@ class PortFilter:
 
     def __post_init__(self) -> None:
         for address in self.addresses:
-            ipaddress.ip_address(_without_zone(address))
+            ipaddress.ip_address(unzoned(address))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,17 +191,10 @@ class HostFilters:
 
 def _network_of(prefix: str, version: int | None = None) -> IpNetwork:
     """The network; raises ValueError for what is none, has bits beyond its length or a zone, or is of another family."""
-    network = ipaddress.ip_network(_without_zone(prefix))
+    network = ipaddress.ip_network(unzoned(prefix))
     if version is not None and network.version != version:
         raise ValueError(f"{prefix} is not of IPv{version}")
     return network
-
-
-def _without_zone(text: str) -> str:
-    """The same; raises ValueError where it has a zone: for `ipaddress` that may be any characters, and it would be text of the ruleset."""
-    if "%" in text:
-        raise ValueError(f"{text!r} has a zone")
-    return text
 
 
 def _unique(what: str, names: Iterable[str]) -> set[str]:

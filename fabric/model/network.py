@@ -114,6 +114,17 @@ class Port:
 METADATA_ADDRESS = "169.254.169.254"
 """Where every guest finds its metadata over IPv4, whatever its network."""
 
+
+def unzoned(text: str) -> str:
+    """An address or a network as it was said. Raises ValueError where it has a zone (RFC 4007).
+
+    For `ipaddress` a zone may be any text, line breaks among it, and of addresses are made rules and lines of programs that run as root.
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a zone")
+    return text
+
+
 NO_SLOT = -1
 """The address slot of what has none on its host's own network."""
 

@@ -37,6 +37,8 @@ damaged is none of these."""
 _NO_ROOM: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN})
 """Operational errors that a full disk may come as."""
 
+_PAGE_BYTES: Final = 4096
+"""SQLite's own default."""
 _RESERVED_BYTES: Final = 1 << 20
 """Of the file and of its log each: rows of some thousand instances."""
 _SPARE_BYTES: Final = 4 * _RESERVED_BYTES
@@ -147,7 +149,7 @@ class SqliteJournal:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("PRAGMA synchronous = FULL")
         # The log goes into the file, and begins anew, before it is larger than what is reserved for it.
-        database.execute(f"PRAGMA wal_autocheckpoint = {_RESERVED_BYTES // 2 // 4096}")
+        database.execute(f"PRAGMA wal_autocheckpoint = {_RESERVED_BYTES // 2 // _PAGE_BYTES}")
         schema: int = database.execute("PRAGMA user_version").fetchone()[0]
         if schema == 0:
             self._create(database)

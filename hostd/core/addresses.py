@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 
-from fabric.model.network import Port
+from fabric.model.network import Port, unzoned
 
 
 def claims(ports: Iterable[Port]) -> Iterator[tuple[str, str]]:
@@ -25,24 +25,15 @@ IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def address_of(text: str) -> IpAddress:
-    """An address. Raises ValueError for what is none, and for one with a zone (RFC 4007).
-
-    A zone may be any text, line breaks among it, and what is made of addresses here are the lines of programs that run as root.
-    """
-    return ipaddress.ip_address(_unzoned(text))
+    """An address. Raises ValueError for what is none, and for one with a zone."""
+    return ipaddress.ip_address(unzoned(text))
 
 
 def network_of(text: str) -> IpNetwork:
     """The network that an address with a length is of. Raises ValueError, as `address_of` does."""
-    return ipaddress.ip_network(_unzoned(text), strict=False)
+    return ipaddress.ip_network(unzoned(text), strict=False)
 
 
 def interface_of(address: str, prefix_length: int) -> str:
     """The address with its length. Raises ValueError, as `address_of` does."""
-    return str(ipaddress.ip_interface(f"{_unzoned(address)}/{prefix_length}"))
-
-
-def _unzoned(text: str) -> str:
-    if "%" in text:
-        raise ValueError(f"{text!r} has a zone, which no address of a plan has")
-    return text
+    return str(ipaddress.ip_interface(f"{unzoned(address)}/{prefix_length}"))

@@ -17,16 +17,17 @@ from fabric.errors import Conflict, NoCapacity, NotFound, WrongState
 from fabric.lifecycle.devices import (
     freed,
     is_placements_own,
+    tombstone_of,
     volumes_of,
     with_port,
     with_volume,
     without_port,
     without_volume,
 )
-from fabric.model.host import Host, Resources, SessionState, Use
-from fabric.model.instance import Instance, Tombstone
+from fabric.model.host import Host, Resources, Session, SessionState, Use
+from fabric.model.instance import Instance
 from fabric.model.network import Network, Port
-from fabric.model.volume import VOLUME_EPOCH, GuestVolume, Volume, VolumeEntry, VolumeState, trait_of
+from fabric.model.volume import GuestVolume, Volume, VolumeEntry, VolumeState, trait_of
 from fabric.network.addresses import mac_of, port_at, slot_limit
 from fabric.store.keys import HOST, PORT_LEFT, SESSION, TOMBSTONE, USE, VOLUME, Key
 
@@ -200,28 +201,22 @@ def ending_nowhere(hosts: Mapping[str, str]) -> Beside:
             unchanged[VOLUME.at(before.id)] = seen.seen(VOLUME.at(before.id))
             put[VOLUME.at(before.id)] = after
             if after.state is VolumeState.DELETING:
-                keys, buried = _buried(after, seen, op_id=op_id)
-                unchanged |= keys
-                put |= buried
+                put |= buried(after, seen.get(SESSION, after.host), op_id=op_id)
+                beside = (SESSION.at(after.host), TOMBSTONE.at(after.host, after.id))
+                unchanged |= {key: seen.seen(key) for key in beside}
         return Wrote(after=now, unchanged=unchanged, put=put)
 
     return Beside(reads=reads, write=write)
 
 
-def _buried(volume: Volume, seen: Known, *, op_id: str) -> tuple[Mapping[str, int], Mapping[str, object]]:
-    """What has a volume's host remove its data. One that is just joining must not come up before it has (R8): its session is touched, so
-    that whoever is about to say so looks once more.
+def buried(volume: Volume, session: Session | None, *, op_id: str) -> Mapping[str, object]:
+    """What has a volume's host remove its data; its keys are to be compared. A host that is just joining must not come up before it has
+    (R8): its session is touched, so that whoever is about to say so looks once more.
     """
-    session_key, tombstone_key = SESSION.at(volume.host), TOMBSTONE.at(volume.host, volume.id)
-    put: dict[str, object] = {
-        tombstone_key: Tombstone(
-            instance_id=volume.id, placement_epoch=VOLUME_EPOCH, directory=volume.directory
-        )
-    }
-    session = seen.get(SESSION, volume.host)
+    put: dict[str, object] = {TOMBSTONE.at(volume.host, volume.id): tombstone_of(volume)}
     if session is not None and session.state is SessionState.JOIN:
-        put[session_key] = replace(session, op_id=op_id)
-    return {key: seen.seen(key) for key in (session_key, tombstone_key)}, put
+        put[SESSION.at(volume.host)] = replace(session, op_id=op_id)
+    return put
 
 
 def _must_share(entry: VolumeEntry, host: Host | None, now: Instance) -> None:

@@ -119,6 +119,11 @@ NO_OTHER = Other()
 NOTHING_KNOWN = Known({}, {})
 
 
+def ends_at_once(intent: Intent, instance: Instance) -> bool:
+    """Whether a server's end needs nobody else: it is on no host."""
+    return intent.action is Action.DELETE and not instance.host
+
+
 def written(
     seen: Snapshot,
     instance: Instance,
@@ -169,7 +174,7 @@ def written(
     unchanged = {instance_key: seen.seen(instance_key), answer_key: seen.seen(answer_key)}
     put: dict[str, object] = {answer_key: intent.answered}
     put |= _kept(left_behind(instance, after, now_ms=now_ms))
-    if intent.action is Action.DELETE and not instance.host:
+    if ends_at_once(intent, instance):
         ended = _ended(instance, now_ms=now_ms)
         done = None if after.event is None else closed(after.event, now_ms=now_ms)
         if beside is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.conductor.core.draft import Draft, Ref, ref
-from fabric.lifecycle.devices import dropped, freed, volumes_of
-from fabric.model.instance import Instance, PortLeft, Tombstone
-from fabric.model.volume import VOLUME_EPOCH, Volume, VolumeEnd, VolumeState
+from fabric.lifecycle.devices import dropped, freed, tombstone_of, volumes_of
+from fabric.model.instance import Instance, PortLeft
+from fabric.model.volume import Volume, VolumeEnd, VolumeState
 from fabric.store.keys import PORT_LEFT, TOMBSTONE, USE, VOLUME, VOLUME_END
 
 
@@ -69,8 +69,7 @@ def free_volumes(
 
 def bury_volume(draft: Draft, volume: Volume) -> None:
     """Have its host remove the volume's data. The host's session is the caller's to compare (R8)."""
-    tombstone = Tombstone(instance_id=volume.id, placement_epoch=VOLUME_EPOCH, directory=volume.directory)
-    draft.create(TOMBSTONE, volume.host, volume.id, value=tombstone)
+    draft.create(TOMBSTONE, volume.host, volume.id, value=tombstone_of(volume))
 
 
 def end_volume(draft: Draft, host: str, volume_id: str, *, now_ms: int, op_id: str) -> None:
