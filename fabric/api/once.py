@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from fabric.api.core.intent import REQUEST_ID_KEPT_MS, replayed
 from fabric.clock import Clock
-from fabric.errors import Conflict
+from fabric.errors import Conflict, FabricError
 from fabric.model.identity import Principal
 from fabric.model.instance import Answered
 from fabric.store.base import Committed, Store, Txn
@@ -110,7 +110,8 @@ class Once:
         """Decide and write, unless it was written before.
 
         Args:
-            decide: reads what it needs and says what to write; called anew when somebody else was faster. What it raises is the answer.
+            decide: reads what it needs and says what to write; called anew when somebody else was faster. What it raises is the answer,
+                unless this very request was done meanwhile: then it met its own work.
             request_id: the client's.
             method: what the id was used for: another method's is another body.
             body: the request's digest.
@@ -132,12 +133,17 @@ class Once:
         for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))
-            seen = await self._store.get(key)
-            stored = seen.value(key)
-            if stored is not None:
-                earlier = replayed(decode(Answered, stored), answered)
-                return Done(earlier.resource_id, seen.revision, True)
-            change = await decide()
+            done = await self._done_before(key, answered)
+            if done is not None:
+                return done
+            try:
+                change = await decide()
+            except FabricError:
+                # A client that gave up on an answer sends the request again while the first is still on its way.
+                done = await self._done_before(key, answered)
+                if done is None:
+                    raise
+                return done
             answered = replace(
                 answered,
                 resource_id=change.resource_id,
@@ -153,3 +159,11 @@ class Once:
             if isinstance(outcome, Committed):
                 return Done(change.resource_id, outcome.revision, False)
         raise Conflict("others were changing the same thing; try again")
+
+    async def _done_before(self, key: str, answered: Answered) -> Done | None:
+        """What the request was answered with, if it was. Raises Conflict for another request's id."""
+        seen = await self._store.get(key)
+        stored = seen.value(key)
+        if stored is None:
+            return None
+        return Done(replayed(decode(Answered, stored), answered).resource_id, seen.revision, True)

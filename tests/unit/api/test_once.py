@@ -107,6 +107,38 @@ def test_two_servers_asked_at_once_make_one_thing() -> None:
     run(world())
 
 
+def test_a_request_whose_double_was_faster_is_answered_as_it_and_not_told_of_its_work() -> None:
+    """A client that gave up on an answer too early sent its request again while the first was still being written: what that one then wrote
+    stood in its way, so it was told that its own thing's name was taken.
+    """
+
+    async def world() -> None:
+        store = MemoryStore()
+        once = Once(store, clock=LoopClock(), jitter=lambda: 0.5)
+
+        async def late() -> Change:
+            await _make(store)
+            return await _thing(store, resource_id="2")()
+
+        done = await once.make(late, request_id="r", method="M", body="b", principal=WHO)
+
+        assert (done.resource_id, done.was_done_before) == ("1", True)
+
+    run(world())
+
+
+def test_what_stands_in_the_way_of_a_request_that_was_never_done_is_said() -> None:
+    async def world() -> None:
+        store = MemoryStore()
+        await _make(store)
+        once = Once(store, clock=LoopClock(), jitter=lambda: 0.5)
+
+        with pytest.raises(AlreadyExists):
+            await once.make(_thing(store), request_id="other", method="M", body="b", principal=WHO)
+
+    run(world())
+
+
 def test_a_store_that_stays_silent_leaves_it_to_the_client() -> None:
     async def world() -> None:
         store = Losing()
