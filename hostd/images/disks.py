@@ -222,8 +222,10 @@ class LocalDisks:
             if size_bytes < image.virtual_size_bytes:
                 raise disk_error(FaultCode.IMAGE_TOO_LARGE)
             await self._make_root(guest, image, folder, size_bytes)
-        elif (await self._qemu_img.info(path, "qcow2")).virtual_size_bytes < size_bytes:
-            await self._qemu_img.grow(path, "qcow2", size_bytes, owner=self._owner(path))
+            return self._root_in(folder, image)
+        owner = self._owner(path)
+        if (await self._qemu_img.info(path, "qcow2", owner=owner)).virtual_size_bytes < size_bytes:
+            await self._qemu_img.grow(path, "qcow2", size_bytes, owner=owner)
         return self._root_in(folder, image)
 
     async def _make_root(self, guest: Guest, image: ImageRef, folder: Path, size_bytes: int) -> None:

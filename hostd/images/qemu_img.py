@@ -33,10 +33,10 @@ class QemuImg:
     def __init__(self, user: int | None) -> None:
         self._user = user
 
-    async def info(self, path: Path, disk_format: str) -> DiskInfo:
-        """Look at a disk that may be in use (-U takes no lock)."""
+    async def info(self, path: Path, disk_format: str, *, owner: int | None) -> DiskInfo:
+        """Look at a disk that may be in use (-U takes no lock), as its owner: what is in it is the owner's to write."""
         command = ("qemu-img", "info", "-U", "--output=json", "-f", disk_format, str(path))
-        document = json.loads(await run(*self._confined().command(*command)))
+        document = json.loads(await run(*Confinement(owner).command(*command)))
         return DiskInfo(format=document["format"], virtual_size_bytes=int(document["virtual-size"]))
 
     async def flatten(self, source: Path, source_format: str, target: Path) -> None:
@@ -76,9 +76,6 @@ class QemuImg:
         """Make a disk larger. Fails on one in use."""
         command = ("qemu-img", "resize", "-q", "-f", disk_format, str(path), str(size_bytes))
         await run(*Confinement(owner).command(*command))
-
-    def _confined(self) -> Confinement:
-        return Confinement(self._user)
 
 
 def _chain(disk: DiskFile) -> dict[str, object]:

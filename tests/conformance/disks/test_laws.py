@@ -95,6 +95,19 @@ async def test_a_root_disk_is_never_replaced(disks: LocalDisks) -> None:
 
 
 @needs_programs
+@needs_root
+async def test_a_disk_that_its_guest_may_have_written_is_looked_at_as_its_user(disks: LocalDisks) -> None:
+    """A hypervisor that its guest has taken over writes what it likes into its disk's header: nobody with rights may parse that. At each
+    start the size of a root disk was looked up by a qemu-img that was root, who may read what its owner may not.
+    """
+    await bring(disks)
+    Path((await disks.ensure_guest(GUEST, 1)).disks[0].path).chmod(0)
+
+    with pytest.raises(DiskError):
+        await disks.ensure_guest(GUEST, 1)
+
+
+@needs_programs
 async def test_a_qcow2_image_is_kept_flat(disks: LocalDisks, tmp_path: Path) -> None:
     image, content = a_qcow2(tmp_path)
 
