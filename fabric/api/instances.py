@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
 
+from fabric.api.answers import Answers
 from fabric.api.boot_volumes import NO_IMAGE, BootVolumes, sources
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
@@ -31,7 +32,7 @@ from fabric.api.core.intent import (
 from fabric.api.guest_access import GuestAccess
 from fabric.api.instance_groups import InstanceGroups
 from fabric.api.instance_ports import InstancePorts
-from fabric.api.instance_reads import LIST_CATCH_UP_S, Conductors, InstanceReads, revision_of
+from fabric.api.instance_reads import Conductors, InstanceReads, revision_of
 from fabric.api.instance_view import from_build
 from fabric.api.named import named_by
 from fabric.api.network_desk import Desk
@@ -43,7 +44,6 @@ from fabric.api.preparing_interfaces import InterfacePreparing
 from fabric.api.records import found, txn_of
 from fabric.api.waiting_images import WaitingImages
 from fabric.clock import Clock
-from fabric.deadlines import within
 from fabric.errors import (
     Bug,
     Conflict,
@@ -82,7 +82,6 @@ from fabric.store.keys import (
     SESSION,
     USE,
     VOLUME,
-    Key,
 )
 from fabric.store.settle import commit_settled
 
@@ -119,6 +118,7 @@ class InstanceHandlers:
         self._catalogue = catalogue
         self._global: Store = catalogue.store
         self._cells = cells
+        self._answers = Answers(catalogue.store, cells)
         self._ledger = ledger
         self._ports = InstancePorts(catalogue, desk)
         self._groups = InstanceGroups(catalogue, desk)
@@ -305,7 +305,7 @@ class InstanceHandlers:
         """Any method that is a row of the lifecycle table: what it names is looked up, and its intent written."""
         action = Action(method.action)
         answered = self._answered(action, request, request.request_id, principal)
-        if action in BOUND_FIRST and (earlier := await self._acted_before(answered)) is not None:
+        if action in BOUND_FIRST and (earlier := await self._answers.before(answered)) is not None:
             instance, revision = await self._after(earlier.resource_id, principal)
             return method.response(instance=instance, revision=revision)
         prepared = await self._preparing.prepare(action, request, principal)
@@ -377,14 +377,14 @@ class InstanceHandlers:
     ) -> tuple[pb.Instance, types_pb2.Revision]:
         """Write an intent, whatever else is being written: decided anew on what is there, bounded."""
         answered = intent.answered
-        earlier = None if is_id(word) else await self._acted_before(answered)
+        earlier = None if is_id(word) else await self._answers.before(answered)
         if earlier is not None:
             # A name may be another server's by now, which this request never was about.
             return await self._after(earlier.resource_id, principal)
         try:
             location = await self._catalogue.location(word, principal)
         except NotFound:
-            earlier = await self._acted_before(answered)
+            earlier = await self._answers.before(answered)
             if earlier is None:
                 raise
             return _gone(earlier.resource_id, principal), types_pb2.Revision()
@@ -486,25 +486,6 @@ class InstanceHandlers:
                 f"there is no server {location.instance_id}", kind="server", name=location.instance_id
             )
         return codec.decode(Location, stored)
-
-    async def _acted_before(self, answered: Answered) -> Answered | None:
-        """The answer that this very request was given before, wherever its server was then: late retries are answered as the first.
-
-        A store that does not answer is left out: its servers cannot be acted on anyhow. Raises Conflict for another request's id.
-        """
-        who = (answered.project_id, answered.request_id)
-
-        async def ask(reading: Awaitable[Snapshot], kind: Key[Answered]) -> Answered | None:
-            try:
-                async with within(LIST_CATCH_UP_S):
-                    return found(await reading, kind, *who)
-            except (TimeoutError, Unavailable):
-                return None
-
-        asks = [ask(self._global.get(ANSWERED.at(*who)), ANSWERED)]
-        asks += [ask(view.get(ACTED.at(*who)), ACTED) for view in self._cells.by_name.values()]
-        told = [each for each in await asyncio.gather(*asks) if each is not None]
-        return replayed(told[0], answered) if told else None
 
     async def _after(self, instance_id: str, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
         """A server that was acted on before, as it is now, whatever became of it."""

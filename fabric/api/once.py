@@ -61,6 +61,20 @@ def owner_of(principal: Principal) -> str:
     return principal.project_id or principal.user_id
 
 
+def answered_by(request: Message, principal: Principal, *, without: str = "") -> Answered:
+    """What is to be remembered of a request that has its request_id, and whose type says what method it is of; of what thing, and for how
+    long, is still open. `without` as in `body_sha256`.
+    """
+    return Answered(
+        request_id=request.request_id,  # type: ignore[attr-defined]  # every change has one
+        project_id=owner_of(principal),
+        method=request.DESCRIPTOR.name.removesuffix("Request"),
+        body_sha256=body_sha256(request, without=without),
+        resource_id="",
+        expire_time_ms=0,
+    )
+
+
 class Once:
     """Makes changes to one store, each once. `kind` is the key under which that store remembers answers."""
 
@@ -90,13 +104,7 @@ class Once:
         without: str = "",
     ) -> Done:
         """`make` for a request that has its request_id, and whose type says what method it is of. `without` as in `body_sha256`."""
-        return await self.make(
-            decide,
-            request_id=request.request_id,  # type: ignore[attr-defined]  # every change has one
-            method=request.DESCRIPTOR.name.removesuffix("Request"),
-            body=body_sha256(request, without=without),
-            principal=principal,
-        )
+        return await self._make(decide, answered_by(request, principal, without=without))
 
     async def make(
         self,
@@ -121,7 +129,6 @@ class Once:
             Conflict: the id was used with another body, or others were faster again and again.
             Ambiguous, Unavailable: as the store has it.
         """
-        key = self._kind.at(owner_of(principal), request_id)
         answered = Answered(
             request_id=request_id,
             project_id=owner_of(principal),
@@ -130,6 +137,10 @@ class Once:
             resource_id="",
             expire_time_ms=0,
         )
+        return await self._make(decide, answered)
+
+    async def _make(self, decide: Callable[[], Awaitable[Change]], answered: Answered) -> Done:
+        key = self._kind.at(answered.project_id, answered.request_id)
         for attempt in range(self._attempts):
             if attempt:
                 await asyncio.sleep(PAUSE_S * attempt * (0.5 + self._jitter()))

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from google.protobuf.message import Message
 
+from fabric.api.answers import Answers
 from fabric.api.cells import Cells
 from fabric.api.core.accept import check_fits_volume
 from fabric.api.core.devices import buried
@@ -19,7 +20,7 @@ from fabric.api.draft import Draft, drafted
 from fabric.api.instance_view import timestamp
 from fabric.api.named import Found
 from fabric.api.network_desk import named, position, project_of, required_name
-from fabric.api.once import Change, Done, Once
+from fabric.api.once import Change, Done, Once, answered_by
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -33,7 +34,7 @@ from fabric.errors import (
     Unavailable,
     WrongState,
 )
-from fabric.ids import Ids
+from fabric.ids import Ids, is_id
 from fabric.model.host import Session
 from fabric.model.identity import Principal
 from fabric.model.image import Image
@@ -95,6 +96,7 @@ class VolumeHandlers:
         self._pages = Pages()
         self._entries = Owned(store, VOLUME_ENTRY, "volume", VOLUME_NAME)
         self._once = Once(store, clock=clock, jitter=jitter, attempts=ATTEMPTS)
+        self._answers = Answers(store, cells)
         self._in_cell = {
             name: Once(view.store, clock=clock, jitter=jitter, kind=ACTED, patience_s=WRITE_PATIENCE_S)
             for name, view in cells.by_name.items()
@@ -225,7 +227,11 @@ class VolumeHandlers:
         self, request: pb.DeleteVolumeRequest, principal: Principal
     ) -> pb.DeleteVolumeResponse:
         project_id = project_of(principal)
-        found = await self._entries.find(project_id, request.volume)
+        # A name may be another volume's by now, which this request never was about.
+        is_done = not is_id(request.volume) and await self._was_done(request, principal)
+        found = None if is_done else await self._entries.find(project_id, request.volume)
+        if is_done or (found is None and await self._was_done(request, principal)):
+            return pb.DeleteVolumeResponse(revision=(await self._store.get()).revision)
         if found is not None and found.value.cell:
             done = await self._end_in_cell(found.value, request, principal)
         else:
@@ -271,6 +277,10 @@ class VolumeHandlers:
         return await view.change(lambda: self._in_cell[entry.cell].answer(decide, request, principal))
 
     # ------------------------------------------------------------------ parts
+
+    async def _was_done(self, request: pb.DeleteVolumeRequest, principal: Principal) -> bool:
+        """Whether this very delete was made before, in whichever store. Raises Conflict for another request's id."""
+        return await self._answers.before(answered_by(request, principal)) is not None
 
     async def _made_of(self, asked: pb.Volume, principal: Principal) -> Image | None:
         """The image that the volume is to start as; None: it starts empty. Raises InvalidRequest, naming the field."""

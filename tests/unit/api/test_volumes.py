@@ -46,6 +46,7 @@ from fabric.store.keys import (
     VOLUME,
     VOLUME_END,
     VOLUME_ENTRY,
+    VOLUME_NAME,
 )
 from tests.unit.api.test_instances import WHO, World, in_a_world
 
@@ -117,8 +118,24 @@ class Volumes(World):
     async def show(self, word: str = "data") -> pb.Volume:
         return (await self.volumes.get_volume(pb.GetVolumeRequest(volume=word), WHO)).volume
 
-    async def end(self, word: str = "data") -> None:
-        await self.volumes.delete_volume(pb.DeleteVolumeRequest(request_id=self.rid(), volume=word), WHO)
+    async def end(self, word: str = "data", request_id: str = "") -> None:
+        request = pb.DeleteVolumeRequest(request_id=request_id or self.rid(), volume=word)
+        await self.volumes.delete_volume(request, WHO)
+
+    async def used_once(self, server: str, name: str = "data") -> str:
+        """A volume that a server had, and has let go of."""
+        made = await self.make(name)
+        for action in ("attach-volume", "detach-volume"):
+            await self.act(action, server, volume=made.id)
+            await self.told(server)
+        return made.id
+
+    async def forgotten(self, volume_id: str) -> None:
+        """Its host has removed its data, and the reconciler its row."""
+        await self.released(volume_id)
+        entry = await self.read(self.store, VOLUME_ENTRY, "p", volume_id)
+        delete = (VOLUME_ENTRY.at("p", volume_id), VOLUME_NAME.at("p", entry.name))
+        await self.store.commit(Txn(delete=delete))
 
     async def act(self, action: str, server: str, **fields: Any) -> instance_service_pb2.Instance:
         method = METHODS[action]
@@ -286,6 +303,53 @@ async def test_a_volume_that_was_used_ends_when_its_host_has_removed_it(world: V
     assert (await world.volume(made.id)).state is VolumeState.DELETED
     assert await world.read(world.cells["c1"], VOLUME_END, made.id) is not None
     assert (await world.use()).volumes_gib == 0
+
+
+@volumes_test
+async def test_a_late_retry_of_a_delete_leaves_a_new_volume_of_that_name_alone(world: Volumes) -> None:
+    """A volume that was used is deleted in its cell, which remembers the request; the new one of that name, never used, was looked up in
+    the global store alone, which had never heard of the request: the retry deleted somebody's new data.
+    """
+    (one,) = await world.ready("one")
+    first = await world.used_once(one)
+    await world.end("data", "same")
+    await world.forgotten(first)
+    new = await world.make("data")
+
+    await world.end("data", "same")
+
+    assert (await world.show("data")).id == new.id
+
+
+@volumes_test
+async def test_a_late_retry_leaves_a_new_volume_alone_that_is_used(world: Volumes) -> None:
+    (one,) = await world.ready("one")
+    await world.make("data")
+    await world.end("data", "same")
+    new = await world.used_once(one)
+
+    await world.end("data", "same")
+
+    assert (await world.show("data")).status == "available"
+    assert (await world.volume(new)).state is VolumeState.AVAILABLE
+
+
+@pytest.mark.parametrize("word", ["id", "name"])
+def test_a_late_retry_of_a_delete_is_answered_as_the_first(word: str) -> None:
+    @volumes_test
+    async def though_its_row_is_gone(world: Volumes) -> None:
+        (one,) = await world.ready("one")
+        volume_id = await world.used_once(one)
+        asked = {"id": volume_id, "name": "data"}[word]
+        await world.end(asked, "same")
+        await world.forgotten(volume_id)
+
+        await world.end(asked, "same")
+
+        with pytest.raises(NotFound):
+            await world.end(asked, "another")
+
+    though_its_row_is_gone()
 
 
 @volumes_test
