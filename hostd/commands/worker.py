@@ -258,7 +258,7 @@ class Worker:
                     self._must_be_wanted(goal)
                     self._settle(self._order(), decided)
                 case Stuck(fault):
-                    self._failed(goal, None, fault)
+                    self._failed(goal, decided, fault)
                 case Prepare(files, wires):
                     step = decided
                     await self._do_both(goal, files, wires)
@@ -515,7 +515,7 @@ class Worker:
 
     # ------------------------------------------------------------ what is told
 
-    def _failed(self, goal: Order | Release, step: Act | Prepare | None, fault: FaultCode) -> None:
+    def _failed(self, goal: Order | Release, step: Act | Prepare | Stuck | None, fault: FaultCode) -> None:
         self._effort, told = reconcile.after_failure(
             goal,
             self._effort,
@@ -523,6 +523,7 @@ class Worker:
             fault,
             now_s=self._site.clock.boot_s(),
             patience=self._site.patience,
+            is_made=self.row is not None and self.row.made,
         )
         if told is None or isinstance(goal, Release):
             return

@@ -386,15 +386,18 @@ def after(effort: Effort, step: Act, *, now_s: float) -> Effort:
 def after_failure(
     goal: Order | Release,
     effort: Effort,
-    step: Act | Prepare | None,
+    step: Act | Prepare | Stuck | None,
     fault: FaultCode,
     *,
     now_s: float,
     patience: Patience,
+    is_made: bool = False,
 ) -> tuple[Effort, Settled | None]:
     """The effort after a step (None: a measurement) has failed, and what to report of it, if anything.
 
     What is reported of an order to run or to stop ends the pass; of letting go it does not.
+    Whose disks are made (`is_made`) lives here, and is as it was while it cannot be looked at: that is the host's health, and no end of
+    an order. Told as one, it would have a guest that runs stopped, and one that a power cut ended never started.
     Buttons are pressed by courtesy: a guest without ACPI is one that does not answer. Transient faults are tried again for as long as
     patience lasts. Letting go is tried for ever, because nobody else can, but its failure is reported once, so that people can help.
     """
@@ -414,7 +417,7 @@ def after_failure(
     )
     longest_s = patience.hand_in_s if isinstance(step, HandIn) else patience.transient_s
     patient = fault in _TRANSIENT and now_s - began_s < longest_s
-    if patient:
+    if patient or (step is None and is_made and not looks_everywhere(goal)):
         return retrying, None
     if isinstance(step, Capture | HandIn):
         was_on = effort.was_captured_on or (isinstance(step, Capture) and step.is_on)

@@ -458,6 +458,55 @@ def test_a_hypervisor_that_comes_back_soon_delays_a_spawn_and_fails_none() -> No
     on_a_bench(scenario)
 
 
+def test_a_daemon_that_starts_while_the_hypervisor_is_away_says_nothing_of_guests_it_cannot_look_at() -> None:
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        bench.machine.hypervisor_up = False
+        bench.process.kill()
+        bench.process.start()
+        await asyncio.sleep(180)
+        assert bench.conductor.states(ONE) == [ACTIVE]
+
+        bench.machine.hypervisor_up = True
+        await bench.until(lambda: bench.conductor.states(ONE)[-1:] == [ACTIVE], within_s=60)
+
+        assert set(bench.conductor.states(ONE)) == {ACTIVE}
+        assert bench.machine.running() == {ONE: 1}
+
+    on_a_bench(scenario)
+
+
+def test_after_a_power_cut_guests_are_started_however_late_the_hypervisor_is() -> None:
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        bench.process.kill()
+        bench.machine.power_cycle()
+        bench.machine.hypervisor_up = False
+        bench.process.start()
+        await asyncio.sleep(180)
+        bench.machine.hypervisor_up = True
+
+        await bench.until(lambda: bench.machine.running() == {ONE: 1}, within_s=60)
+
+        assert set(bench.conductor.states(ONE)) == {ACTIVE}
+
+    on_a_bench(scenario)
+
+
+def test_an_order_that_comes_while_the_hypervisor_is_away_is_carried_out_when_it_is_back() -> None:
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        bench.machine.hypervisor_up = False
+        await bench.conductor.give(order(Want.PAUSE, generation=2))
+        await asyncio.sleep(180)
+        bench.machine.hypervisor_up = True
+        await bench.until(lambda: HostState.PAUSED in bench.conductor.states(ONE), within_s=60)
+
+        assert bench.conductor.states(ONE) == [ACTIVE, HostState.PAUSED]
+
+    on_a_bench(scenario)
+
+
 def test_a_host_that_cannot_be_measured_tells_no_inventory() -> None:
     async def scenario(bench: Bench) -> None:
         bench.machine.hypervisor_up = False

@@ -377,6 +377,17 @@ def test_a_fault_that_may_pass_is_tried_again_until_patience_ends() -> None:
     assert tries >= 5
 
 
+@pytest.mark.parametrize("fault", [FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.NETWORK_FAILED])
+def test_who_lives_here_and_cannot_be_looked_at_is_told_of_when_it_can(fault: FaultCode) -> None:
+    effort = FRESH
+    for now_s in (0.0, 60.0, 86_400.0):
+        effort, told = reconcile.after_failure(
+            order(), effort, None, fault, now_s=now_s, patience=Patience(), is_made=True
+        )
+        assert told is None
+        assert 0 < effort.retry_s - now_s <= Patience().longest_retry_s
+
+
 def test_success_restores_patience() -> None:
     effort, _ = fail(order(), FRESH, FaultCode.IMAGE_UNAVAILABLE, now_s=0)
     effort = reconcile.after(effort, EnsureImage(IMAGE), now_s=1)
