@@ -377,6 +377,22 @@ def test_a_fault_that_may_pass_is_tried_again_until_patience_ends() -> None:
     assert tries >= 5
 
 
+def test_a_guest_whose_monitor_hangs_is_stopped_by_its_power() -> None:
+    effort, told = fail(order(Want.STOP), FRESH, FaultCode.HYPERVISOR_TIMEOUT, now_s=30, at=PressPower())
+
+    assert told is None
+    assert isinstance(step(order(Want.STOP), domain(), effort, now_s=31), Wait)
+    assert step(order(Want.STOP), domain(), effort, now_s=90) == CutPower()
+
+
+def test_a_guest_whose_monitor_hangs_is_rebooted_by_its_power() -> None:
+    soft = order(generation=2, action_seq=1, action=OneShot.REBOOT_SOFT)
+    effort, told = fail(soft, FRESH, FaultCode.HYPERVISOR_TIMEOUT, now_s=30, at=PressReset())
+
+    assert told is None
+    assert step(soft, domain(), effort, now_s=120, action_started=1) == CutPower()
+
+
 @pytest.mark.parametrize("fault", [FaultCode.HYPERVISOR_UNAVAILABLE, FaultCode.NETWORK_FAILED])
 def test_who_lives_here_and_cannot_be_looked_at_is_told_of_when_it_can(fault: FaultCode) -> None:
     effort = FRESH
