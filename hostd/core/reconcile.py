@@ -398,8 +398,9 @@ def after_failure(
     What is reported of an order to run or to stop ends the pass; of letting go it does not.
     Whose disks are made (`is_made`) lives here, and is as it was while it cannot be looked at: that is the host's health, and no end of
     an order. Told as one, it would have a guest that runs stopped, and one that a power cut ended never started.
-    Buttons are pressed by courtesy: a guest without ACPI is one that does not answer, and so is one whose monitor hangs. Transient faults are tried again for as long as
-    patience lasts. Letting go is tried for ever, because nobody else can, but its failure is reported once, so that people can help.
+    Buttons are pressed by courtesy: a guest without ACPI is one that does not answer, and so is one whose monitor hangs. Transient faults
+    are tried again for as long as patience lasts. Letting go is tried for ever, because nobody else can, but its failure is reported once,
+    so that people can help.
     """
     if isinstance(step, PressPower | PressReset) and fault not in _TRANSIENT - {FaultCode.HYPERVISOR_TIMEOUT}:
         return after(effort, step, now_s=now_s), None
