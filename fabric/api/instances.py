@@ -89,7 +89,7 @@ TRIES = 8
 """How often a write that lost a race is decided anew."""
 
 
-BOUND_FIRST = frozenset({Action.ATTACH_INTERFACE})
+BOUND_FIRST = frozenset({Action.ATTACH_INTERFACE, Action.ATTACH_VOLUME})
 """Actions that another store is written for before the record: one that was done before must not write there again."""
 
 
@@ -306,9 +306,14 @@ class InstanceHandlers:
         action = Action(method.action)
         answered = self._answered(action, request, request.request_id, principal)
         if action in BOUND_FIRST and (earlier := await self._answers.before(answered)) is not None:
-            instance, revision = await self._after(earlier.resource_id, principal)
-            return method.response(instance=instance, revision=revision)
-        prepared = await self._preparing.prepare(action, request, principal)
+            return await self._answered_again(method, request, earlier, principal)
+        try:
+            prepared = await self._preparing.prepare(action, request, principal)
+        except FabricError:
+            # Of what a late retry names, nothing need be there any more.
+            if (earlier := await self._answers.before(answered)) is None:
+                raise
+            return await self._answered_again(method, request, earlier, principal)
         intent = Intent(
             action=action,
             answered=answered,
@@ -329,6 +334,13 @@ class InstanceHandlers:
                 await prepared.undo()
             raise
         return method.response(instance=instance, revision=revision, **prepared.answer)
+
+    async def _answered_again(
+        self, method: Method, request: Any, earlier: Answered, principal: Principal
+    ) -> Message:
+        instance, revision = await self._after(earlier.resource_id, principal)
+        said = await self._preparing.said_before(Action(method.action), request, principal)
+        return method.response(instance=instance, revision=revision, **said)
 
     async def change_password(
         self, request: pb.ChangePasswordRequest, principal: Principal

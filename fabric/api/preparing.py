@@ -5,7 +5,7 @@ Most need nothing. What is here is asked before the intent is written, and may b
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from fabric.api.catalogue import Catalogue
@@ -27,6 +27,10 @@ from fabric.model.states import Action
 
 Prepare = Callable[[Any, Principal], Awaitable[Prepared]]
 """From a request of the action's own type. Raises InvalidRequest, naming the field."""
+
+
+NAMES_AN_IMAGE = frozenset({Action.CREATE_IMAGE, Action.CREATE_BACKUP})
+"""Actions whose answer says which image it will be."""
 
 
 def _working(work: Callable[[Any, Principal], Awaitable[Work]]) -> Prepare:
@@ -61,6 +65,7 @@ class Preparing:
     ) -> None:
         self._catalogue = catalogue
         self._clock = clock
+        self._images = images
         moves = MovePreparing(catalogue, clock=clock, ids=ids)
         devices = DevicePreparing(catalogue, ids=ids)
         self._by_action: dict[Action, Prepare] = {
@@ -85,6 +90,10 @@ class Preparing:
             return Prepared(change=edit(request, principal, self._clock))
         prepare = self._by_action.get(action)
         return NOTHING if prepare is None else await prepare(request, principal)
+
+    async def said_before(self, action: Action, request: Any, principal: Principal) -> Mapping[str, str]:
+        """`Prepared.answer` of a request that was answered before, when perhaps nothing that it names is there any more."""
+        return await self._images.made_before(request, principal) if action in NAMES_AN_IMAGE else {}
 
     async def _rescue(self, request: Any, principal: Principal) -> Prepared:
         if not request.image:

@@ -64,6 +64,10 @@ class PreparingImages:
             may_differ=True,
         )
 
+    async def made_before(self, request: Any, principal: Principal) -> Mapping[str, str]:
+        """What the answer to a request for an image said besides the server, when it was first given."""
+        return {"image_id": await self._waiting.asked_before(request.request_id, principal)}
+
     async def shelve(self, request: Any, principal: Principal) -> Prepared:
         """The image that holds a shelved server's disk, named after it as in the reference. What boots from a volume needs none."""
         instance = await self._instance(Action.SHELVE, request.instance, principal)
@@ -115,7 +119,7 @@ class PreparingImages:
             expire_time_ms=0,
         )
         instance = await self._instance(action, request.instance, principal)
-        image = await self._waiting.queue(
+        asked = await self._waiting.queue(
             instance,
             principal,
             answered,
@@ -123,13 +127,14 @@ class PreparingImages:
             properties=properties,
             may_differ=may_differ or not name,
         )
-        if image is None:
-            return Prepared(change=_given_up)
+        answer = {"image_id": asked.image_id} if name else {}
+        if not asked.is_waiting:
+            return Prepared(change=_given_up, answer=answer)
 
         async def undo() -> None:
-            await self._waiting.take_back(image.id, principal, answered)
+            await self._waiting.take_back(asked.image_id, principal, answered)
 
-        return Prepared(image_id=image.id, answer={"image_id": image.id} if name else {}, undo=undo)
+        return Prepared(image_id=asked.image_id, answer=answer, undo=undo)
 
     async def _instance(self, action: Action, word: str, principal: Principal) -> Instance:
         """The server as it is. Raises WrongState for one that no host was claimed for yet, as the lifecycle would."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -30,6 +31,14 @@ log = structlog.get_logger()
 
 LOOK_S: Final = 5.0
 """Between two looks at the images that wait. They are few, and known from a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The image of a request, and whether it waits still: one that was made before may have come, or been removed."""
+
+    image_id: str
+    is_waiting: bool
 
 
 class WaitingImages:
@@ -62,8 +71,8 @@ class WaitingImages:
         properties: Mapping[str, str],
         may_differ: bool = False,
         hidden: bool = False,
-    ) -> Image | None:
-        """The image of this request, made now or before; None where it was made before and does not wait any more.
+    ) -> Asked:
+        """The image of this request, made now or before.
 
         `may_differ`: where the name is taken, the image gets one that begins like it; nobody has chosen it.
         Raises AlreadyExists for a name that is taken, Conflict for a request_id of another request, Unavailable.
@@ -106,7 +115,13 @@ class WaitingImages:
             principal=principal,
         )
         image, _ = await self._read(done.resource_id)
-        return image if image is not None and image.state is ImageState.QUEUED else None
+        return Asked(done.resource_id, is_waiting=image is not None and image.state is ImageState.QUEUED)
+
+    async def asked_before(self, request_id: str, principal: Principal) -> str:
+        """The id of the image that this request made; empty where that is not remembered. Raises Unavailable."""
+        key = ANSWERED.at(owner_of(principal), _asked(request_id))
+        value = (await self._store.get(key)).value(key)
+        return "" if value is None else decode(Answered, value).resource_id
 
     async def take_back(self, image_id: str, principal: Principal, answered: Answered) -> None:
         """Nothing waits for this image after all: its request was refused, and may be made again. Raises Unavailable."""

@@ -17,7 +17,7 @@ from fabric.model.states import TaskState, VmState, Want
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.store.base import Txn
 from fabric.store.codec import encode
-from fabric.store.keys import ASSIGNMENT, IMAGE, INSTANCE
+from fabric.store.keys import ASSIGNMENT, IMAGE, INSTANCE, LOCATION
 from tests.unit.api.test_instances import WHO, World, in_a_world
 
 
@@ -35,8 +35,12 @@ async def backed_up(world: World, server: str) -> Any:
     return await vars(world.handlers)["create_instance_backup"](request, WHO)
 
 
-async def rebuilt(world: World, server: str, image: str = "linux", **fields: Any) -> Any:
-    request = pb.RebuildInstanceRequest(request_id=world.rid(), instance=server, image=image, **fields)
+async def rebuilt(
+    world: World, server: str, image: str = "linux", request_id: str = "", **fields: Any
+) -> Any:
+    request = pb.RebuildInstanceRequest(
+        request_id=request_id or world.rid(), instance=server, image=image, **fields
+    )
     return await vars(world.handlers)["rebuild_instance"](request, WHO)
 
 
@@ -80,6 +84,50 @@ async def test_a_request_sent_again_makes_one_image(world: World) -> None:
         await asked(world, server, name="another", request_id="same")
 
     assert len(await waiting(world)) == 1
+
+
+@pytest.mark.parametrize("becomes", ["active", "gone", "its server gone"])
+def test_a_late_retry_names_the_image_whatever_became_of_it(becomes: str) -> None:
+    """Its answer lost, the request was sent again when the image had come: it was done, and named no image; a client that then asked for
+    the image asked for nothing.
+    """
+
+    @in_a_world
+    async def world_of(world: World) -> None:
+        server = await world.placed()
+        first = await asked(world, server, request_id="same")
+        (image,) = await waiting(world)
+        if becomes == "active":
+            there = replace(image, state=ImageState.ACTIVE)
+            await world.store.commit(Txn(put={IMAGE.at(image.id): encode(there)}))
+        elif becomes == "gone":
+            await world.store.commit(Txn(delete=(IMAGE.at(image.id),)))
+        else:
+            await world.cells["c1"].commit(Txn(delete=(INSTANCE.at(server),)))
+            await world.store.commit(Txn(delete=(LOCATION.at(server),)))
+        await asyncio.sleep(0.1)
+
+        again = await asked(world, server, request_id="same")
+
+        assert (again.image_id, again.instance.id) == (first.image_id, server)
+
+    world_of()
+
+
+@in_a_world
+async def test_a_late_retry_of_a_rebuild_is_answered_as_the_first_though_its_image_is_gone(
+    world: World,
+) -> None:
+    server = await world.placed()
+    await rebuilt(world, server, request_id="same")
+    await world.store.commit(Txn(delete=(IMAGE.at("i"),)))
+    await asyncio.sleep(0.1)
+
+    again = await rebuilt(world, server, request_id="same")
+
+    assert again.instance.id == server
+    with pytest.raises(InvalidRequest):
+        await rebuilt(world, server, request_id="another")
 
 
 @in_a_world

@@ -137,9 +137,11 @@ class Volumes(World):
         delete = (VOLUME_ENTRY.at("p", volume_id), VOLUME_NAME.at("p", entry.name))
         await self.store.commit(Txn(delete=delete))
 
-    async def act(self, action: str, server: str, **fields: Any) -> instance_service_pb2.Instance:
+    async def act(
+        self, action: str, server: str, request_id: str = "", **fields: Any
+    ) -> instance_service_pb2.Instance:
         method = METHODS[action]
-        request = method.request(request_id=self.rid(), instance=server, **fields)
+        request = method.request(request_id=request_id or self.rid(), instance=server, **fields)
         answer: instance_service_pb2.Instance = (
             await vars(self.handlers)[method.attribute](request, WHO)
         ).instance
@@ -350,6 +352,27 @@ def test_a_late_retry_of_a_delete_is_answered_as_the_first(word: str) -> None:
             await world.end(asked, "another")
 
     though_its_row_is_gone()
+
+
+@volumes_test
+async def test_a_late_retry_of_an_attachment_leaves_a_new_volume_of_that_name_alone(world: Volumes) -> None:
+    """The first use of a volume has it belong to the server's cell for good. A retry of what was done long ago did that to whatever volume
+    had the name by then.
+    """
+    (one,) = await world.ready("one")
+    first = await world.make("data")
+    await world.act("attach-volume", one, request_id="same", volume="data")
+    await world.told(one)
+    await world.act("detach-volume", one, volume=first.id)
+    await world.told(one)
+    await world.end(first.id)
+    await world.forgotten(first.id)
+    await world.make("data")
+
+    again = await world.act("attach-volume", one, request_id="same", volume="data")
+
+    assert again.id == one
+    assert (await world.show("data")).cell == ""
 
 
 @volumes_test
