@@ -12,6 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -25,7 +26,7 @@ from hostd.core.qcow2 import HEADER_BYTES, UnsafeImage, inspect
 from hostd.driver.base import DiskFile
 from hostd.images.base import Fetch
 from hostd.images.qemu_img import QemuImg
-from hostd.images.storage import disk_error, disk_faults, publish
+from hostd.images.storage import disk_error, disk_faults, publish, to_its_end
 
 _log = structlog.get_logger(__name__)
 
@@ -113,7 +114,7 @@ class ImageCache:
             if image.format in _DISKS:
                 whole = await self._flatten(image, download, flat)
             with disk_faults("image"):
-                await asyncio.to_thread(self._publish, whole, self.path(image))
+                await to_its_end(partial(self._publish, whole, self.path(image)))
         finally:
             for part in (download, flat):
                 with contextlib.suppress(OSError):

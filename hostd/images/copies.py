@@ -15,6 +15,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,7 @@ from hostd.core.qcow2 import HEADER_BYTES, UnsafeImage, inspect, virtual_size
 from hostd.driver.base import DiskFile
 from hostd.images.base import DiskCopy
 from hostd.images.qemu_img import QemuImg
-from hostd.images.storage import disk_error, disk_faults, publish
+from hostd.images.storage import disk_error, disk_faults, publish, to_its_end
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +85,7 @@ class Copies:
         except UnsafeImage as error:
             _log.warning("copy.unsafe", folder=folder.name, reason=str(error))
             raise disk_error(FaultCode.SNAPSHOT_FAILED) from error
-        await asyncio.to_thread(publish, part, path)
+        await to_its_end(partial(publish, part, path))
         return await asyncio.to_thread(_described, path)
 
     async def read(self, folder: Path, action_seq: int) -> AsyncIterator[bytes]:

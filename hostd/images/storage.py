@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def publish(part: Path, target: Path) -> None:
     _sync(part)
     part.replace(target)
     _sync(target.parent)
+
+
+async def to_its_end(work: Callable[[], None]) -> None:
+    """Do what blocks, in a thread. Cancelled, this waits for it: whoever comes next may use the same names."""
+    doing = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait({doing})
+        raise
 
 
 def _sync(path: Path) -> None:

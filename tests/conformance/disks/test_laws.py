@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fabric.clock import SystemClock
+from fabric.errors import Unavailable
 from fabric.model.image import ImageFormat
 from fabric.model.instance import ImageRef
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.fake import INSTANT, FakeMachine
 from hostd.images.base import DiskError, Held
+from hostd.images.cache import ImageCache
 from hostd.images.copies import ABANDONED_S
 from hostd.images.disks import DiskSettings, LocalDisks
 from hostd.images.fake import FakeDisks
@@ -417,3 +422,41 @@ async def test_a_root_disk_with_a_header_of_its_guests_own_copies_no_file_of_the
     _, data = await copied(disks)
 
     assert b"the host's own" not in data
+
+
+class HeldBack(ImageCache):
+    """A cache whose first image is put in place only when it may be: its disk is slow to sync."""
+
+    is_asked = threading.Event()
+    may_go_on = threading.Event()
+
+    @classmethod
+    def _publish(cls, part: Path, target: Path) -> None:
+        is_first = not cls.is_asked.is_set()
+        cls.is_asked.set()
+        if is_first:
+            cls.may_go_on.wait(10)
+        super()._publish(part, target)
+
+
+async def test_an_image_given_up_at_its_end_puts_nobody_else_s_download_in_its_place(state: Path) -> None:
+    """A file under an image's own name is whole, whoever was cancelled: nobody looks into it again."""
+    kernel = replace(IMAGE, format=ImageFormat.KERNEL)
+    cache = HeldBack(state / "images", user=None, clock=SystemClock(), max_age_s=0)
+    first = asyncio.create_task(cache.ensure(kernel, Source().fetch, ignore))
+    await asyncio.to_thread(HeldBack.is_asked.wait, 10)
+    first.cancel()
+
+    async def halfway(image: ImageRef) -> AsyncIterator[bytes]:
+        yield Source().content[: image.size_bytes // 2]
+        HeldBack.may_go_on.set()
+        await asyncio.sleep(0.1)
+        raise Unavailable("the conductor went away")
+
+    second = asyncio.create_task(cache.ensure(kernel, halfway, ignore))
+    await asyncio.sleep(0.1)
+    HeldBack.may_go_on.set()
+    with contextlib.suppress(Unavailable):
+        await second
+
+    assert cache.path(kernel).read_bytes() == Source().content
