@@ -78,6 +78,7 @@ from fabric.store.keys import (
     IMAGE,
     INSTANCE,
     LOCATION,
+    OVER,
     QUOTA,
     SESSION,
     USE,
@@ -408,12 +409,14 @@ class InstanceHandlers:
         )
         for attempt in range(TRIES):
             view = self._cells[location.cell]
-            record = await view.get(INSTANCE.at(location.instance_id))
+            over_key = OVER.at(location.instance_id)
+            record = await view.get(INSTANCE.at(location.instance_id), over_key)
             stored = record.value(INSTANCE.at(location.instance_id))
             if stored is not None:
                 done = await self._write(view, codec.decode(Instance, stored), intent, principal)
             else:
-                done = await self._act_unplaced(location, intent)
+                is_over = over_key in record.entries
+                done = await self._act_unplaced(location, intent, principal, is_over=is_over)
             if done is not None:
                 return done
             await self._pause(attempt)
@@ -462,9 +465,12 @@ class InstanceHandlers:
         )
 
     async def _act_unplaced(
-        self, location: Location, intent: Intent
+        self, location: Location, intent: Intent, principal: Principal, *, is_over: bool
     ) -> tuple[pb.Instance, types_pb2.Revision] | None:
-        """An intent on a server that no host has been claimed for: only its end may be asked for. None: look again."""
+        """An intent on a server that no host has been claimed for: only its end may be asked for. None: look again.
+
+        `is_over` is what its cell has said. Raises NotFound for one that has ended, of which only the index row and the charge are left.
+        """
         build_key = BUILD.at(location.cell, location.instance_id)
         answer_key = ANSWERED.at(intent.answered.project_id, intent.answered.request_id)
         seen = await self._global.get(build_key, LOCATION.at(location.instance_id), answer_key)
@@ -474,7 +480,13 @@ class InstanceHandlers:
             return pb.Instance(id=location.instance_id), revision_of("global", seen.revision)
         build = found(seen, BUILD, location.cell, location.instance_id)
         if build is None:
-            return None
+            row = found(seen, LOCATION, location.instance_id)
+            # A cell that a build has left for another says the same; then the row has just gone there too.
+            if row is not None and not (is_over and row.cell == location.cell):
+                return None
+            if await self._answers.before(intent.answered) is None:
+                raise _no_server(location.instance_id)
+            return _gone(location.instance_id, principal), types_pb2.Revision()
         if intent.action is not Action.DELETE:
             raise WrongState(
                 f"cannot {intent.action} while BUILD with scheduling under way; allowed now: delete",
@@ -494,9 +506,7 @@ class InstanceHandlers:
         key = LOCATION.at(location.instance_id)
         stored = (await self._global.get(key)).value(key)
         if stored is None:
-            raise NotFound(
-                f"there is no server {location.instance_id}", kind="server", name=location.instance_id
-            )
+            raise _no_server(location.instance_id)
         return codec.decode(Location, stored)
 
     async def _after(self, instance_id: str, principal: Principal) -> tuple[pb.Instance, types_pb2.Revision]:
@@ -569,6 +579,10 @@ def _other(seen: Snapshot, now: Instance) -> Other:
         return NO_OTHER
     host = now.move.other.host
     return Other(use=found(seen, USE, host), session=found(seen, SESSION, host))
+
+
+def _no_server(instance_id: str) -> NotFound:
+    return NotFound(f"there is no server {instance_id}", kind="server", name=instance_id)
 
 
 def _gone(instance_id: str, principal: Principal) -> pb.Instance:

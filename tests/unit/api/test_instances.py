@@ -33,7 +33,7 @@ from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, Session, SessionState
 from fabric.model.identity import Principal, Role
 from fabric.model.image import Image, ImageFormat, ImageState
-from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneShot
+from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneShot, Over, Refund
 from fabric.model.network import Network
 from fabric.model.network_plan import PlanState
 from fabric.model.quota import Charge, NetworkLimits, Quota
@@ -440,6 +440,41 @@ async def test_a_late_retry_of_a_delete_is_answered_as_the_first(world: World) -
     await world.delete(server, "same")
     with pytest.raises(NotFound):
         await world.delete(server, "another")
+
+
+@in_a_world
+async def test_a_server_that_has_ended_is_gone_though_its_charge_is_still_to_be_given_back(
+    world: World,
+) -> None:
+    """Its index row stays until then, which without a scheduler is for ever: whoever named it heard that many were changing it, its own
+    delete sent again among them.
+    """
+    server = await world.placed()
+    await world.delete(server, "same")
+    over, refund = Over(instance_id=server, over_time_ms=1), Refund(instance_id=server, project_id="p")
+    await world.cells["c1"].commit(
+        Txn(
+            put={OVER.at(server): encode(over), REFUND.at(server): encode(refund)},
+            delete=(INSTANCE.at(server), ASSIGNMENT.at("h1", server)),
+        )
+    )
+
+    await world.delete(server, "same")
+    with pytest.raises(NotFound):
+        await world.delete(server, "another")
+    with pytest.raises(NotFound):
+        await world.stop("web")
+
+
+@in_a_world
+async def test_a_retry_of_a_delete_is_answered_while_the_index_is_behind(world: World) -> None:
+    server = await world.placed()
+    await world.delete(server, "same")
+    await world.cells["c1"].commit(Txn(delete=(INSTANCE.at(server), ASSIGNMENT.at("h1", server))))
+    # In the picture still, and in the store no more.
+    await world.store.commit(Txn(delete=(LOCATION.at(server),)))
+
+    await world.delete(server, "same")
 
 
 # ------------------------------------------------------------------------------------------ names and silent cells
