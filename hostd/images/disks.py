@@ -2,7 +2,8 @@
 
     STATE/images/                 the cache (cache.py)
     STATE/instances/ID.EPOCH/     root.qcow2, config.iso, console.log, and a hard link to each image beneath them;
-                                  while it is rescued, rescue.qcow2 and rescue.iso too; copies of its disk (copies.py);
+                                  while it is rescued, rescue.qcow2, rescue.iso and a note of what they are made of, too;
+                                  copies of its disk (copies.py);
                                   where a volume is the root disk, the empty root.volume instead of root.qcow2
 
 Each placement's disks belong to a user id of their own, from a range that no account is in: the hypervisor runs each guest as
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -50,6 +52,8 @@ _VOLUME: Final = "root.volume"
 """Stands for the root disk of a guest that boots from a volume: its owner is the guest's user, and it tells that the disks were made."""
 _CONFIG: Final = "config.iso"
 _RESCUE: Final = "rescue.qcow2"
+_RESCUED: Final = "rescue.as."
+"""What begins the name of an empty file, which ends with a digest of what the rescue's files are made of."""
 _RESCUE_CONFIG: Final = "rescue.iso"
 _CONSOLE: Final = "console.log"
 _SEED_BYTES: Final = 512
@@ -180,8 +184,7 @@ class LocalDisks:
         if guest.rescue is not None:
             disks.insert(0, await self._ensure_rescue(guest.rescue, folder))
         else:
-            for name in (_RESCUE, _RESCUE_CONFIG):
-                (folder / name).unlink(missing_ok=True)
+            _drop_rescue(folder)
         if guest.config_drive:
             name = _CONFIG if guest.rescue is None else _RESCUE_CONFIG
             disks.append(await self._ensure_config_drive(booted, folder, name))
@@ -259,8 +262,14 @@ class LocalDisks:
         return DiskFile(path=str(folder / ROOT), format="qcow2", serial="root", backing=base)
 
     async def _ensure_rescue(self, rescue: Rescue, folder: Path) -> DiskFile:
-        """The disk that a rescued guest boots from: as large as its image, and the same user's as the guest's own."""
-        path = folder / _RESCUE
+        """The disk that a rescued guest boots from: as large as its image, and the same user's as the guest's own.
+
+        A rescue that failed may be followed by another one, with another image or password: of the one before nothing is used.
+        """
+        path, note = folder / _RESCUE, folder / f"{_RESCUED}{_digest(rescue)}"
+        if not note.exists():
+            _drop_rescue(folder)
+            note.touch()
         base = self._cache.base(rescue.image)
         if not path.exists():
             part = folder / f"{_RESCUE}.part"
@@ -373,6 +382,18 @@ def _note(folder: Path, beneath: str) -> None:
     for note in folder.glob(f"{_BENEATH}*"):
         note.unlink()
     (folder / f"{_BENEATH}{beneath}").touch()
+
+
+def _digest(rescue: Rescue) -> str:
+    """What tells a rescue from every other. Of user data, which holds a password's hash, nobody learns anything by it."""
+    parts = (rescue.image.sha256, rescue.user_data.hex())
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def _drop_rescue(folder: Path) -> None:
+    """Remove what a guest was rescued with. Its own disk is not among that."""
+    for path in folder.glob("rescue.*"):
+        path.unlink(missing_ok=True)
 
 
 def _write_tree(root: Path, files: dict[str, bytes]) -> None:

@@ -20,7 +20,7 @@ import pytest
 from fabric.clock import SystemClock
 from fabric.errors import Unavailable
 from fabric.model.image import ImageFormat
-from fabric.model.instance import ImageRef
+from fabric.model.instance import ImageRef, Rescue
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
 from hostd.driver.fake import INSTANT, FakeMachine
@@ -84,6 +84,35 @@ async def test_a_root_disk_is_as_large_as_the_flavor_and_starts_as_the_image(dis
     assert seen["backing-filename-format"] == "raw"
     assert root.backing is not None
     assert Path(root.backing.path).read_bytes() == Source().content
+
+
+@needs_programs
+async def test_a_rescue_with_another_image_or_password_is_made_anew(disks: LocalDisks) -> None:
+    """The disk of one that failed is on its own image: with another beneath it, it is neither."""
+    await bring(disks)
+    await disks.ensure_guest(GUEST, 1)
+    larger = Source(Source().content * 2)
+    other = an_image(larger.content, id=an_id("other"))
+    await bring(disks, larger.fetch, other)
+
+    async def rescued(image: ImageRef, user_data: bytes) -> tuple[Path, bytes]:
+        guest = replace(GUEST, rescue=Rescue(image=image, user_data=user_data))
+        made = await disks.ensure_guest(guest, 1, made=True)
+        drive = next(Path(disk.path) for disk in made.disks if disk.serial == "config-2")
+        return Path(made.disks[0].path), drive.read_bytes()
+
+    await rescued(IMAGE, b"the first password")
+    path, drive = await rescued(other, b"the second password")
+    written = ("qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 4k", str(path))
+    subprocess.run(written, check=True, capture_output=True)
+    before = path.read_bytes()
+    await rescued(other, b"the second password")
+
+    seen = info(str(path))
+    assert seen["backing-filename"] == disks.image_file(other).path
+    assert seen["virtual-size"] == other.virtual_size_bytes
+    assert b"the second password" in drive
+    assert path.read_bytes() == before
 
 
 @needs_programs
