@@ -8,7 +8,6 @@ that guest's tap, so nobody else can complete a TCP handshake under it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +25,8 @@ from hostd.network.netns import Namespace
 
 _log = structlog.get_logger(__name__)
 
-_REQUEST_TIMEOUT_S: Final = 5.0
+_PATIENCE_S: Final = 5.0
+"""How long a guest may take to ask, and how long to take the answer."""
 _MAX_CONNECTIONS: Final = 128
 _MAX_PER_GUEST: Final = 8
 _SEED_BYTES: Final = 512
@@ -43,6 +43,7 @@ class MetadataServer:
         clock: Clock,
         *,
         addresses: tuple[str, ...] = (METADATA_ADDRESS,),
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._namespace = namespace
         self._bridge = bridge
@@ -50,6 +51,7 @@ class MetadataServer:
         self._clock = clock
         self._secret = os.urandom(32)
         self._addresses = addresses
+        self._patience_s = patience_s
         self._servers: list[asyncio.Server] = []
         self._open: Counter[str] = Counter()
 
@@ -78,17 +80,28 @@ class MetadataServer:
         self._open[address] += 1
         try:
             if admitted:
-                async with within(_REQUEST_TIMEOUT_S):
+                async with within(self._patience_s):
                     await self._answer(address, reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             _log.debug("metadata.dropped", address=address)
         finally:
-            self._open[address] -= 1
-            if not self._open[address]:
-                del self._open[address]
-            writer.close()
-            with contextlib.suppress(ConnectionError):
+            try:
+                await self._hang_up(writer)
+            finally:
+                self._open[address] -= 1
+                if not self._open[address]:
+                    del self._open[address]
+
+    async def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        """Close a connection, which counts until it is: a guest that asks and does not read would have as many as it likes."""
+        writer.close()
+        try:
+            async with within(self._patience_s):
                 await writer.wait_closed()
+        except TimeoutError:
+            writer.transport.abort()
+        except ConnectionError:
+            return
 
     async def _answer(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = parse(await reader.readuntil(b"\r\n\r\n"))
