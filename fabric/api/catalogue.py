@@ -80,6 +80,7 @@ class Catalogue:
         self.locations = Shelf(store, LOCATION.under(), Location, clock=clock)
         self.locations_by_project = Groups(self.locations, lambda each: each.project_id)
         self.builds = Shelf(store, BUILD.under(), Build, clock=clock)
+        self.builds_by_project = Groups(self.builds, lambda each: each.project_id)
         self.floating_ips = Shelf(store, FLOATING_IP.under(), FloatingIp, clock=clock)
         self._host_local: dict[str, Network] = {}
         self.networks.listeners.append(self._on_networks)

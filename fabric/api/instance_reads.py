@@ -122,21 +122,28 @@ class InstanceReads:
         if request.all_projects and not principal.system_admin:
             raise PermissionDenied("only system administrators list every project's servers")
         catalogue = self._catalogue
-        await catalogue.locations.catch_up(timeout_s=LIST_CATCH_UP_S)
+        project_id = None if request.all_projects else principal.project_id
+        waiting = await self._catch_up_index(project_id)
         those = (
             catalogue.locations.values()
-            if request.all_projects
-            else catalogue.locations_by_project.of(principal.project_id)
+            if project_id is None
+            else catalogue.locations_by_project.of(project_id)
         )
         rows = [each for each in those if request.name in {"", each.name}]
         away = await self._catch_up_cells({each.cell for each in rows})
+        # Those that waited before the cells were looked at, and those that do now: a server is never in neither.
+        waiting |= self._waiting(project_id)
         # Of thousands of servers a page shows a hundred: only theirs become messages.
         kept = sorted(
-            (each for each in rows if (word := self._word(each, away)) and request.state in {"", word}),
+            (
+                each
+                for each in rows
+                if (word := self._word(each, away, waiting)) and request.state in {"", word}
+            ),
             key=_position,
         )
         page, token = self._pages.cut(kept, request, key=_position)
-        messages = [self._row(each, away, principal) for each in page]
+        messages = [self._row(each, away, waiting, principal) for each in page]
         await self._add_progress(messages)
         await self._floating.add(messages, timeout_s=LIST_CATCH_UP_S)
         return pb.ListInstancesResponse(
@@ -155,6 +162,27 @@ class InstanceReads:
             ],
         )
 
+    async def _catch_up_index(self, project_id: str | None) -> dict[str, Build]:
+        """Bring the index up to now; returns what waited for a host just before then, by server. For None everybody's."""
+
+        async def waiting() -> tuple[int, dict[str, Build]]:
+            revision = await self._catalogue.builds.catch_up(timeout_s=LIST_CATCH_UP_S)
+            return revision, self._waiting(project_id)
+
+        locations = self._catalogue.locations
+        (revision, found), _ = await asyncio.gather(waiting(), locations.catch_up(timeout_s=LIST_CATCH_UP_S))
+        # What waits no more is then in the cell that the index names, which is looked at next.
+        await locations.picture.at_least(revision, timeout_s=LIST_CATCH_UP_S)
+        return found
+
+    def _waiting(self, project_id: str | None) -> dict[str, Build]:
+        builds = (
+            self._catalogue.builds.values()
+            if project_id is None
+            else self._catalogue.builds_by_project.of(project_id)
+        )
+        return {each.instance_id: each for each in builds}
+
     async def _catch_up_cells(self, names: set[str]) -> dict[str, str]:
         """Bring the pictures of these cells up to now, all at once; returns why the others cannot be shown."""
 
@@ -170,17 +198,23 @@ class InstanceReads:
         reasons = await asyncio.gather(*(one(name) for name in ordered))
         return {name: why for name, why in zip(ordered, reasons, strict=True) if why is not None}
 
-    def _word(self, location: Location, away: Mapping[str, str]) -> str:
+    def _word(self, location: Location, away: Mapping[str, str], waiting: Mapping[str, Build]) -> str:
         """The state that the row will show; empty for a server that has ended, of which only the refund is due."""
         if location.cell in away:
             return UNKNOWN
         held = self._cells[location.cell].instances.entries.get(INSTANCE.at(location.instance_id))
         if held is not None:
             return shown(held.value.vm_state, held.value.task)
-        is_waiting = BUILD.at(location.cell, location.instance_id) in self._catalogue.builds.entries
+        is_waiting = location.instance_id in waiting
         return shown(VmState.BUILDING, TaskState.SCHEDULING) if is_waiting else ""
 
-    def _row(self, location: Location, away: Mapping[str, str], principal: Principal) -> pb.Instance:
+    def _row(
+        self,
+        location: Location,
+        away: Mapping[str, str],
+        waiting: Mapping[str, Build],
+        principal: Principal,
+    ) -> pb.Instance:
         """A server that has a `_word`."""
         if location.cell in away:
             return from_location(location, reason=away[location.cell])
@@ -188,7 +222,7 @@ class InstanceReads:
         held = view.instances.entries.get(INSTANCE.at(location.instance_id))
         if held is not None:
             return self.view(view, held.value, held.mod_revision, principal)
-        return from_build(self._catalogue.builds.entries[BUILD.at(location.cell, location.instance_id)].value)
+        return from_build(waiting[location.instance_id])
 
     async def _add_progress(self, messages: Sequence[pb.Instance]) -> None:
         """Show how far servers with a task are: every cell is asked at once, so that silent ones take no longer than one."""

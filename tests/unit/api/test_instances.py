@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from random import Random
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -40,7 +41,7 @@ from fabric.model.states import TaskState, VmState, Want
 from fabric.observability.failpoints import NO_FAILPOINTS, Failpoints
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.quota.ledger import Ledger
-from fabric.store.base import Committed, Refused, Snapshot, Txn
+from fabric.store.base import Batch, Committed, Refused, Snapshot, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import (
     ASSIGNMENT,
@@ -75,6 +76,8 @@ class Faulty(MemoryStore):
     losing = 0
     largest = 0
     """Compares or writes of the largest transaction there was, whichever were more."""
+    lags_s: Mapping[str, float] = MappingProxyType({})
+    """How late the watches of prefixes are."""
 
     async def get(self, *keys: str) -> Snapshot:
         await self._wait()
@@ -94,6 +97,11 @@ class Faulty(MemoryStore):
             self.losing -= 1
             raise Ambiguous("the answer was lost")
         return outcome
+
+    async def watch(self, prefix: str, *, after: int) -> AsyncIterator[Batch]:
+        async for batch in super().watch(prefix, after=after):
+            await asyncio.sleep(self.lags_s.get(prefix, 0.0))
+            yield batch
 
     async def _wait(self) -> None:
         while self.is_silent:
