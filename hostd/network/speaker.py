@@ -40,12 +40,15 @@ _PKTINFO: Final = struct.Struct("=16sI")
 class Speaker:
     """One router's. Methods raise OSError; what cannot be said later is logged."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, *, interval_s: float = INTERVAL_S) -> None:
         self._namespace = namespace
+        self._interval_s = interval_s
         self._said: tuple[Advertisement, ...] = ()
         self._messages: Mapping[int, bytes] = {}
         self._socket: socket.socket | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._answering: asyncio.TimerHandle | None = None
+        # Of its own: who asks all the time must not keep those in the other networks from hearing that their router is there.
+        self._repeating: asyncio.TimerHandle | None = None
         self._arrivals: set[tuple[asyncio.TimerHandle, socket.socket]] = set()
 
     async def arrived(self, announced: Iterable[tuple[str, str]]) -> None:
@@ -119,9 +122,7 @@ class Speaker:
         assert self._socket is not None
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._socket)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_later(_GAP_S, self._answer)
+        self._answering = loop.call_later(_GAP_S, self._answer)
 
     def _answer(self) -> None:
         made = self._socket
@@ -136,14 +137,12 @@ class Speaker:
                     if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
                 }
         self._say(made, asking)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(made, self._asked)
-        self._timer = loop.call_later(INTERVAL_S, self._say_to_all)
+        asyncio.get_running_loop().add_reader(made, self._asked)
 
     def _say_to_all(self) -> None:
         assert self._socket is not None
         self._say(self._socket, self._messages)
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._say_to_all)
+        self._repeating = asyncio.get_running_loop().call_later(self._interval_s, self._say_to_all)
 
     def _say(self, made: socket.socket, devices: Iterable[int]) -> None:
         for index in devices:
@@ -154,9 +153,10 @@ class Speaker:
                     _log.warning("router.not_advertised", device=index, why=failed.strerror)
 
     def _fall_silent(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._answering, self._repeating):
+            if timer is not None:
+                timer.cancel()
+        self._answering = self._repeating = None
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
