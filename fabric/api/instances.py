@@ -156,13 +156,16 @@ class InstanceHandlers:
     ) -> pb.CreateInstanceResponse:
         answered = self._answered("create", request, request.request_id, principal)
         for attempt in range(TRIES):
-            asked = (principal.project_id, answered.request_id)
-            seen = await self._global.get(ANSWERED.at(*asked))
-            earlier = found(seen, ANSWERED, *asked)
+            earlier = await self._created_before(answered, principal)
             if earlier is not None:
-                return await self._created(replayed(earlier, answered).resource_id, principal)
-            instance_id = self._ids.new_id()
-            outcome = await self._accept(request, principal, answered, instance_id, attempt)
+                return earlier
+            try:
+                outcome = await self._accept(request, principal, answered, self._ids.new_id(), attempt)
+            except FabricError:
+                # Perhaps of its own doing: it may have been sent again while it was still being decided, and that one was faster.
+                outcome = await self._created_before(answered, principal)
+                if outcome is None:
+                    raise
             if outcome is not None:
                 return outcome
             await self._pause(attempt)
@@ -284,9 +287,15 @@ class InstanceHandlers:
             if each.cell in self._cells.by_name and self._cells[each.cell].instances.picture.is_connected
         ]
 
-    async def _created(self, instance_id: str, principal: Principal) -> pb.CreateInstanceResponse:
+    async def _created_before(
+        self, answered: Answered, principal: Principal
+    ) -> pb.CreateInstanceResponse | None:
         """The answer to a create that was accepted before: the server as it is now, whatever became of it."""
-        instance, revision = await self._after(instance_id, principal)
+        who = (answered.project_id, answered.request_id)
+        earlier = found(await self._global.get(ANSWERED.at(*who)), ANSWERED, *who)
+        if earlier is None:
+            return None
+        instance, revision = await self._after(replayed(earlier, answered).resource_id, principal)
         return pb.CreateInstanceResponse(instance=instance, revision=revision)
 
     # ---------------------------------------------------------------- intents
@@ -295,11 +304,9 @@ class InstanceHandlers:
         self, request: pb.DeleteInstanceRequest, principal: Principal
     ) -> pb.DeleteInstanceResponse:
         answered = self._answered("delete", request, request.request_id, principal)
-        _, revision = await self._act(
-            request.instance,
-            Intent(action=Action.DELETE, answered=answered, keep_s=0.0 if request.force else self._reclaim_s),
-            principal,
-        )
+        keep_s = 0.0 if request.force else self._reclaim_s
+        intent = Intent(action=Action.DELETE, answered=answered, keep_s=keep_s)
+        _, revision = await self._act(request.instance, intent, principal)
         return pb.DeleteInstanceResponse(revision=revision)
 
     async def _answer(self, method: Method, request: Any, principal: Principal) -> Message:
@@ -409,14 +416,15 @@ class InstanceHandlers:
         )
         for attempt in range(TRIES):
             view = self._cells[location.cell]
-            over_key = OVER.at(location.instance_id)
-            record = await view.get(INSTANCE.at(location.instance_id), over_key)
-            stored = record.value(INSTANCE.at(location.instance_id))
+            key, over_key = INSTANCE.at(location.instance_id), OVER.at(location.instance_id)
+            record = await view.get(key, over_key)
+            stored = record.value(key)
             if stored is not None:
                 done = await self._write(view, codec.decode(Instance, stored), intent, principal)
             else:
-                is_over = over_key in record.entries
-                done = await self._act_unplaced(location, intent, principal, is_over=is_over)
+                done = await self._act_unplaced(
+                    location, intent, principal, is_over=over_key in record.entries
+                )
             if done is not None:
                 return done
             await self._pause(attempt)

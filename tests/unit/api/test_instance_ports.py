@@ -346,3 +346,20 @@ async def test_of_many_creates_for_the_last_addresses_as_many_win_as_there_are(w
     assert {each.reason for each in others if isinstance(each, FabricError)} == {Reason.ADDRESSES_EXHAUSTED}
     assert await world.used() == 4
     assert len({each.fixed_addresses[0].address for each in await world.ports()}) == 4
+
+
+@a_world
+async def test_a_create_that_met_its_own_double_is_answered_as_it(world: Wired) -> None:
+    """Sent again while the first was still being decided, the second bound the port, and the first was told that it is in use: by the very
+    server that both asked for.
+    """
+    port = await world.net.port("red", who=OWN)
+    world.store.holds_s = {PORT.at("p", port.id): 1.0}
+
+    first = asyncio.create_task(world.on(at(port=port.id), request_id="same"))
+    await asyncio.sleep(0.1)
+    second = await world.on(at(port=port.id), request_id="same")
+
+    assert (await first).id == second.id
+    with pytest.raises(WrongState):
+        await world.on(at(port=port.id), request_id="another")

@@ -78,9 +78,15 @@ class Faulty(MemoryStore):
     """Compares or writes of the largest transaction there was, whichever were more."""
     lags_s: Mapping[str, float] = MappingProxyType({})
     """How late the watches of prefixes are."""
+    holds_s: Mapping[str, float] = MappingProxyType({})
+    """How long the next read of a key is held up."""
 
     async def get(self, *keys: str) -> Snapshot:
         await self._wait()
+        held = {key: self.holds_s[key] for key in keys if key in self.holds_s}
+        self.holds_s = {key: hold_s for key, hold_s in self.holds_s.items() if key not in held}
+        if held:
+            await asyncio.sleep(max(held.values()))
         return await super().get(*keys)
 
     async def list(self, prefix: str) -> Snapshot:
