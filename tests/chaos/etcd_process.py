@@ -6,7 +6,6 @@ import contextlib
 import functools
 import http.client
 import json
-import os
 import shutil
 import signal
 import socket
@@ -20,6 +19,7 @@ import trustme
 
 from fabric.store.etcd import EtcdSettings
 from fabric.store.etcd.wire import version_of
+from tests.chaos import pausing
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 30.0
@@ -155,10 +155,10 @@ class Member:
         self._process = None
 
     def pause(self) -> None:
-        os.kill(self.pid, signal.SIGSTOP)
+        pausing.pause(self.pid)
 
     def resume(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        pausing.resume(self.pid)
 
 
 class Cluster:

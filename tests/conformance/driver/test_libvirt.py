@@ -17,6 +17,7 @@ from hostd.core.faults import FaultCode
 from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError, Interface
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
 from hostd.driver.libvirt.xml import Platform, domain_name, domain_xml
+from tests.chaos.pausing import pause, resume
 from tests.conformance.driver.laws import ID, LAWS, Law
 from tests.conformance.guests import a_guest, an_id
 from tests.conformance.private_libvirt import Machine, a_machine, missing_programs
@@ -245,16 +246,16 @@ async def opens(driver: Driver) -> bool:
 async def test_a_silent_libvirtd_costs_a_deadline_and_no_more(rig: LibvirtRig) -> None:
     driver = LibvirtDriver(
         LibvirtSettings(
-            uri=rig.machine.uri, host=rig.machine.hostname, storage=rig.machine.folder, call_deadline_s=0.3
+            uri=rig.machine.uri, host=rig.machine.hostname, storage=rig.machine.folder, call_deadline_s=2.0
         )
     )
     await driver.open()
-    rig.machine.kill("libvirtd", signal.SIGSTOP)
+    pause(rig.machine.pid_of("libvirtd"))
     try:
         with pytest.raises(DriverError) as refused:
             await driver.domains()
     finally:
-        rig.machine.kill("libvirtd", signal.SIGCONT)
+        resume(rig.machine.pid_of("libvirtd"))
     assert refused.value.code == FaultCode.HYPERVISOR_TIMEOUT
     assert await driver.domains() == ()
     await driver.close()

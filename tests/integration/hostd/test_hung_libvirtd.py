@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
 import struct
 import subprocess
@@ -28,6 +27,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.resources.audit import Audit
 from hostd.settings import Timers
+from tests.chaos.pausing import pause, resume
 from tests.conformance.private_libvirt import ROOT, Machine, a_machine, missing_programs
 
 pytestmark = [
@@ -50,7 +50,7 @@ def machine() -> Iterator[Machine]:
         try:
             yield made
         finally:
-            made.kill("libvirtd", signal.SIGCONT)
+            resume(made.pid_of("libvirtd"))
 
 
 @dataclass
@@ -140,13 +140,13 @@ async def test_a_hung_libvirtd_is_reported_and_found_again_when_it_goes_on(
     assert await host.health() == resources.HEALTHY
     await until_connections(1, machine)
 
-    machine.kill("libvirtd", signal.SIGSTOP)
+    pause(machine.pid_of("libvirtd"))
     await host.until(FaultCode.HYPERVISOR_TIMEOUT, FaultCode.HYPERVISOR_UNAVAILABLE)
     assert await host.health() in {FaultCode.HYPERVISOR_TIMEOUT, FaultCode.HYPERVISOR_UNAVAILABLE}
     with pytest.raises(DriverError):
         await host.driver.domains()
 
-    machine.kill("libvirtd", signal.SIGCONT)
+    resume(machine.pid_of("libvirtd"))
     await host.until(None)
     assert await host.health() == resources.HEALTHY
     assert await host.driver.domains() == ()
@@ -156,14 +156,14 @@ async def test_a_hung_libvirtd_is_reported_and_found_again_when_it_goes_on(
 
 async def test_trying_again_and_again_takes_no_more_threads_or_connections(machine: Machine) -> None:
     driver = LibvirtDriver(
-        LibvirtSettings(uri=machine.uri, host="h", storage=machine.folder, call_deadline_s=0.2)
+        LibvirtSettings(uri=machine.uri, host="h", storage=machine.folder, call_deadline_s=0.4)
     )
     await until_connections(0, machine)
-    machine.kill("libvirtd", signal.SIGSTOP)
+    pause(machine.pid_of("libvirtd"))
     with pytest.raises(DriverError):
         await driver.open()
     threads_before = threads()
-    for _ in range(12):
+    for _ in range(8):
         with pytest.raises(DriverError) as refused:
             await driver.open()
         assert refused.value.code == FaultCode.HYPERVISOR_TIMEOUT
@@ -171,7 +171,7 @@ async def test_trying_again_and_again_takes_no_more_threads_or_connections(machi
     # Fewer is no fault: those of a driver closed before end in their own time.
     assert threads() <= threads_before
 
-    machine.kill("libvirtd", signal.SIGCONT)
+    resume(machine.pid_of("libvirtd"))
     async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
@@ -185,16 +185,17 @@ async def test_trying_again_and_again_takes_no_more_threads_or_connections(machi
 
 
 OPEN_AND_END = """
-import asyncio, os, pathlib, signal, sys
+import asyncio, pathlib, sys
 from hostd.driver.base import DriverError
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
+from tests.chaos.pausing import pause
 
 async def main():
     driver = LibvirtDriver(
-        LibvirtSettings(uri=sys.argv[1], host="h", storage=pathlib.Path("/"), call_deadline_s=0.5)
+        LibvirtSettings(uri=sys.argv[1], host="h", storage=pathlib.Path("/"), call_deadline_s=1.5)
     )
     await driver.open()
-    os.kill(int(sys.argv[2]), signal.SIGSTOP)
+    pause(int(sys.argv[2]))
     for _ in range(2):
         try:
             await driver.open()
