@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fabric.clock import Clock
 from fabric.store.etcd import EtcdSettings, EtcdStore
 from tests.chaos.etcd_process import Cluster, find_binaries
 
@@ -37,8 +38,8 @@ async def connect() -> AsyncIterator[Callable[..., EtcdStore]]:
     """Makes clients, and closes them when the test is over."""
     async with contextlib.AsyncExitStack() as stack:
 
-        def made(settings: EtcdSettings, name: str = "test") -> EtcdStore:
-            store = EtcdStore(settings, name=name)
+        def made(settings: EtcdSettings, name: str = "test", clock: Clock | None = None) -> EtcdStore:
+            store = EtcdStore(settings, name=name, clock=clock)
             stack.push_async_callback(store.close)
             return store
 
