@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from fabric.errors import Bug, Unavailable
-from fabric.server.dev import machine, network
+from fabric.server.dev import folder, machine, network
 from fabric.server.dev.control import Command, ask
 from fabric.server.dev.topology import Paths
 
@@ -33,9 +32,10 @@ def down(state: Path, say: Say) -> bool:
         Whether there was anything.
 
     Raises:
-        InvalidRequest: this process may not.
+        InvalidRequest: this process may not, or the folder is not a fabric's.
         Bug: something is left all the same; the message lists it.
     """
+    folder.require_own(state)
     machine.require_root()
     if not any(left_behind(state)):
         return False
@@ -48,7 +48,12 @@ def down(state: Path, say: Say) -> bool:
 
 
 def clean_stale(state: Path, say: Say) -> None:
-    """Remove what is left of a fabric whose supervisor is gone. One that is running is left alone."""
+    """Remove what is left of a fabric whose supervisor is gone. One that is running is left alone.
+
+    Raises:
+        InvalidRequest: the folder is not a fabric's.
+    """
+    folder.require_own(state)
     if is_locked(state) or not any(left_behind(state)):
         return
     say(f"removing what is left of an earlier fabric on {state}")
@@ -103,7 +108,7 @@ def _sweep(state: Path, say: Say) -> None:
     for _ in range(3):
         if not state.exists():
             break
-        shutil.rmtree(state, ignore_errors=True)
+        folder.remove(state)
 
 
 def _pid(path: Path) -> int:

@@ -13,7 +13,7 @@ from typing import Final, NoReturn
 
 from fabric.clock import SystemClock
 from fabric.errors import Unavailable, WrongState
-from fabric.server.dev import ending, files, machine, network, profile
+from fabric.server.dev import ending, files, folder, machine, network, profile
 from fabric.server.dev.control import Command, FabricStatus, ask
 from fabric.server.dev.topology import (
     API_PORT,
@@ -45,7 +45,7 @@ def prepare(options: Options, say: Say) -> tuple[Topology, int]:
         What was made, and the descriptor that holds the lock on it: whoever inherits that is the fabric's supervisor.
 
     Raises:
-        InvalidRequest: it cannot be built here; the message says what is missing.
+        InvalidRequest: it cannot be built here, or the folder is not a fabric's; the message says what is missing.
         WrongState: a fabric runs there already.
         Bug: the machine refused a network.
     """
@@ -53,7 +53,7 @@ def prepare(options: Options, say: Say) -> tuple[Topology, int]:
     machine.require_root()
     machine.find_programs(options)
     ending.clean_stale(options.state, say)
-    options.state.mkdir(mode=0o711, parents=True, exist_ok=True)
+    folder.make(options.state)
     lock = _lock(options.state)
     api_port, ports = machine.free_ports(ports_needed(options), API_PORT)
     block = free_block(

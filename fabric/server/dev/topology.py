@@ -180,6 +180,7 @@ class Paths:
 
     def __init__(self, state: Path) -> None:
         self.state = state
+        self.mark = state / "cellfabric-dev"
         self.topology = state / "topology.json"
         self.lock = state / "lock"
         self.pid = state / "supervisor.pid"
