@@ -27,7 +27,7 @@ from tests.chaos.etcd_process import Certificates, Cluster, find_binaries, free_
 
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORD = "canary-admin-password-7f3a"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 _OVERALL = health_pb2.HealthCheckRequest(service="")
 
 
@@ -75,12 +75,6 @@ class ApiProcess:
             token,
             timeout_s=PATIENCE_S,
             retry=RetrySettings(attempts=1000, longest_wait_s=0.5, attempt_timeout_s=5.0, budget=1000.0),
-        )
-
-    def hasty_client(self, token: str = "") -> Client:
-        """Asks once."""
-        return Client(
-            f"localhost:{self.port}", self._folder / "pki" / "ca.pem", token, retry=RetrySettings(attempts=1)
         )
 
     def channel(self) -> grpc.aio.Channel:

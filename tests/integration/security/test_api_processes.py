@@ -7,7 +7,7 @@ import random
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +27,8 @@ from fabric.pb.identity.v1 import project_service_pb2, token_service_pb2, user_s
 from fabric.pb.image.v1 import image_service_pb2
 from fabric.pb.network.v1 import network_service_pb2
 from fabric.rpc.method import Method, methods
+from fabric.rpc.status import code_of
+from fabric.rpc.uploads import send_all
 from fabric.store.etcd import EtcdSettings, EtcdStore
 from tests.chaos.etcd_process import find_binaries
 from tests.integration.security.api_processes import PASSWORD, ApiProcess, Apis, register_cell, started
@@ -77,18 +79,26 @@ async def _ask(wire: grpc.aio.Channel, method: Method, data: bytes, token: str) 
     try:
         if method.streams_requests:
             upload: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = wire.stream_unary(method.path)
-            await upload(iter([data, data]), metadata=metadata, timeout=30)
+            # As our own programs send: a server may answer and hang up while its caller still writes, and gRPC by itself then hides what
+            # it said.
+            await send_all(upload(metadata=metadata, timeout=60), _twice(data))
         elif method.streams_responses:
             download: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = wire.unary_stream(method.path)
-            async for _ in download(data, metadata=metadata, timeout=30):
+            async for _ in download(data, metadata=metadata, timeout=60):
                 pass
         else:
             unary: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = wire.unary_unary(method.path)
-            await unary(data, metadata=metadata, timeout=30)
+            await unary(data, metadata=metadata, timeout=60)
     except grpc.aio.AioRpcError as refused:
-        # The caller's own library gave up writing before it read the server's answer, as it may when the server hangs up meanwhile.
-        return "UNREAD" if refused.details() == "Internal error from Core" else refused.code().name
+        return refused.code().name
+    except FabricError as refused:
+        return code_of(refused).name
     return "OK"
+
+
+async def _twice(data: bytes) -> AsyncGenerator[bytes, None]:
+    yield data
+    yield data
 
 
 @pytest.mark.timeout(600)
@@ -113,8 +123,7 @@ async def test_whatever_is_asked_is_answered_with_an_error_of_ours(apis: Apis, c
         memory = api.resident_mib()
         await asyncio.gather(*(asker() for _ in range(16)))
 
-        assert outcomes.keys() - {"UNREAD"} <= TYPED, outcomes
-        assert outcomes["UNREAD"] <= count // 100
+        assert outcomes.keys() <= TYPED, outcomes
         assert len(outcomes) >= 4
         assert api.process.poll() is None
         assert api.resident_mib() - memory < MEMORY_MIB
@@ -143,15 +152,14 @@ async def test_what_is_too_large_too_deep_or_too_much_is_refused_before_it_costs
             tuple((f"x-{number}", "y" * 100) for number in range(1000)),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await many(b"", metadata=metadata, timeout=10)
+                await many(b"", metadata=metadata, timeout=60)
             refused.append(raised.value.code().name)
         # A bomb: an eighth of a gigabyte of zeros, which compress to next to nothing.
         with pytest.raises(grpc.aio.AioRpcError) as bomb:
             await many(b"\x00" * (128 << 20), timeout=60, compression=grpc.Compression.Gzip)
         alive = await _ask(wire, flavor, b"\x0a\x01x", token)
 
-    assert large[:3] == ["RESOURCE_EXHAUSTED"] * 3
-    assert large[3] in {"RESOURCE_EXHAUSTED", "UNREAD"}
+    assert large == ["RESOURCE_EXHAUSTED"] * 4
     assert deep == "INVALID_ARGUMENT"
     assert set(refused) <= {"RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "UNAVAILABLE"}
     assert bomb.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -163,17 +171,21 @@ async def test_a_revoked_token_is_refused_by_every_server_within_two_seconds(api
     here, there = apis.start(), apis.start()
     for revoking, other in ((here, there), (there, here)):
         token = await asyncio.to_thread(_token, revoking)
-        with revoking.hasty_client(token) as mine, other.client(token) as theirs:
+        with revoking.client(token) as mine, other.client(token) as theirs:
             assert theirs.tokens.who_am_i().user_name == "admin"
             theirs.flavors.list()
             mine.tokens.revoke()
             revoked_s = time.monotonic()
             with pytest.raises(Unauthenticated):
                 mine.tokens.who_am_i()
-            with other.hasty_client(token) as late:
-                while await asyncio.to_thread(_is_let_in, late):
+            with other.client(token) as late:
+                while True:
+                    # From when it was asked: how long the answer takes says nothing of what was decided.
+                    after_s = time.monotonic() - revoked_s
+                    if not await asyncio.to_thread(_is_let_in, late):
+                        break
                     # The one bound in time that is a promise (goal G14), so it is asserted.
-                    assert time.monotonic() - revoked_s < REVOKED_S
+                    assert after_s < REVOKED_S
                     await asyncio.sleep(0.02)
 
 
