@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from fabric.deadlines import within
-from fabric.errors import FabricError, Unavailable
+from fabric.errors import Bug, FabricError, Unavailable
 from fabric.model.instance import Build, Location, Over, Refund
 from fabric.model.quota import Quota
 from fabric.scheduler.commits import commit, read, seen
@@ -167,8 +167,7 @@ class Reconciler:
         building = self._building()
         if building is None:
             return
-        overs: list[Seen[Over]] = [seen(found, key, Over) for key in found.entries]
-        old = sweepable(overs, building, now_ms=self._clock.now_ms(), settings=self._settings)
+        old = sweepable(self._readable(found), building, now_ms=self._clock.now_ms(), settings=self._settings)
         chunk: dict[str, int] = {}
         for over in old:
             if over.value is not None:
@@ -180,6 +179,16 @@ class Reconciler:
             await commit(self._store, forget(chunk), timeout_s=self._settings.store_timeout_s)
         if old:
             log.info("sweep.done", cell=self._cell, servers=len(old))
+
+    def _readable(self, found: Snapshot) -> list[Seen[Over]]:
+        """Those that parse. One that does not stays, and keeps no other from being forgotten."""
+        overs: list[Seen[Over]] = []
+        for key in found.entries:
+            try:
+                overs.append(seen(found, key, Over))
+            except Bug as broken:
+                log.error("over.undecodable", cell=self._cell, key=key, why=broken.message)
+        return overs
 
     async def _list(self, prefix: str) -> Snapshot:
         try:

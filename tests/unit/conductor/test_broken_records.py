@@ -12,9 +12,19 @@ from fabric.model.states import TaskState
 from fabric.model.volume import Volume, VolumeState
 from fabric.store.base import Txn
 from fabric.store.codec import decode, encode
-from fabric.store.keys import HOST, SESSION, TOMBSTONE, VOLUME
+from fabric.store.keys import ASSIGNMENT, HOST, SESSION, TOMBSTONE, VOLUME
 from fabric.store.memory import MemoryStore
-from tests.unit.conductor.worlds import CAPACITY, CountingIds, LoopClock, World, instance_id, run, until
+from tests.unit.conductor.worlds import (
+    CAPACITY,
+    IMAGE,
+    SERIAL,
+    CountingIds,
+    LoopClock,
+    World,
+    instance_id,
+    run,
+    until,
+)
 
 NO_RECORD = b"\xff"
 
@@ -121,5 +131,22 @@ def test_a_broken_volume_keeps_no_other_from_being_forgotten() -> None:
             await until(is_forgotten, within_s=3600)
 
             assert list((await cell.store.list(VOLUME.under())).entries) == [VOLUME.at("broken")]
+
+    run(world)
+
+
+def test_a_broken_order_keeps_the_host_from_no_other_servers_image() -> None:
+    """All orders of a host are looked through for the image: one that did not parse kept it from making any other server."""
+
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            await cell.place(1, "h1")
+            await cell.store.commit(Txn(put={ASSIGNMENT.at("h1", instance_id(0)): NO_RECORD}))
+
+            data = [piece async for piece in service.fetch_image("h1", SERIAL, IMAGE, 7)]
+
+            assert data
 
     run(world)

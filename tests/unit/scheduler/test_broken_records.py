@@ -52,3 +52,22 @@ def test_a_name_that_cannot_be_brought_keeps_no_other_from_the_index() -> None:
         assert await stage.held(keys.RENAMED) == {keys.RENAMED.at("i-0")}
 
     play(world)
+
+
+def test_an_end_that_cannot_be_read_keeps_no_other_from_being_forgotten() -> None:
+    """Every round over what has been remembered long enough ended at the broken one, so nothing was ever forgotten again."""
+
+    async def world(stage: Stage) -> None:
+        await stage.open()
+        old_ms = WALL_MS - 25 * 3600 * 1000
+        over = codec.encode(Over(instance_id="i-9", over_time_ms=old_ms))
+        await stage.cells["east"].commit(
+            Txn(put={keys.OVER.at("broken"): NO_RECORD, keys.OVER.at("i-9"): over})
+        )
+        stage.schedule()
+        await asyncio.sleep(1300)
+
+        left = (await stage.cells["east"].list(keys.OVER.under())).entries
+        assert list(left) == [keys.OVER.at("broken")]
+
+    play(world)
