@@ -70,6 +70,7 @@ ADAPTERS = {
     "hostd/images/cache.py": "is the disk that images are kept on: its calls block, so they have threads",
     "hostd/images/copies.py": "is the disk that copies of guests' disks are kept on, likewise",
     "hostd/images/disks.py": "is the disk that guests write to, likewise",
+    "hostd/images/storage.py": "puts what those three keep in place, in threads likewise",
     "hostd/main.py": "puts the process together",
     "hostd/network/dnsmasq.py": "keeps a DHCP server that outlives the daemon",
     "hostd/network/metadata.py": "serves guests over HTTP",
