@@ -17,7 +17,7 @@ from fabric.deadlines import within
 from fabric.errors import FabricError
 from fabric.model.instance import Guest
 from fabric.model.session import HostState, Order, Progress, Release, Released, Status
-from fabric.model.states import Want
+from fabric.model.states import PowerState, Want
 from fabric.model.volume import VOLUME_EPOCH, GuestVolume
 from hostd.commands import snapshots
 from hostd.commands.journal import JournalRow
@@ -241,6 +241,7 @@ class Worker:
         if reconcile.resting(self._effort, now_s=now_s) is not None:
             return max(0.001, self._effort.retry_s - now_s)
         self._changed.clear()
+        seen = Seen()
         step: Act | Prepare | None = None
         try:
             seen = await self._measure(goal)
@@ -258,7 +259,7 @@ class Worker:
                     self._must_be_wanted(goal)
                     self._settle(self._order(), decided)
                 case Stuck(fault):
-                    self._failed(goal, decided, fault)
+                    self._failed(goal, seen, decided, fault)
                 case Prepare(files, wires):
                     step = decided
                     await self._do_both(goal, files, wires)
@@ -278,7 +279,7 @@ class Worker:
                 exc_info=fault is FaultCode.HOST_FAILED,
             )
             self._must_be_wanted(goal)
-            self._failed(goal, step, fault)
+            self._failed(goal, seen, step, fault)
         return _AT_ONCE
 
     def _decide(self, goal: Order | Release, row: JournalRow, seen: Seen) -> Step:
@@ -515,7 +516,9 @@ class Worker:
 
     # ------------------------------------------------------------ what is told
 
-    def _failed(self, goal: Order | Release, step: Act | Prepare | Stuck | None, fault: FaultCode) -> None:
+    def _failed(
+        self, goal: Order | Release, seen: Seen, step: Act | Prepare | Stuck | None, fault: FaultCode
+    ) -> None:
         self._effort, told = reconcile.after_failure(
             goal,
             self._effort,
@@ -524,6 +527,7 @@ class Worker:
             now_s=self._site.clock.boot_s(),
             patience=self._site.patience,
             is_made=self.row is not None and self.row.made,
+            is_suspended=seen.domain is not None and seen.domain.power is PowerState.SUSPENDED,
         )
         if told is None or isinstance(goal, Release):
             return

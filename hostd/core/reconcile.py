@@ -75,6 +75,10 @@ _TRANSIENT = frozenset(
 """Faults that trying again may cure without anybody doing anything."""
 
 
+_BRINGS_BACK = (Prepare, EnsureImage, EnsureFiles, EnsureVolumes, Plug, Define, Start)
+"""Steps by which a guest is booted, or brought back from being suspended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long things are given, in seconds."""
@@ -240,6 +244,9 @@ def _toward_run(
     if effort.was_captured_on:
         # It went off by itself while its disk was copied: to start it again is not what was asked for.
         return Settled(HostState.STOPPED, domain.power if domain else PowerState.NOSTATE, FaultCode.GUEST_OFF)
+    if domain is not None and domain.power is PowerState.SUSPENDED and (effort.is_started or effort.unable):
+        # Its memory is still there, and stays: in ERROR it would be stopped, which is to throw that away.
+        return Settled(HostState.SUSPENDED, domain.power, effort.unable or FaultCode.DOMAIN_RESUME_FAILED)
     if effort.is_started:
         crashed = domain is not None and domain.power is PowerState.CRASHED
         fault = FaultCode.GUEST_CRASHED if crashed else FaultCode.DOMAIN_START_FAILED
@@ -392,6 +399,7 @@ def after_failure(
     now_s: float,
     patience: Patience,
     is_made: bool = False,
+    is_suspended: bool = False,
 ) -> tuple[Effort, Settled | None]:
     """The effort after a step (None: a measurement) has failed, and what to report of it, if anything.
 
@@ -399,8 +407,8 @@ def after_failure(
     Whose disks are made (`is_made`) lives here, and is as it was while it cannot be looked at: that is the host's health, and no end of
     an order. Told as one, it would have a guest that runs stopped, and one that a power cut ended never started.
     Buttons are pressed by courtesy: a guest without ACPI is one that does not answer, and so is one whose monitor hangs. Transient faults
-    are tried again for as long as patience lasts. Letting go is tried for ever, because nobody else can, but its failure is reported once,
-    so that people can help.
+    are tried again for as long as patience lasts. Who was to come back from being suspended (`is_suspended`) stays so. Letting go is tried
+    for ever, because nobody else can, but its failure is reported once, so that people can help.
     """
     if isinstance(step, PressPower | PressReset) and fault not in _TRANSIENT - {FaultCode.HYPERVISOR_TIMEOUT}:
         return after(effort, step, now_s=now_s), None
@@ -430,7 +438,7 @@ def after_failure(
     if is_for_plug or isinstance(step, AttachDisk | DetachDisk | Rewire | AttachInterface | DetachInterface):
         # The guest keeps the devices that it has.
         return replace(effort, misplugged=fault), None
-    if isinstance(step, Hold | GoOn):
+    if isinstance(step, Hold | GoOn) or (is_suspended and isinstance(step, _BRINGS_BACK)):
         # The guest goes on as it is: to be measured, and told with the fault.
         return replace(effort, unable=fault), None
     if not looks_everywhere(goal):

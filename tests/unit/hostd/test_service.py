@@ -412,6 +412,24 @@ def test_a_failed_order_is_not_tried_again_by_itself() -> None:
     on_a_bench(scenario)
 
 
+def test_a_guest_that_cannot_be_resumed_stays_suspended_and_can_be_resumed_later() -> None:
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        await bench.conductor.give(order(Want.SUSPEND, generation=2))
+        await bench.until(lambda: HostState.SUSPENDED in bench.conductor.states(ONE))
+        bench.machine.fail_next["start"].append(FaultCode.DOMAIN_START_FAILED)
+        await bench.conductor.give(order(generation=3))
+        await bench.until(lambda: bench.conductor.statuses(ONE)[-1].generation == 3)
+        said = bench.conductor.statuses(ONE)[-1]
+        await bench.conductor.give(order(generation=4))
+        await bench.until(lambda: bench.conductor.states(ONE)[-1] is ACTIVE)
+
+        assert (said.state, said.fault_code) == (HostState.SUSPENDED, FaultCode.DOMAIN_START_FAILED)
+        assert [event.detail for event in bench.events if event.kind == "stopped"] == ["suspended"]
+
+    on_a_bench(scenario)
+
+
 def test_a_delete_that_fails_is_told_and_tried_until_it_succeeds() -> None:
     async def scenario(bench: Bench) -> None:
         await raised(bench)

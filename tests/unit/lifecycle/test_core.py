@@ -300,6 +300,16 @@ def test_what_could_not_be_done_is_said_and_what_is_wanted_follows_what_is() -> 
     assert _settle(still, HostState.ACTIVE) is Refused.KNOWN
 
 
+def test_a_server_that_cannot_be_resumed_stays_suspended_and_says_why() -> None:
+    resuming = _begin(instance(VmState.SUSPENDED, want=Want.SUSPEND), Action.RESUME)
+
+    after = _settled(resuming, HostState.SUSPENDED, fault_code="DOMAIN_START_FAILED", fault_message="no")
+
+    assert (after.vm_state, after.task, after.want) == (VmState.SUSPENDED, TaskState.NONE, Want.SUSPEND)
+    assert after.fault is not None
+    assert Action.RESUME in allowed_actions(after.vm_state, after.task)
+
+
 def test_a_guest_paused_by_hand_is_paused_and_one_let_go_on_is_active() -> None:
     paused = _settled(instance(), HostState.PAUSED)
     resumed = _settled(instance(VmState.PAUSED, want=Want.PAUSE), HostState.ACTIVE)

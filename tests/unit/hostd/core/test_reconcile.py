@@ -404,6 +404,24 @@ def test_who_lives_here_and_cannot_be_looked_at_is_told_of_when_it_can(fault: Fa
         assert 0 < effort.retry_s - now_s <= Patience().longest_retry_s
 
 
+@pytest.mark.parametrize("at", [Plug(), Start()])
+def test_who_cannot_be_brought_back_keeps_its_memory_and_says_why(at: Plug | Start) -> None:
+    effort, told = reconcile.after_failure(
+        order(), READY, at, FaultCode.NETWORK_FAILED, now_s=0, patience=Patience(), is_suspended=True
+    )
+
+    assert told is None
+    assert step(order(), domain(SUSPENDED), effort) == Settled(
+        HostState.SUSPENDED, SUSPENDED, FaultCode.NETWORK_FAILED
+    )
+
+
+def test_who_is_suspended_after_it_was_brought_back_stays_so() -> None:
+    assert step(order(), domain(SUSPENDED), replace(READY, is_started=True)) == Settled(
+        HostState.SUSPENDED, SUSPENDED, FaultCode.DOMAIN_RESUME_FAILED
+    )
+
+
 def test_success_restores_patience() -> None:
     effort, _ = fail(order(), FRESH, FaultCode.IMAGE_UNAVAILABLE, now_s=0)
     effort = reconcile.after(effort, EnsureImage(IMAGE), now_s=1)
