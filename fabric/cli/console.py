@@ -46,7 +46,7 @@ def log() -> None:
     )
 )
 @click.option(
-    "--lines", type=click.IntRange(min=1), metavar="N", help="Only the last lines.  [default: all there is]"
+    "--lines", type=params.WholeIn(min=1), metavar="N", help="Only the last lines.  [default: all there is]"
 )
 @click.argument("server", shell_complete=params.servers)
 @pass_session

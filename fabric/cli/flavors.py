@@ -48,11 +48,16 @@ def flavor() -> None:
     expose_value=False,
     help="Taken for openstack's sake: ids are always made by the server.",
 )
-@click.option("--ram", "ram_mib", type=int, required=True, metavar="MIB", help="Memory, in MiB.")
+@click.option("--ram", "ram_mib", type=params.WHOLE, required=True, metavar="MIB", help="Memory, in MiB.")
 @click.option(
-    "--disk", "disk_gib", type=int, default=0, metavar="GIB", help="Root disk in GiB; 0: the image's size."
+    "--disk",
+    "disk_gib",
+    type=params.WHOLE,
+    default=0,
+    metavar="GIB",
+    help="Root disk in GiB; 0: the image's size.",
 )
-@click.option("--vcpus", type=int, default=1, show_default=True, help="Virtual CPUs.")
+@click.option("--vcpus", type=params.WHOLE, default=1, show_default=True, help="Virtual CPUs.")
 @click.option("--description", default="", help="For people.")
 @click.option("--property", "properties", type=PAIR, multiple=True, help="trait:NAME=required or =forbidden.")
 @click.argument("name")

@@ -65,13 +65,26 @@ def host() -> None:
 @click.option("--cell", required=True, help="The cell it belongs to.")
 @click.option("--availability-zone", required=True, metavar="ZONE", help="The zone it offers.")
 @click.option(
-    "--vcpus", type=int, required=True, help="Virtual CPUs that may be claimed: cores times overcommit."
+    "--vcpus",
+    type=params.WHOLE,
+    required=True,
+    help="Virtual CPUs that may be claimed: cores times overcommit.",
 )
 @click.option(
-    "--ram", "ram_mib", type=int, required=True, metavar="MIB", help="Memory that may be claimed, in MiB."
+    "--ram",
+    "ram_mib",
+    type=params.WHOLE,
+    required=True,
+    metavar="MIB",
+    help="Memory that may be claimed, in MiB.",
 )
 @click.option(
-    "--disk", "disk_gib", type=int, required=True, metavar="GIB", help="Disk that may be claimed, in GiB."
+    "--disk",
+    "disk_gib",
+    type=params.WHOLE,
+    required=True,
+    metavar="GIB",
+    help="Disk that may be claimed, in GiB.",
 )
 @click.option("--guest-cidr", required=True, metavar="CIDR", help="The subnet of its servers.")
 @click.option(

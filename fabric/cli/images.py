@@ -103,10 +103,15 @@ def image() -> None:
     "--ramdisk-id", default="", metavar="IMAGE", help="With this ramdisk image.", shell_complete=params.images
 )
 @click.option(
-    "--min-disk", "min_disk_gib", type=int, default=0, metavar="GIB", help="The least root disk, in GiB."
+    "--min-disk",
+    "min_disk_gib",
+    type=params.WHOLE,
+    default=0,
+    metavar="GIB",
+    help="The least root disk, in GiB.",
 )
 @click.option(
-    "--min-ram", "min_ram_mib", type=int, default=0, metavar="MIB", help="The least memory, in MiB."
+    "--min-ram", "min_ram_mib", type=params.WHOLE, default=0, metavar="MIB", help="The least memory, in MiB."
 )
 @click.option(
     "--sha256", default="", metavar="HEX", help="What the file must have, if that is known from elsewhere."

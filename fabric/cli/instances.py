@@ -78,7 +78,7 @@ def server() -> None:
 @click.option(
     "--boot-from-volume",
     "boot_volume_gib",
-    type=click.IntRange(min=1),
+    type=params.WholeIn(min=1),
     default=None,
     metavar="GIB",
     help="With --image: boot from a new volume of this size, made of the image.",

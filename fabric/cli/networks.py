@@ -48,7 +48,7 @@ def network() -> None:
     )
 )
 @click.option("--description", default="", help="For people.")
-@click.option("--mtu", type=int, default=0, metavar="BYTES", help="The MTU of its interfaces.")
+@click.option("--mtu", type=params.WHOLE, default=0, metavar="BYTES", help="The MTU of its interfaces.")
 @click.option(
     "--share/--no-share",
     "shared",
@@ -120,7 +120,7 @@ def show(session: Session, *, network: str, shape: Shape) -> None:
 @network.command("set", epilog=examples("fabric network set --name office --mtu 1400 nebula_net"))
 @click.option("--name", help="Another name.")
 @click.option("--description", help="For people.")
-@click.option("--mtu", type=int, metavar="BYTES", help="The MTU of its interfaces.")
+@click.option("--mtu", type=params.WHOLE, metavar="BYTES", help="The MTU of its interfaces.")
 @click.option(
     "--share/--no-share", "shared", default=None, help="Whether every project may use it (administrators)."
 )
@@ -163,7 +163,9 @@ def delete(session: Session, *, networks: tuple[str, ...]) -> None:
 @click.option(
     "--protocol", default="icmp", show_default=True, help="tcp, udp, icmp, another name or a number."
 )
-@click.option("--port", type=int, help="The destination port, or the ICMP type; any where it is not said.")
+@click.option(
+    "--port", type=params.WHOLE, help="The destination port, or the ICMP type; any where it is not said."
+)
 @listing
 @pass_session
 def trace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -66,6 +66,35 @@ class Keys(click.ParamType[dict[str, str]]):
         return found
 
 
+INT32_MAX: Final = 2**31 - 1
+"""The most that the API's whole numbers can be (proto3's int32); what is sensible, each field's rules say."""
+
+
+def _held(
+    number: int, kind: click.ParamType[int], param: click.Parameter | None, ctx: click.Context | None
+) -> int:
+    if abs(number) > INT32_MAX:
+        kind.fail(f"{number} is more than the API can be told: {INT32_MAX} is the most", param, ctx)
+    return number
+
+
+class Whole(click.types.IntParamType):
+    """A whole number that a request can hold."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return _held(super().convert(value, param, ctx), self, param, ctx)
+
+
+class WholeIn(click.IntRange):
+    """A whole number that a request can hold, between these."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return _held(super().convert(value, param, ctx), self, param, ctx)
+
+
+WHOLE = Whole()
+
+
 class PortRange(click.ParamType[tuple[int, int]]):
     """A port, or FIRST:LAST."""
 
@@ -77,9 +106,10 @@ class PortRange(click.ParamType[tuple[int, int]]):
         if isinstance(value, tuple):
             return value
         first, colon, last = str(value).partition(":")
-        if not first.isdecimal() or (colon and not last.isdecimal()):
+        ports = (first, last) if colon else (first, first)
+        if not all(it.isdecimal() and len(it) <= len("65535") for it in ports):
             self.fail(f"{value!r} is no port and not FIRST:LAST", param, ctx)
-        return int(first), int(last or first)
+        return int(ports[0]), int(ports[1])
 
 
 PORT_RANGE = PortRange()

@@ -49,20 +49,22 @@ def limits(command: F) -> F:
     """The options for what a project may have."""
     for option in reversed(
         (
-            click.option("--instances", type=int, help="How many servers it may have."),
-            click.option("--cores", "vcpus", type=int, help="How many virtual CPUs they may have together."),
+            click.option("--instances", type=params.WHOLE, help="How many servers it may have."),
+            click.option(
+                "--cores", "vcpus", type=params.WHOLE, help="How many virtual CPUs they may have together."
+            ),
             click.option(
                 "--ram",
                 "ram_mib",
-                type=int,
+                type=params.WHOLE,
                 metavar="MIB",
                 help="How much memory they may have together, in MiB.",
             ),
-            click.option("--volumes", type=int, help="How many volumes it may have."),
+            click.option("--volumes", type=params.WHOLE, help="How many volumes it may have."),
             click.option(
                 "--gigabytes",
                 "volume_gib",
-                type=int,
+                type=params.WHOLE,
                 metavar="GIB",
                 help="How large they may be together, in GiB.",
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fabric.cli import params
 from fabric.cli.output import Shape, print_one, showing, when
 from fabric.cli.params import examples
 from fabric.cli.session import Session, pass_session
@@ -27,7 +28,12 @@ def token() -> None:
 
 @token.command(epilog=examples("fabric token issue", "fabric token issue -f value -c id"))
 @click.option(
-    "--lifetime", "lifetime_s", type=int, default=0, metavar="SECONDS", help="At most one hour, the default."
+    "--lifetime",
+    "lifetime_s",
+    type=params.WHOLE,
+    default=0,
+    metavar="SECONDS",
+    help="At most one hour, the default.",
 )
 @showing
 @pass_session

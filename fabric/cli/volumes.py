@@ -69,7 +69,7 @@ def volume() -> None:
 @click.option(
     "--size",
     "size_gib",
-    type=click.IntRange(min=1),
+    type=params.WholeIn(min=1),
     required=True,
     metavar="GIB",
     help="How large it is, in GiB.",
@@ -113,7 +113,7 @@ def show(session: Session, *, volume: str, shape: Shape) -> None:
 @click.option(
     "--size",
     "size_gib",
-    type=click.IntRange(min=1),
+    type=params.WholeIn(min=1),
     default=None,
     metavar="GIB",
     help="A larger size, in GiB; of a volume that no server has.",

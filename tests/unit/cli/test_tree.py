@@ -81,6 +81,28 @@ def test_every_verb_and_option_says_what_it_is_for(words: tuple[str, ...]) -> No
     assert silent == []
 
 
+NUMBERS = [
+    (words, option)
+    for words, command in VERBS.items()
+    if words[0] != "dev"  # no request is made of what it is told
+    for option in command.params
+    if isinstance(option.type, click.types.IntParamType)
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "option"), NUMBERS, ids=lambda it: getattr(it, "name", None) or " ".join(it)
+)
+@pytest.mark.parametrize("number", [2**31, -(2**31), 2**64])
+def test_no_number_is_taken_that_no_request_can_hold(
+    words: tuple[str, ...], option: click.Option, number: int
+) -> None:
+    context = click.Context(VERBS[words])
+
+    with pytest.raises(click.BadParameter, match=str(number)):
+        option.type.convert(str(number), option, context)
+
+
 def test_every_noun_is_where_its_entry_says() -> None:
     context = click.Context(cli)
 
