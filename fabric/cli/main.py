@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fabric.cli.exits import FAILED, exit_code, explain
+from fabric.cli.exits import FAILED, USAGE, exit_code, explain
 from fabric.cli.lazy import Entry, LazyGroup
 from fabric.cli.output import harmless
 from fabric.cli.profiles import Login
@@ -57,6 +57,12 @@ class Root(LazyGroup):
                 raise
             click.echo(f"fabric: {harmless(explain(error))}", err=True)
             ctx.exit(exit_code(error))
+        except UnicodeEncodeError as error:
+            # Arguments are bytes to the kernel. What is not UTF-8 among them comes as lone surrogates, which no request can hold.
+            if ctx.params.get("debug") or error.encoding != "utf-8":
+                raise
+            click.echo(f"fabric: {error.object!r} is not UTF-8", err=True)
+            ctx.exit(USAGE)
         except BrokenPipeError:
             raise  # click ends quietly when whoever reads the output has had enough
         except OSError as error:

@@ -20,7 +20,7 @@ def each(session: Session, names: Iterable[str], act: Callable[[str], object]) -
             act(name)
         except FabricError as error:
             text = explain(error)
-            is_named = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+            is_named = not name or re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
             session.say(f"fabric: {text}" if is_named else f"fabric: {name}: {text}")
             code = code or exit_code(error)
         except Failed as failed:

@@ -123,3 +123,19 @@ def test_several_names_are_all_tried_and_the_first_failure_decides(shell: Shell)
     assert result.exit_code == 4
     assert "absent" in result.stderr
     assert shell.api.flavors == {}
+
+
+@pytest.mark.parametrize(
+    "words", [("server", "show"), ("flavor", "delete"), ("network", "create")], ids=" ".join
+)
+def test_an_argument_that_is_not_utf_8_is_told_as_such(shell: Shell, words: tuple[str, ...]) -> None:
+    result = shell.run(*words, "caf\udce9")
+
+    assert result.exit_code == 2
+    assert result.stderr == "fabric: 'caf\\udce9' is not UTF-8\n"
+
+
+def test_an_empty_name_among_several_is_told_without_it(shell: Shell) -> None:
+    shell.api.fail["delete_flavor"] = [InvalidRequest("flavor is required", field="flavor")]
+
+    assert shell.run("flavor", "delete", "").stderr == "fabric: flavor is required\n"
