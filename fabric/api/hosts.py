@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import structlog
+
 from fabric.api.cells import Cells, CellView
 from fabric.api.convert import host_message
-from fabric.api.named import absent
+from fabric.api.named import absent, readable
 from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.deadlines import within
-from fabric.errors import AlreadyExists, InvalidRequest, Reason, Unavailable, WrongState
+from fabric.errors import AlreadyExists, Bug, InvalidRequest, Reason, Unavailable, WrongState
 from fabric.model.host import Host, HostReport, Resources, Session, Use
 from fabric.model.identity import Principal
 from fabric.network.core.host_local import check_guest_cidr
@@ -25,6 +27,8 @@ from fabric.pb.compute.v1 import host_service_pb2 as pb
 from fabric.store.base import Snapshot
 from fabric.store.codec import decode, encode
 from fabric.store.keys import ACTED, HOST, REPORT, SESSION, USE
+
+log = structlog.get_logger()
 
 LIST_PATIENCE_S = 0.8
 """How long a list waits for a cell before it is named as unreachable: lists answer within a second (I13)."""
@@ -160,8 +164,17 @@ async def _all_hosts(view: CellView) -> list[pb.Host]:
     rest = [await view.store.list(kind.under()) for kind in (SESSION, USE, REPORT)]
     entries = {key: entry for snapshot in (hosts, *rest) for key, entry in snapshot.entries.items()}
     seen = Snapshot(hosts.revision, entries)
-    shown = (_shown(seen, decode(Host, entry.value).name) for entry in hosts.entries.values())
+    shown = (_readable(seen, each.value.name) for each in readable(Host, hosts))
     return [each for each in shown if each is not None]
+
+
+def _readable(seen: Snapshot, name: str) -> pb.Host | None:
+    """As `_shown`; None for a host of which something does not parse, which must not hide all the others."""
+    try:
+        return _shown(seen, name)
+    except Bug as broken:
+        log.error("host.undecodable", host=name, why=broken.message)
+        return None
 
 
 def _shown(seen: Snapshot, name: str) -> pb.Host | None:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from fabric.api.catalogue import visible
 from fabric.api.convert import image_message
 from fabric.api.core.accept import TRAIT, TRAIT_VALUES
-from fabric.api.named import Found, absent
+from fabric.api.named import Found, absent, readable
 from fabric.api.once import Change, Once, body_sha256
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -151,10 +151,7 @@ class ImageHandlers:
 
     async def _visible(self, principal: Principal) -> tuple[list[Found[Image]], int]:
         snapshot = await self._store.list(IMAGE.under())
-        found = [
-            Found(decode(Image, entry.value), entry.mod_revision, snapshot.revision)
-            for entry in snapshot.entries.values()
-        ]
+        found = readable(Image, snapshot)
         seen = [each for each in found if visible(each.value, principal) and not each.value.hidden]
         return seen, snapshot.revision
 

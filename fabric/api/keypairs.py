@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fabric.api import ssh_keys
 from fabric.api.convert import keypair_message
-from fabric.api.named import absent
+from fabric.api.named import absent, readable
 from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
@@ -42,7 +42,7 @@ class KeypairHandlers:
         self, request: pb.ListKeypairsRequest, principal: Principal
     ) -> pb.ListKeypairsResponse:
         snapshot = await self._store.list(KEYPAIR.under(principal.user_id))
-        found = [decode(Keypair, entry.value) for entry in snapshot.entries.values()]
+        found = [each.value for each in readable(Keypair, snapshot)]
         page, token = self._pages.cut(
             sorted(found, key=lambda each: each.name), request, key=lambda each: each.name
         )

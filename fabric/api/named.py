@@ -9,11 +9,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fabric.errors import InvalidRequest, NotFound, Reason
+import structlog
+
+from fabric.errors import Bug, InvalidRequest, NotFound, Reason
 from fabric.ids import is_id
-from fabric.store.base import Store
+from fabric.store.base import Snapshot, Store
 from fabric.store.codec import decode
 from fabric.store.keys import Key
+
+log = structlog.get_logger()
 
 V = TypeVar("V")
 
@@ -64,16 +68,24 @@ class Named(Generic[V]):
     async def all(self) -> tuple[list[Found[V]], int]:
         """Every one, and the revision. Raises Unavailable."""
         snapshot = await self._store.list(self._key.under())
-        return [
-            Found(decode(self._kind, entry.value), entry.mod_revision, snapshot.revision)
-            for entry in snapshot.entries.values()
-        ], snapshot.revision
+        return readable(self._kind, snapshot), snapshot.revision
 
     async def _at(self, resource_id: str) -> Found[V] | None:
         key = self._key.at(resource_id)
         seen = await self._store.get(key)
         value = seen.value(key)
         return None if value is None else Found(decode(self._kind, value), seen.seen(key), seen.revision)
+
+
+def readable(kind: type[V], listed: Snapshot) -> list[Found[V]]:
+    """Everything that a list has read. One that does not parse is left out, and said in the log: it must not hide all the others."""
+    found: list[Found[V]] = []
+    for key, entry in listed.entries.items():
+        try:
+            found.append(Found(decode(kind, entry.value), entry.mod_revision, listed.revision))
+        except Bug as broken:
+            log.error("record.undecodable", key=key, why=broken.message)
+    return found
 
 
 def absent(what: str, name: str) -> NotFound:

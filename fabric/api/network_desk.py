@@ -14,7 +14,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 
 from fabric.api.draft import Draft, drafted
-from fabric.api.named import Found, absent
+from fabric.api.named import Found, absent, readable
 from fabric.api.once import Done, Once
 from fabric.api.owned import Owned
 from fabric.api.pages import Pages
@@ -150,10 +150,7 @@ class Desk:
     async def networks(self, principal: Principal) -> tuple[list[Found[Network]], int]:
         """Every one that the caller sees, and the revision. Raises Unavailable."""
         snapshot = await self.store.list(NETWORK.under())
-        found = [
-            Found(decode(Network, entry.value), entry.mod_revision, snapshot.revision)
-            for entry in snapshot.entries.values()
-        ]
+        found = readable(Network, snapshot)
         return [each for each in found if sees(each.value, principal)], snapshot.revision
 
     async def subnets_of(self, network: Network) -> list[Found[Subnet]]:

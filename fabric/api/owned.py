@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from fabric.api.named import Found, absent
+from fabric.api.named import Found, absent, readable
 from fabric.ids import is_id
 from fabric.store.base import Snapshot, Store
 from fabric.store.codec import decode
@@ -60,7 +60,4 @@ class Owned(Generic[V]):
     async def all(self, project_id: str) -> tuple[list[Found[V]], int]:
         """Every one of the project's, and the revision. Raises Unavailable."""
         snapshot = await self._store.list(self._key.under(project_id))
-        return [
-            Found(decode(self._key.record, entry.value), entry.mod_revision, snapshot.revision)
-            for entry in snapshot.entries.values()
-        ], snapshot.revision
+        return readable(self._key.record, snapshot), snapshot.revision

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fabric.api.convert import charge_value, project_message
-from fabric.api.named import Named, absent
+from fabric.api.named import Named, absent, readable
 from fabric.api.network_desk import named
 from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
@@ -50,14 +50,14 @@ class ProjectHandlers:
         self, request: pb.ListProjectsRequest, principal: Principal
     ) -> pb.ListProjectsResponse:
         found, revision = await self._projects.all()
-        quotas = (await self._store.list(QUOTA.under())).entries
+        quotas = {
+            each.value.project_id: each.value
+            for each in readable(Quota, await self._store.list(QUOTA.under()))
+        }
         page, token = self._pages.cut(
             sorted(found, key=lambda each: each.value.name), request, key=lambda each: each.value.name
         )
-        shown = []
-        for each in page:
-            entry = quotas.get(QUOTA.at(each.value.id))
-            shown.append(project_message(each.value, None if entry is None else decode(Quota, entry.value)))
+        shown = [project_message(each.value, quotas.get(each.value.id)) for each in page]
         return pb.ListProjectsResponse(projects=shown, next_page_token=token, revision=revision)
 
     async def create_project(

@@ -109,6 +109,18 @@ async def test_the_first_bytes_that_come_are_the_image() -> None:
     assert await shop.intake.take(offer(image, other), pieces(other)) == first
 
 
+async def test_a_broken_image_keeps_no_backup_from_coming() -> None:
+    """Who rotates backups reads all images, and one that did not parse refused every backup that came."""
+    shop = Shop()
+    backup = waiting(
+        1, **{snapshots.KIND: snapshots.BACKUP, snapshots.BACKUP_TYPE: "daily", snapshots.ROTATION: "1"}
+    )
+    await shop.put(backup)
+    await shop.store.commit(Txn(put={IMAGE.at("broken"): b"\xff"}))
+
+    assert (await shop.intake.take(offer(backup), pieces())).state is ImageState.ACTIVE
+
+
 @pytest.mark.parametrize(
     ("facts", "data", "refusal"),
     [
