@@ -95,6 +95,9 @@ class HostLocalNetwork:
             subnets if subnets != self._bridged else None,
             [(mark, mtu) for mark, mtu in wanted.items() if mark not in whole],
         )
+        if seen.bridge is None:
+            # What listened, listened on another bridge of this name.
+            await self._metadata.close()
         self._bridged, self._pinned = subnets, frozenset(wanted)
         leases = (
             Lease(port=port, hostname=wiring.guest.hostname)
