@@ -65,9 +65,15 @@ def set_(
 
 
 def asked_for(session: Session, user: str) -> str:
-    """A new password: asked for twice at a terminal, read as one line from anything else. Never an option, which everybody could see."""
+    """A new password: asked for twice at a terminal, read as one line from anything else. Never an option, which everybody could see.
+
+    Raises UsageError where there is none: a script is not to take what was not done for done.
+    """
     if not session.world.can_ask():
-        return sys.stdin.readline().rstrip("\r\n")
+        line = sys.stdin.readline().rstrip("\r\n")
+        if not line:
+            raise click.UsageError(f"no new password of {user}: nothing came from standard input")
+        return line
     secret: str = click.prompt(f"New password of {user}", hide_input=True, confirmation_prompt=True, err=True)
     return secret
 

@@ -111,3 +111,10 @@ def test_a_delete_by_force_says_so(stocked: Shell, server: str) -> None:
     stocked.ok("server", "delete", "--force", server)
 
     assert stocked.api.requests("delete_instance")[0].force
+
+
+def test_no_password_is_told_and_nothing_is_taken_for_done(stocked: Shell, server: str) -> None:
+    result = stocked.run("server", "set", "--password", server, text="")
+
+    assert result.exit_code == 2
+    assert "no new password of root" in result.stderr
