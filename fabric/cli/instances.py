@@ -268,8 +268,7 @@ for _rule in RULES:
 @click.option(
     "--shutdown-timeout",
     "shutdown_timeout_s",
-    type=click.IntRange(0, 3600),
-    default=0,
+    type=click.IntRange(1, 3600),
     metavar="SECONDS",
     help="What the guest may take before its power is cut.  [default: 60]",
 )
@@ -277,16 +276,21 @@ for _rule in RULES:
 @waiting(240)
 @pass_session
 def stop(
-    session: Session, *, shutdown_timeout_s: int, servers: tuple[str, ...], wait: bool, wait_timeout_s: float
+    session: Session,
+    *,
+    shutdown_timeout_s: int | None,
+    servers: tuple[str, ...],
+    wait: bool,
+    wait_timeout_s: float,
 ) -> None:
     """Shut servers down: their power button first, their power after the timeout."""
     instances = session.client.instances
     act(
         session,
         servers,
-        lambda name: instances.stop(name, timeout_s=shutdown_timeout_s),
+        lambda name: instances.stop(name, timeout_s=shutdown_timeout_s or 0),
         "SHUTOFF",
-        wait_timeout_s + shutdown_timeout_s if wait else None,
+        wait_timeout_s + (shutdown_timeout_s or 0) if wait else None,
     )
 
 

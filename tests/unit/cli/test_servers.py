@@ -217,6 +217,13 @@ def test_a_guest_is_given_the_time_it_was_promised(stocked: Shell) -> None:
     assert stocked.api.requests("stop_instance")[0].timeout_s == 600
 
 
+def test_no_time_for_a_guest_is_not_taken_for_the_default(stocked: Shell) -> None:
+    stocked.api.put_instance("web")
+
+    assert stocked.run("server", "stop", "--shutdown-timeout", "0", "web").exit_code == 2
+    assert stocked.api.requests("stop_instance") == []
+
+
 def test_a_delete_is_by_id_and_waits_until_it_is_gone(stocked: Shell) -> None:
     made = stocked.api.put_instance("web")
     stocked.api.plan["delete_instance"] = [Step("ACTIVE", "deleting"), Step("GONE")]
