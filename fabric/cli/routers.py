@@ -269,7 +269,12 @@ def show_ip(session: Session, *, floating_ip: str, shape: Shape) -> None:
 @pass_session
 def set_ip(session: Session, /, *, floating_ip: str, **said: Any) -> None:
     """Let one lead elsewhere."""
-    session.client.floating_ips.update(floating_ip, **something(given(said)))
+    changes = something(given(said))
+    if "fixed_ip" in changes and "port" not in changes:
+        raise click.UsageError(
+            "--fixed-ip-address is one of a port's: say which by --port, also where it stays"
+        )
+    session.client.floating_ips.update(floating_ip, **changes)
 
 
 @ip.command("unset", epilog=examples("fabric floating ip unset --port 172.24.4.10"))

@@ -225,3 +225,11 @@ def test_a_packet_is_followed_through_what_is_known(office: Shell) -> None:
     assert steps == {"host": "blocked", "egress": "passes", "route": "blocked"}
     assert result.stderr.endswith("to 198.51.100.7: blocked\n")
     assert office.run("network", "trace", "--from", "office_port").exit_code == 2
+
+
+def test_an_address_of_a_port_needs_the_port_and_says_so_in_the_commands_words(office: Shell) -> None:
+    address = office.json("floating", "ip", "create", "public")["floating_ip_address"]
+    result = office.run("floating", "ip", "set", "--fixed-ip-address", "10.0.0.9", address)
+
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
