@@ -51,6 +51,9 @@ class Keys(click.ParamType[dict[str, str]]):
         self.keys = (*needed, *optional)
         self.name = ",".join(f"{key}={key.upper()}" for key in self.keys)
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return self.name  # keys are as they are typed, and not in capitals as other types' names
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
         if isinstance(value, dict):
             return value

@@ -12,6 +12,7 @@ import pytest
 
 from fabric.cli import images
 from fabric.cli.main import NOUNS, cli
+from fabric.cli.params import Keys
 from fabric.cli.session import Session
 from fabric.client.images import FORMATS
 from tests.unit.cli.shell import verbs
@@ -101,6 +102,22 @@ def test_no_number_is_taken_that_no_request_can_hold(
 
     with pytest.raises(click.BadParameter, match=str(number)):
         option.type.convert(str(number), option, context)
+
+
+KEYED = [
+    (words, option)
+    for words, command in VERBS.items()
+    for option in command.params
+    if isinstance(option.type, Keys)
+]
+
+
+@pytest.mark.parametrize(("words", "option"), KEYED, ids=lambda it: getattr(it, "name", None) or " ".join(it))
+def test_keys_are_shown_as_they_are_typed(words: tuple[str, ...], option: click.Option) -> None:
+    context = click.Context(VERBS[words])
+    shown = option.make_metavar(context)
+
+    assert option.type.convert(shown, option, context).keys() == set(option.type.keys)  # type: ignore[attr-defined]  # one of Keys
 
 
 def test_every_noun_is_where_its_entry_says() -> None:
