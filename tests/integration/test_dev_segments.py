@@ -92,7 +92,7 @@ def greeter(netns: str) -> Iterator[None]:
         thread.join()
 
 
-def reach(address: str, *, netns: str = "", timeout_s: float = 2.0) -> str:
+def reach(address: str, *, netns: str = "", timeout_s: float = 15.0) -> str:
     """What is said to who connects from there; empty where there is no way."""
 
     def connect() -> str:

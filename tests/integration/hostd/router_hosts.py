@@ -30,7 +30,14 @@ from hostd.network.netns import Namespace
 from hostd.network.routers import Routers
 from tests.conformance.guests import an_id
 from tests.conformance.namespaces import a_namespace, inside, ip
-from tests.integration.hostd.tenant_hosts import TUNNELS, Fabric, TenantGuest, TenantNetwork, a_fabric
+from tests.integration.hostd.tenant_hosts import (
+    PATIENCE_S,
+    TUNNELS,
+    Fabric,
+    TenantGuest,
+    TenantNetwork,
+    a_fabric,
+)
 
 GATEWAY = "203.0.113.1"
 WORLD = "198.51.100.7"
@@ -262,14 +269,14 @@ def greeting(netns: str, word: str, port: int = 7100) -> Iterator[None]:
 class Conversation:
     """A connection that stays open. `greeted` is what it was told, empty where there was no way."""
 
-    def __init__(self, netns: str, address: str, port: int = 7100, *, timeout_s: float = 2.0) -> None:
+    def __init__(self, netns: str, address: str, port: int = 7100, *, timeout_s: float = PATIENCE_S) -> None:
         self._netns = netns
         self.greeted = ""
         with contextlib.suppress(OSError):
             self._socket = inside(netns, lambda: socket.create_connection((address, port), timeout=timeout_s))
             self.greeted = self._socket.recv(100).decode()
 
-    def goes_on(self, *, timeout_s: float = 2.0) -> bool:
+    def goes_on(self, *, timeout_s: float = PATIENCE_S) -> bool:
         """Whether a word that is said comes back."""
         self._socket.settimeout(timeout_s)
         with contextlib.suppress(OSError):
@@ -281,7 +288,7 @@ class Conversation:
         self._socket.close()
 
 
-def ask(netns: str, address: str, *, timeout_s: float = 2.0) -> str:
+def ask(netns: str, address: str, *, timeout_s: float = PATIENCE_S) -> str:
     """What somebody who connects is told; empty where there is no way."""
     talk = Conversation(netns, address, timeout_s=timeout_s)
     if talk.greeted:

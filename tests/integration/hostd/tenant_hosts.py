@@ -28,6 +28,10 @@ from tests.conformance.guests import a_guest, an_id, everything
 from tests.conformance.namespaces import a_namespace, inside, ip
 
 TUNNELS = ("192.0.2.1", "192.0.2.2")
+PATIENCE_S = 15.0
+"""How long is asked what must be answered: the first packet may be lost, and a busy machine be slow."""
+SILENCE_S = 0.5
+"""How long is asked what must not be."""
 MTU = 1450
 
 
@@ -146,7 +150,7 @@ class Fabric:
 
     def settle(self, guest: TenantGuest) -> None:
         """Wait until the guest has all its addresses: it makes its link-local one itself, some time after its link is up."""
-        until = time.monotonic() + 10
+        until = time.monotonic() + 2 * PATIENCE_S
         own = f"{link_local(guest.port.mac)}/64"
         while own not in ip("address", "show", "dev", "eth0", "-tentative", netns=self.netns[guest.word]):
             assert time.monotonic() < until, f"{guest.word} has no {own}"
@@ -291,7 +295,7 @@ def _nothing_to(port: int) -> None:
         client.sendto(b"", ("::1", port))
 
 
-def ask_tcp(netns: str, address: str, port: int = 7000, *, timeout_s: float = 1.0) -> str:
+def ask_tcp(netns: str, address: str, port: int = 7000, *, timeout_s: float = PATIENCE_S) -> str:
     """What a TCP server says first, empty where there is no way."""
 
     def ask() -> str:
@@ -305,22 +309,25 @@ def ask_tcp(netns: str, address: str, port: int = 7000, *, timeout_s: float = 1.
     return inside(netns, ask)
 
 
-def ask_udp(netns: str, address: str, port: int = 7000, *, timeout_s: float = 1.0) -> str:
-    """The same by UDP."""
+def ask_udp(netns: str, address: str, port: int = 7000, *, timeout_s: float = PATIENCE_S) -> str:
+    """The same by UDP, asking again every second."""
 
     def ask() -> str:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        until = time.monotonic() + timeout_s
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as client:
-            client.settimeout(timeout_s)
-            client.sendto(b"?", (address, port))
-            return client.recv(100).decode()
+            while (left_s := until - time.monotonic()) > 0:
+                client.settimeout(min(1.0, left_s))
+                client.sendto(b"?", (address, port))
+                with contextlib.suppress(TimeoutError):
+                    return client.recv(100).decode()
         return ""
 
     return inside(netns, ask)
 
 
-def pings(netns: str, address: str, *, timeout_s: float = 1.0) -> bool:
-    """Whether an echo request (ICMP or ICMPv6) is answered."""
+def pings(netns: str, address: str, *, timeout_s: float = PATIENCE_S) -> bool:
+    """Whether an echo request (ICMP or ICMPv6) is answered, or one of those sent a second later each."""
     six = ":" in address
     number = 0x4321
 
@@ -336,13 +343,20 @@ def pings(netns: str, address: str, *, timeout_s: float = 1.0) -> bool:
             contextlib.suppress(OSError),
             socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, kind) as raw,
         ):
-            raw.settimeout(timeout_s)
-            raw.sendto(body, (address, 0))
-            while time.monotonic() < until:
-                answer, who = raw.recvfrom(2000)
-                answer = answer if six else answer[20:]
-                if who[0] == address and answer[0] == (129 if six else 0) and answer[4:6] == body[4:6]:
-                    return True
+            while (left_s := until - time.monotonic()) > 0:
+                raw.settimeout(min(1.0, left_s))
+                raw.sendto(body, (address, 0))
+                again = time.monotonic() + 1.0
+                with contextlib.suppress(TimeoutError):
+                    while time.monotonic() < min(again, until):
+                        answer, who = raw.recvfrom(2000)
+                        answer = answer if six else answer[20:]
+                        if (
+                            who[0] == address
+                            and answer[0] == (129 if six else 0)
+                            and answer[4:6] == body[4:6]
+                        ):
+                            return True
         return False
 
     return inside(netns, ask)

@@ -23,6 +23,8 @@ from tests.conformance.guests import an_id
 from tests.conformance.namespaces import inside, ip
 from tests.integration.hostd.dhcp_clients import advertisement, declining, discover, say_to_dhcp, solicit
 from tests.integration.hostd.tenant_hosts import (
+    PATIENCE_S,
+    SILENCE_S,
     Fabric,
     Sniffer,
     TenantGuest,
@@ -107,13 +109,13 @@ async def site(fabric: Fabric) -> AsyncIterator[Site]:
     assert leftovers(fabric.hosts[0], fabric.states[0]) == []
 
 
-def hostname(netns: str, address: str) -> str:
+def hostname(netns: str, address: str, *, timeout_s: float = PATIENCE_S) -> str:
     """What the metadata service at an address says to a guest about itself; empty where nobody answers."""
 
     def ask() -> str:
         with (
             contextlib.suppress(OSError),
-            socket.create_connection((address, 80), timeout=1) as client,
+            socket.create_connection((address, 80), timeout=timeout_s) as client,
         ):
             client.sendall(b"GET /latest/meta-data/hostname HTTP/1.1\r\nHost: metadata\r\n\r\n")
             said = b""
@@ -180,7 +182,7 @@ async def test_each_guest_gets_its_own_address_by_dhcpv6(site: Site) -> None:
 
 
 async def test_where_no_router_is_guests_are_sent_to_dhcp_and_told_of_no_way_out(site: Site) -> None:
-    said = await asyncio.to_thread(inside, site.netns(ONE_A), lambda: advertisement(timeout_s=5))
+    said = await asyncio.to_thread(inside, site.netns(ONE_A), lambda: advertisement(timeout_s=PATIENCE_S))
 
     assert said is not None
     assert said.source == "fe80::a9fe:a9fe"
@@ -202,10 +204,10 @@ async def test_a_guest_that_nothing_is_allowed_gets_its_addresses_all_the_same(s
 
     offer = await asyncio.to_thread(inside, netns, lambda: discover(port.mac))
     offer6 = await asyncio.to_thread(inside, netns, lambda: solicit(port.mac))
-    said = await asyncio.to_thread(inside, netns, lambda: advertisement(timeout_s=5))
+    said = await asyncio.to_thread(inside, netns, lambda: advertisement(timeout_s=PATIENCE_S))
     assert (offer.address, offer6.address) == (port.address, port.further[0].address)
     assert said is not None
-    assert await asyncio.to_thread(hostname, netns, METADATA) == ""
+    assert await asyncio.to_thread(hostname, netns, METADATA, timeout_s=SILENCE_S) == ""
 
     await site.wires.follow(plan(site.fabric))
     assert await asyncio.to_thread(hostname, netns, METADATA) == ONE_A.word
@@ -235,7 +237,7 @@ async def test_what_runs_goes_on_without_hostd_and_the_next_one_finds_it(site: S
         assert await asyncio.to_thread(ask_tcp, site.netns(ONE_A), ONE_B.port.address) == "neighbour"
     offer = await asyncio.to_thread(inside, site.netns(ONE_A), lambda: discover(ONE_A.port.mac))
     assert offer.address == ONE_A.port.address
-    assert await asyncio.to_thread(hostname, site.netns(ONE_A), METADATA) == ""
+    assert await asyncio.to_thread(hostname, site.netns(ONE_A), METADATA, timeout_s=SILENCE_S) == ""
 
     # Not told anything: it has the plan and the wirings on disk.
     site.wires = site.fabric.wires(0)
