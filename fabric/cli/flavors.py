@@ -25,7 +25,7 @@ def view(flavor: Flavor) -> dict[str, Value]:
         "disk": flavor.disk_gib,
         "vcpus": flavor.vcpus,
         "description": flavor.description,
-        "properties": dict(flavor.properties),
+        "properties": dict(sorted(flavor.properties.items())),
         "created_at": when(flavor.create_time),
     }
 

@@ -41,7 +41,7 @@ def view(image: Image) -> dict[str, Value]:
         "min_ram": image.min_ram_mib,
         "kernel_id": image.kernel_id,
         "ramdisk_id": image.ramdisk_id,
-        "properties": dict(image.properties),
+        "properties": dict(sorted(image.properties.items())),
         "owner": image.project_id,
         "created_at": when(image.create_time),
     }

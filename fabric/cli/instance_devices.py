@@ -27,7 +27,7 @@ def plug(session: Session, begun: Instance, wait_timeout_s: float | None) -> Non
     if wait_timeout_s is None:
         return
     found = session.client.instances.wait_until_told(
-        begun, timeout_s=wait_timeout_s, on_change=lambda seen: session.say(line(seen))
+        begun, timeout_s=wait_timeout_s, on_change=lambda seen: session.say(line(seen, begun))
     )
     if found.status.HasField("fault") and found.status.fault != begun.status.fault:
         raise Failed(f"server {found.name}: {found.status.fault.code}: {found.status.fault.message}")

@@ -27,7 +27,7 @@ AS_BEFORE = ("ACTIVE", "SHUTOFF")
 def settled(session: Session, begun: Instance, states: tuple[str, ...], timeout_s: float) -> Instance:
     """Wait with progress on stderr until the server is at rest in one of the states. Raises Failed."""
     found = session.client.instances.wait_for(
-        begun, states[0], timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen))
+        begun, states[0], timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen, begun))
     )
     if found.status.state not in states or found.status.HasField("fault"):
         raise Failed(f"server {found.name} is {found.status.state}, not {' or '.join(states)}: {why(found)}")

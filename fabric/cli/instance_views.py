@@ -123,7 +123,7 @@ def view(instance: Instance) -> dict[str, Value]:
         "placement": status.placement.explanation,
         "placement_refusals": _refusals(instance),
         "placement_suggestion": status.placement.suggestion,
-        "properties": dict(spec.metadata),
+        "properties": dict(sorted(spec.metadata.items())),
         "tags": list(instance.tags),
         "locked": instance.locked,
         "locked_reason": instance.locked_reason,
@@ -136,11 +136,11 @@ def view(instance: Instance) -> dict[str, Value]:
     }
 
 
-def line(instance: Instance) -> str:
-    """Where a server is, in one line."""
+def line(instance: Instance, before: Instance) -> str:
+    """Where a server is, in one line, for whoever waits since `before`: a fault of that time is of something else."""
     status = instance.status
     words = [f"{instance.name}: {status.state}", status.task_state, status.progress]
-    if status.fault.message:
+    if status.fault.message and status.fault != before.status.fault:
         words.append(f"({status.fault.message})")
     return " ".join(word for word in words if word)
 

@@ -39,7 +39,7 @@ def wait_for(session: Session, instance: Instance, state: str | None, timeout_s:
     """Wait with progress on stderr, for a state, or with None for the end of what is under way. Raises Failed."""
     state = state or instance.status.state
     found = session.client.instances.wait_for(
-        instance, state, timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen))
+        instance, state, timeout_s=timeout_s, on_change=lambda seen: session.say(line(seen, instance))
     )
     if found.status.state != state or (state != "ERROR" and found.status.HasField("fault")):
         raise Failed(f"server {found.name} is {found.status.state}, not {state}: {why(found)}")
@@ -224,7 +224,10 @@ def delete(
         if (before := going.get(name)) is None:
             return
         left = instances.wait_until_gone(
-            before, timeout_s=wait_timeout_s, force=force, on_change=lambda seen: session.say(line(seen))
+            before,
+            timeout_s=wait_timeout_s,
+            force=force,
+            on_change=lambda seen: session.say(line(seen, before)),
         )
         if left is not None:
             raise Failed(f"server {left.name} could not be deleted: {why(left)}")

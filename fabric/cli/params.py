@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 from click.shell_completion import CompletionItem
 
+from fabric.cli.exits import Failed
 from fabric.errors import FabricError
 
 if TYPE_CHECKING:
@@ -174,7 +176,16 @@ def waiting(default_s: int) -> Callable[[F], F]:
     """Give a command --wait and --wait-timeout; it gets `wait` and `wait_timeout_s`."""
 
     def decorate(function: F) -> F:
-        function = click.option(
+        @functools.wraps(function)
+        def until_interrupted(*args: Any, wait: bool, **said: Any) -> Any:
+            try:
+                return function(*args, wait=wait, **said)
+            except KeyboardInterrupt:
+                if not wait:
+                    raise
+                raise Failed("interrupted: what was asked for goes on, and is not waited for") from None
+
+        command = click.option(
             "--wait-timeout",
             "wait_timeout_s",
             type=click.FloatRange(min=1),
@@ -182,9 +193,9 @@ def waiting(default_s: int) -> Callable[[F], F]:
             show_default=True,
             metavar="SECONDS",
             help="How long to wait at most.",
-        )(function)
+        )(cast("F", until_interrupted))
         return click.option("--wait", is_flag=True, help="Return when it is done, and fail if it fails.")(
-            function
+            command
         )
 
     return decorate

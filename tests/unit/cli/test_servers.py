@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fabric.cli.instance_views import line
 from fabric.errors import NoCapacity, WrongState
-from fabric.pb.compute.v1.instance_service_pb2 import UnreachableCell
+from fabric.pb.compute.v1.instance_service_pb2 import Instance, UnreachableCell
 from tests.unit.cli.shell import Shell
 from tests.unit.client.fake_api import Step
 
@@ -300,3 +301,40 @@ def test_a_console_log_is_piped_as_the_guest_wrote_it(stocked: Shell) -> None:
         stocked.run("console", "log", "show", "--lines", "5", "web").stdout_bytes == b"boot\r\n\x1b[2Jlogin: "
     )
     assert stocked.api.requests("get_console_log")[0].lines == 5
+
+
+def test_progress_tells_no_fault_of_an_earlier_action() -> None:
+    before = Instance(name="web")
+    before.status.fault.message = "0 of 1 hosts fit"
+    seen = Instance()
+    seen.CopyFrom(before)
+    seen.status.state, seen.status.task_state = "ACTIVE", "powering_off"
+    failed = Instance()
+    failed.CopyFrom(seen)
+    failed.status.fault.time.seconds = 1
+
+    assert line(seen, before) == "web: ACTIVE powering_off"
+    assert line(failed, before) == "web: ACTIVE powering_off (0 of 1 hosts fit)"
+
+
+def test_who_interrupts_a_wait_hears_that_the_action_goes_on(
+    stocked: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    stocked.api.put_instance("web")
+    stocked.api.plan["stop_instance"] = [Step("ACTIVE", "powering_off"), Step("SHUTOFF")]
+    monkeypatch.setattr(stocked.time, "sleep", interrupt)
+    result = stocked.run("server", "stop", "--wait", "web")
+
+    assert result.exit_code == 1
+    assert "goes on" in result.stderr
+    assert "Aborted" not in result.stderr
+
+
+def test_properties_are_in_the_same_order_each_time(stocked: Shell) -> None:
+    words = [word for name in "kcxbazq" for word in ("--property", f"{name}={name}")]
+    shown = stocked.json(*CREATE, *words, "web")["properties"]
+
+    assert list(shown) == sorted(shown)
