@@ -96,8 +96,9 @@ class HostLocalNetwork:
             [(mark, mtu) for mark, mtu in wanted.items() if mark not in whole],
         )
         if seen.bridge is None:
-            # What listened, listened on another bridge of this name.
+            # What listened, listened on another bridge of this name, and may not know that it is gone.
             await self._metadata.close()
+            await self._dnsmasq.stop()
         self._bridged, self._pinned = subnets, frozenset(wanted)
         leases = (
             Lease(port=port, hostname=wiring.guest.hostname)
