@@ -86,7 +86,7 @@ class Unauthenticated(FabricError):
 
 
 class PermissionDenied(FabricError):
-    """A known principal without the role the method needs."""
+    """A known principal without the role the method needs. `facts["needed"]` is a project's role, `system`, or `root`."""
 
     reason = Reason.PERMISSION_DENIED
 

@@ -187,7 +187,7 @@ class ImageHandlers:
     async def _check(self, asked: pb.Image, principal: Principal) -> None:
         """What the field rules cannot say. Raises InvalidRequest, PermissionDenied."""
         if asked.visibility == pb.VISIBILITY_PUBLIC and not principal.system_admin:
-            raise PermissionDenied("only system administrators make public images")
+            raise PermissionDenied("only system administrators make public images", needed="system")
         if not principal.project_id:
             raise PermissionDenied("an image needs a project; your token is for none")
         for name, value in sorted(asked.properties.items()):

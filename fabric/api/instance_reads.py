@@ -120,7 +120,7 @@ class InstanceReads:
         self, request: pb.ListInstancesRequest, principal: Principal
     ) -> pb.ListInstancesResponse:
         if request.all_projects and not principal.system_admin:
-            raise PermissionDenied("only system administrators list every project's servers")
+            raise PermissionDenied("only system administrators list every project's servers", needed="system")
         catalogue = self._catalogue
         project_id = None if request.all_projects else principal.project_id
         waiting = await self._catch_up_index(project_id)

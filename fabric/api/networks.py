@@ -55,7 +55,9 @@ class NetworkHandlers:
         asked, desk = request.network, self._desk
         project_id, network_id = project_of(principal), desk.ids.new_id()
         if (asked.shared or asked.external) and not principal.system_admin:
-            raise PermissionDenied("only system administrators make shared or external networks")
+            raise PermissionDenied(
+                "only system administrators make shared or external networks", needed="system"
+            )
         kind = NetworkKind.EXTERNAL if asked.external else NetworkKind.TENANT
         mtu = checked_mtu(asked.mtu, kind, (), field="network.mtu")
         physical = checked_physical(asked.physical_network, kind, field="network.physical_network")
@@ -107,7 +109,7 @@ class NetworkHandlers:
                 update_time_ms=desk.clock.now_ms(),
             )
             if after.shared and not before.shared and not principal.system_admin:
-                raise PermissionDenied("only system administrators share networks")
+                raise PermissionDenied("only system administrators share networks", needed="system")
             if before.shared and not after.shared:
                 # Whose the ports are is not asked: others' could come in this very moment, and would be cut off from what they see.
                 await desk.check_nothing_below(

@@ -188,7 +188,9 @@ class Watching:
             TooMuch: there are too many watchers, or this one is too slow.
         """
         if request.all_projects and not principal.system_admin:
-            raise PermissionDenied("only system administrators watch every project's servers")
+            raise PermissionDenied(
+                "only system administrators watch every project's servers", needed="system"
+            )
         position = _read(request.resume_token)
         if self._watchers >= WATCHES_LIMIT:
             raise TooMuch(f"{WATCHES_LIMIT} are watching already; try another server", retry_after_s=10.0)

@@ -79,6 +79,14 @@ _ADVICE: Final[Mapping[Reason, str]] = MappingProxyType(
     }
 )
 
+_ADVICE_BY_NEED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "system": "be one of them by --cloud or --username, or ask one; no role in a project makes you one",
+        "root": "run it with sudo",
+    }
+)
+"""What helps where no role in a project does."""
+
 
 class Failed(click.ClickException):
     """What was waited for ended, and not well. Not an error of the API's, which has done what it was asked."""
@@ -102,5 +110,5 @@ def explain(error: FabricError) -> str:
     text = error.message
     if isinstance(error, InvalidRequest) and error.field and error.field not in text:
         text = f"{error.field}: {text}"
-    advice = _ADVICE.get(error.reason)
+    advice = _ADVICE_BY_NEED.get(error.facts.get("needed", "")) or _ADVICE.get(error.reason)
     return f"{text}\n  {advice}" if advice is not None else text

@@ -45,7 +45,7 @@ def _check_user(authz: Authz, principal: Principal) -> None:
     if authz.scope is Scope.USER or principal.system_admin:
         return
     if authz.scope is Scope.SYSTEM:
-        raise PermissionDenied("only system administrators may do this")
+        raise PermissionDenied("only system administrators may do this", needed="system")
     if not principal.project_id:
         raise PermissionDenied("this needs a role in a project; your token is for none")
     if principal.role < authz.role:

@@ -82,7 +82,7 @@ def ask(path: Path, command: Command, *, timeout_s: float = 30.0) -> FabricStatu
             with client.makefile("rb") as lines:
                 line = lines.readline()
     except PermissionError:
-        raise PermissionDenied("only root may speak to a fabric's supervisor") from None
+        raise PermissionDenied("only root may speak to a fabric's supervisor", needed="root") from None
     except OSError as absent:
         raise Unavailable(f"no supervisor answers on {path}: {absent.strerror or absent}") from None
     if not line:

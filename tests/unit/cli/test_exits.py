@@ -139,3 +139,11 @@ def test_an_empty_name_among_several_is_told_without_it(shell: Shell) -> None:
     shell.api.fail["delete_flavor"] = [InvalidRequest("flavor is required", field="flavor")]
 
     assert shell.run("flavor", "delete", "").stderr == "fabric: flavor is required\n"
+
+
+@pytest.mark.parametrize(
+    ("needed", "advice"),
+    [("system", "--cloud"), ("root", "sudo"), ("member", "ask an administrator for the role")],
+)
+def test_who_may_not_is_told_what_would_help(needed: str, advice: str) -> None:
+    assert advice in explain(PermissionDenied("you may not", needed=needed))

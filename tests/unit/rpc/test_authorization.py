@@ -14,7 +14,7 @@ from fabric import pb
 from fabric.errors import Bug, FabricError, PermissionDenied, Unauthenticated
 from fabric.model.identity import Principal, Role
 from fabric.pb.compute.v1 import flavor_service_pb2
-from fabric.rpc import stages
+from fabric.rpc import authz, stages
 from fabric.rpc.call import Call, bind, chain
 from fabric.rpc.method import Method, Scope, methods
 
@@ -120,6 +120,16 @@ def test_every_declared_method_is_known_here() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 async def test_a_method_lets_in_exactly_whom_it_is_for(method: Method, who: str) -> None:
     assert await _is_let_in(method, who) == (who in MAY[method.authz.scope, method.authz.role])
+
+
+@pytest.mark.parametrize(
+    "method", [it for it in METHODS if it.authz.scope is Scope.SYSTEM], ids=lambda it: it.name
+)
+def test_who_is_no_system_administrator_is_told_that_no_role_in_a_project_is_that(method: Method) -> None:
+    with pytest.raises(PermissionDenied) as denied:
+        authz.check(method.authz, TOKENS["own admin"])
+
+    assert denied.value.facts["needed"] == "system"
 
 
 def test_a_method_that_only_reads_says_so_by_its_name() -> None:
