@@ -16,6 +16,7 @@ from hostd.driver.base import DiskFile, Domain, DomainEvent, DomainSpec, Driver,
 from tests.conformance.guests import an_id
 
 ID = an_id("server")
+PATIENCE_S = 60.0
 
 
 class Rig(Protocol):
@@ -67,7 +68,7 @@ async def seen(driver: Driver) -> Domain:
 
 async def news(events: AsyncIterator[DomainEvent], power: PowerState) -> DomainEvent:
     """The next event that says so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         async for event in events:
             if event.power is power:
                 return event
@@ -75,7 +76,7 @@ async def news(events: AsyncIterator[DomainEvent], power: PowerState) -> DomainE
 
 
 async def until(driver: Driver, power: PowerState) -> Domain:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         # By looking: an event may be lost, so what was seen is what counts.
         while (domain := await seen(driver)).power is not power:
             await asyncio.sleep(0.02)
@@ -448,7 +449,7 @@ async def consoles_go_with_their_domain(rig: Rig) -> None:
     serial = await rig.driver.open_console(ID, ConsoleKind.SERIAL)
     screen = await rig.driver.open_console(ID, ConsoleKind.VNC)
     said = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(said) < 12:
             said += await screen.receive()
     assert said[:12] == b"RFB 003.008\n"
@@ -463,7 +464,7 @@ async def consoles_go_with_their_domain(rig: Rig) -> None:
 
 
 async def _to_its_end(stream: Stream) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             await stream.receive()
 

@@ -18,7 +18,7 @@ from hostd.driver.base import DiskFile, DomainSpec, Driver, DriverError, Interfa
 from hostd.driver.libvirt.driver import LibvirtDriver, LibvirtSettings
 from hostd.driver.libvirt.xml import Platform, domain_name, domain_xml
 from tests.chaos.pausing import pause, resume
-from tests.conformance.driver.laws import ID, LAWS, Law
+from tests.conformance.driver.laws import ID, LAWS, PATIENCE_S, Law
 from tests.conformance.guests import a_guest, an_id
 from tests.conformance.private_libvirt import Machine, a_machine, missing_programs
 
@@ -220,13 +220,13 @@ async def test_a_dead_libvirtd_is_said_and_its_guest_found_again(rig: LibvirtRig
     await rig.driver.start(ID)
     events = rig.driver.events()
     rig.machine.kill("libvirtd", signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert [event async for event in events] == []
     with pytest.raises(DriverError) as refused:
         await rig.driver.observe(ID)
     assert refused.value.code == FaultCode.HYPERVISOR_UNAVAILABLE
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         # Nothing tells a client that libvirtd is back.
         while not await opens(rig.driver):
             await asyncio.sleep(0.1)
