@@ -109,7 +109,7 @@ def charge_value(amounts: project_service_pb2.QuotaAmounts, default: Charge) -> 
 
 
 def host_message(
-    host: Host, *, session: Session | None, use: Use | None, report: HostReport | None
+    host: Host, mod_revision: int, *, session: Session | None, use: Use | None, report: HostReport | None
 ) -> host_service_pb2.Host:
     """A host: what was approved, and what is. One that never came has no session, and reads as UNREACHABLE."""
     status = host_service_pb2.HostStatus(
@@ -149,4 +149,5 @@ def host_message(
         ),
         status=status,
         create_time=timestamp(host.create_time_ms),
+        etag=str(mod_revision),
     )

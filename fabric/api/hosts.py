@@ -18,7 +18,7 @@ from fabric.api.once import Change, Once
 from fabric.api.pages import Pages
 from fabric.clock import Clock
 from fabric.deadlines import within
-from fabric.errors import AlreadyExists, Bug, InvalidRequest, Reason, Unavailable, WrongState
+from fabric.errors import AlreadyExists, Bug, Conflict, InvalidRequest, Reason, Unavailable, WrongState
 from fabric.model.host import Host, HostReport, Resources, Session, Use
 from fabric.model.identity import Principal
 from fabric.network.core.host_local import check_guest_cidr
@@ -101,6 +101,12 @@ class HostHandlers:
             stored = seen.value(key)
             if stored is None:
                 raise absent("host", asked.name)
+            if request.etag not in {"", str(seen.seen(key))}:
+                raise Conflict(
+                    f"the host has changed since its etag was {request.etag}; read it again",
+                    host=asked.name,
+                    etag=str(seen.seen(key)),
+                )
             now = decode(Host, stored)
             after = _host(
                 asked, slots=slots, create_time_ms=now.create_time_ms, update_time_ms=self._clock.now_ms()
@@ -185,6 +191,7 @@ def _shown(seen: Snapshot, name: str) -> pb.Host | None:
     session, use, report = (seen.value(kind.at(name)) for kind in (SESSION, USE, REPORT))
     return host_message(
         decode(Host, host),
+        seen.seen(HOST.at(name)),
         session=None if session is None else decode(Session, session),
         use=None if use is None else decode(Use, use),
         report=None if report is None else decode(HostReport, report),

@@ -95,6 +95,8 @@ class Hosts:
             more_traits: capabilities that it has, too.
             fewer_traits: capabilities that it has no more.
             cell: needed only where two cells have a host of that name.
+
+        Raises Conflict: somebody has changed it between the look at it and the write.
         """
         seen = self.get(host, cell)
         spec = HostSpec()
@@ -112,6 +114,8 @@ class Hosts:
             del spec.traits[:]
             spec.traits.extend(sorted(traits))
         request = pb.UpdateHostRequest(
-            request_id=self._calls.request_id(), host=Host(name=seen.name, cell=seen.cell, spec=spec)
+            request_id=self._calls.request_id(),
+            host=Host(name=seen.name, cell=seen.cell, spec=spec),
+            etag=seen.etag,
         )
         return self._calls.unary(self._stub.UpdateHost, request).host

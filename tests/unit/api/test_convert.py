@@ -58,7 +58,7 @@ def project(value: Project) -> Message:
 
 
 def host(value: Host) -> Message:
-    return convert.host_message(value, session=filled(Session), use=filled(Use), report=filled(HostReport))
+    return convert.host_message(value, 7, session=filled(Session), use=filled(Use), report=filled(HostReport))
 
 
 def flavor(value: Flavor) -> Message:
@@ -205,7 +205,7 @@ def test_enums_have_the_same_numbers_on_both_sides(ours: type[enum.IntEnum], the
 
 
 def test_a_host_that_never_came_reads_as_unreachable() -> None:
-    message = convert.host_message(filled(Host), session=None, use=None, report=None)
+    message = convert.host_message(filled(Host), 7, session=None, use=None, report=None)
 
     assert message.status.state == SessionState.UNREACHABLE.name
 

@@ -8,7 +8,7 @@ import pytest
 
 from fabric.api.cells import Cells
 from fabric.api.hosts import HostHandlers
-from fabric.errors import AlreadyExists, InvalidRequest, NotFound, Reason, Unavailable, WrongState
+from fabric.errors import AlreadyExists, Conflict, InvalidRequest, NotFound, Reason, Unavailable, WrongState
 from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.identity import Principal
 from fabric.pb.compute.v1 import host_service_pb2 as pb
@@ -67,8 +67,8 @@ class World:
         request = pb.CreateHostRequest(request_id=self.request_id(), host=host)
         return (await self.handlers.create_host(request, ADMIN)).host
 
-    async def update(self, host: pb.Host) -> pb.Host:
-        request = pb.UpdateHostRequest(request_id=self.request_id(), host=host)
+    async def update(self, host: pb.Host, etag: str = "") -> pb.Host:
+        request = pb.UpdateHostRequest(request_id=self.request_id(), host=host, etag=etag)
         return (await self.handlers.update_host(request, ADMIN)).host
 
     async def listed(self) -> tuple[list[str], list[str], float]:
@@ -119,6 +119,23 @@ async def test_what_is_seen_of_a_host_is_shown_beside_what_was_approved(world: W
     assert (shown.status.state, shown.status.epoch) == ("UP", 3)
     assert (shown.status.claimed_ram_mib, shown.status.claimed_disk_gib) == (512, 6)
     assert shown.status.instances == 1
+
+
+@in_a_world
+async def test_a_change_made_of_an_older_look_takes_nothing_back(world: World) -> None:
+    """A host is written whole. A trait added by what was read before its certificate was replaced brought the old certificate back, which
+    was perhaps replaced because somebody else has it.
+    """
+    before = await world.create(_host(cert_serial="aa"))
+    replaced = await world.update(_host(cert_serial="bb"), before.etag)
+
+    with pytest.raises(Conflict) as raised:
+        await world.update(_host(cert_serial="aa", traits=["GPU"]), before.etag)
+
+    assert raised.value.reason is Reason.CHANGED_MEANWHILE
+    shown = await world.update(_host(cert_serial="bb", traits=["GPU"]), replaced.etag)
+    assert (shown.spec.cert_serial, list(shown.spec.traits)) == ("bb", ["GPU"])
+    assert len({before.etag, replaced.etag, shown.etag}) == 3
 
 
 @in_a_world

@@ -27,7 +27,7 @@ from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_opti
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fabric/compute/v1/host_service.proto\x12\x11\x66\x61\x62ric.compute.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x95\x02\n\x04Host\x12R\n\x04name\x18\x01 \x01(\tBD\x92\xb5\x18@\x08\x01\x18?\"\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?R\x1b\x61 DNS label: a-z, 0-9 and -\x12\x16\n\x04\x63\x65ll\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18?\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.fabric.compute.v1.HostSpecB\x06\x92\xb5\x18\x02\x08\x01\x12\x35\n\x06status\x18\x04 \x01(\x0b\x32\x1d.fabric.compute.v1.HostStatusB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\"\xb4\x03\n\x08HostSpec\x12L\n\x11\x61vailability_zone\x18\x01 \x01(\tB1\x92\xb5\x18-\x08\x01\x18?\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\x12\x19\n\x05vcpus\x18\x02 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\x80\x04\x12\x1d\n\x07ram_mib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08(@0\x80\x80\x80\x80\x04\x12\x1e\n\x08\x64isk_gib\x18\x04 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x01\x30\x80\x80\x80\x80\x04\x12\x16\n\x06traits\x18\x05 \x03(\tB\x06\x92\xb5\x18\x02\x18@\x12\x33\n\x0b\x63\x65rt_serial\x18\x06 \x01(\tB\x1e\x92\xb5\x18\x1a\x18@\"\t[0-9a-f]*R\x0bhexadecimal\x12\x1c\n\nguest_cidr\x18\x07 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18+\x12\x10\n\x08\x64isabled\x18\x08 \x01(\x08\x12\x17\n\x0f\x64isabled_reason\x18\t \x01(\t\x12\x1e\n\x0etunnel_address\x18\n \x01(\tB\x06\x92\xb5\x18\x02\x18-\x12J\n\x11physical_networks\x18\x0b \x03(\tB/\x92\xb5\x18+\x18?\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\"\xbe\x02\n\nHostStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rclaimed_vcpus\x18\x03 \x01(\x05\x12\x17\n\x0f\x63laimed_ram_mib\x18\x04 \x01(\x03\x12\x18\n\x10\x63laimed_disk_gib\x18\x05 \x01(\x03\x12\x11\n\tinstances\x18\x06 \x01(\x05\x12\x12\n\nhypervisor\x18\x07 \x01(\t\x12\x16\n\x0emeasured_vcpus\x18\x08 \x01(\x05\x12\x18\n\x10measured_ram_mib\x18\t \x01(\x03\x12\x19\n\x11measured_disk_gib\x18\n \x01(\x03\x12/\n\x0breport_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06health\x18\x0c \x01(\t\x12\x13\n\x0b\x64irectories\x18\x14 \x03(\t\"4\n\x0eGetHostRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x0c\n\x04\x63\x65ll\x18\x02 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host\"M\n\x10ListHostsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"o\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.fabric.compute.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x19\n\x11unreachable_cells\x18\x03 \x03(\t\"y\n\x11\x43reateHostRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04host\x18\x02 \x01(\x0b\x32\x17.fabric.compute.v1.HostB\x06\x92\xb5\x18\x02\x08\x01\";\n\x12\x43reateHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host\"y\n\x11UpdateHostRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04host\x18\x02 \x01(\x0b\x32\x17.fabric.compute.v1.HostB\x06\x92\xb5\x18\x02\x08\x01\";\n\x12UpdateHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host2\x91\x03\n\x0bHostService\x12X\n\x07GetHost\x12!.fabric.compute.v1.GetHostRequest\x1a\".fabric.compute.v1.GetHostResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12^\n\tListHosts\x12#.fabric.compute.v1.ListHostsRequest\x1a$.fabric.compute.v1.ListHostsResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12\x63\n\nCreateHost\x12$.fabric.compute.v1.CreateHostRequest\x1a%.fabric.compute.v1.CreateHostResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x63\n\nUpdateHost\x12$.fabric.compute.v1.UpdateHostRequest\x1a%.fabric.compute.v1.UpdateHostResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fabric/compute/v1/host_service.proto\x12\x11\x66\x61\x62ric.compute.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xab\x02\n\x04Host\x12R\n\x04name\x18\x01 \x01(\tBD\x92\xb5\x18@\x08\x01\x18?\"\x1d[a-z0-9]([a-z0-9-]*[a-z0-9])?R\x1b\x61 DNS label: a-z, 0-9 and -\x12\x16\n\x04\x63\x65ll\x18\x02 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18?\x12\x31\n\x04spec\x18\x03 \x01(\x0b\x32\x1b.fabric.compute.v1.HostSpecB\x06\x92\xb5\x18\x02\x08\x01\x12\x35\n\x06status\x18\x04 \x01(\x0b\x32\x1d.fabric.compute.v1.HostStatusB\x06\x92\xb5\x18\x02\x38\x01\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x14\n\x04\x65tag\x18\x06 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\"\xb4\x03\n\x08HostSpec\x12L\n\x11\x61vailability_zone\x18\x01 \x01(\tB1\x92\xb5\x18-\x08\x01\x18?\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\x12\x19\n\x05vcpus\x18\x02 \x01(\x05\x42\n\x92\xb5\x18\x06(\x01\x30\x80\x80\x04\x12\x1d\n\x07ram_mib\x18\x03 \x01(\x03\x42\x0c\x92\xb5\x18\x08(@0\x80\x80\x80\x80\x04\x12\x1e\n\x08\x64isk_gib\x18\x04 \x01(\x03\x42\x0c\x92\xb5\x18\x08(\x01\x30\x80\x80\x80\x80\x04\x12\x16\n\x06traits\x18\x05 \x03(\tB\x06\x92\xb5\x18\x02\x18@\x12\x33\n\x0b\x63\x65rt_serial\x18\x06 \x01(\tB\x1e\x92\xb5\x18\x1a\x18@\"\t[0-9a-f]*R\x0bhexadecimal\x12\x1c\n\nguest_cidr\x18\x07 \x01(\tB\x08\x92\xb5\x18\x04\x08\x01\x18+\x12\x10\n\x08\x64isabled\x18\x08 \x01(\x08\x12\x17\n\x0f\x64isabled_reason\x18\t \x01(\t\x12\x1e\n\x0etunnel_address\x18\n \x01(\tB\x06\x92\xb5\x18\x02\x18-\x12J\n\x11physical_networks\x18\x0b \x03(\tB/\x92\xb5\x18+\x18?\"\x0f[A-Za-z0-9._-]+R\x16letters, digits, . _ -\"\xbe\x02\n\nHostStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x15\n\rclaimed_vcpus\x18\x03 \x01(\x05\x12\x17\n\x0f\x63laimed_ram_mib\x18\x04 \x01(\x03\x12\x18\n\x10\x63laimed_disk_gib\x18\x05 \x01(\x03\x12\x11\n\tinstances\x18\x06 \x01(\x05\x12\x12\n\nhypervisor\x18\x07 \x01(\t\x12\x16\n\x0emeasured_vcpus\x18\x08 \x01(\x05\x12\x18\n\x10measured_ram_mib\x18\t \x01(\x03\x12\x19\n\x11measured_disk_gib\x18\n \x01(\x03\x12/\n\x0breport_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06health\x18\x0c \x01(\t\x12\x13\n\x0b\x64irectories\x18\x14 \x03(\t\"4\n\x0eGetHostRequest\x12\x14\n\x04host\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x0c\n\x04\x63\x65ll\x18\x02 \x01(\t\"8\n\x0fGetHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host\"M\n\x10ListHostsRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"o\n\x11ListHostsResponse\x12&\n\x05hosts\x18\x01 \x03(\x0b\x32\x17.fabric.compute.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x19\n\x11unreachable_cells\x18\x03 \x03(\t\"y\n\x11\x43reateHostRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04host\x18\x02 \x01(\x0b\x32\x17.fabric.compute.v1.HostB\x06\x92\xb5\x18\x02\x08\x01\";\n\x12\x43reateHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host\"\x8f\x01\n\x11UpdateHostRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12-\n\x04host\x18\x02 \x01(\x0b\x32\x17.fabric.compute.v1.HostB\x06\x92\xb5\x18\x02\x08\x01\x12\x14\n\x04\x65tag\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x18@\";\n\x12UpdateHostResponse\x12%\n\x04host\x18\x01 \x01(\x0b\x32\x17.fabric.compute.v1.Host2\x91\x03\n\x0bHostService\x12X\n\x07GetHost\x12!.fabric.compute.v1.GetHostRequest\x1a\".fabric.compute.v1.GetHostResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12^\n\tListHosts\x12#.fabric.compute.v1.ListHostsRequest\x1a$.fabric.compute.v1.ListHostsResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12\x63\n\nCreateHost\x12$.fabric.compute.v1.CreateHostRequest\x1a%.fabric.compute.v1.CreateHostResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x63\n\nUpdateHost\x12$.fabric.compute.v1.UpdateHostRequest\x1a%.fabric.compute.v1.UpdateHostResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,6 +44,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOST'].fields_by_name['status']._serialized_options = b'\222\265\030\0028\001'
   _globals['_HOST'].fields_by_name['create_time']._loaded_options = None
   _globals['_HOST'].fields_by_name['create_time']._serialized_options = b'\222\265\030\0028\001'
+  _globals['_HOST'].fields_by_name['etag']._loaded_options = None
+  _globals['_HOST'].fields_by_name['etag']._serialized_options = b'\222\265\030\0028\001'
   _globals['_HOSTSPEC'].fields_by_name['availability_zone']._loaded_options = None
   _globals['_HOSTSPEC'].fields_by_name['availability_zone']._serialized_options = b'\222\265\030-\010\001\030?\"\017[A-Za-z0-9._-]+R\026letters, digits, . _ -'
   _globals['_HOSTSPEC'].fields_by_name['vcpus']._loaded_options = None
@@ -76,6 +78,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEHOSTREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
   _globals['_UPDATEHOSTREQUEST'].fields_by_name['host']._loaded_options = None
   _globals['_UPDATEHOSTREQUEST'].fields_by_name['host']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEHOSTREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_UPDATEHOSTREQUEST'].fields_by_name['etag']._serialized_options = b'\222\265\030\002\030@'
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['GetHost']._serialized_options = b'\212\265\030\002\010\004'
   _globals['_HOSTSERVICE'].methods_by_name['ListHosts']._loaded_options = None
@@ -85,27 +89,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSTSERVICE'].methods_by_name['UpdateHost']._loaded_options = None
   _globals['_HOSTSERVICE'].methods_by_name['UpdateHost']._serialized_options = b'\212\265\030\004\010\004\030\001'
   _globals['_HOST']._serialized_start=125
-  _globals['_HOST']._serialized_end=402
-  _globals['_HOSTSPEC']._serialized_start=405
-  _globals['_HOSTSPEC']._serialized_end=841
-  _globals['_HOSTSTATUS']._serialized_start=844
-  _globals['_HOSTSTATUS']._serialized_end=1162
-  _globals['_GETHOSTREQUEST']._serialized_start=1164
-  _globals['_GETHOSTREQUEST']._serialized_end=1216
-  _globals['_GETHOSTRESPONSE']._serialized_start=1218
-  _globals['_GETHOSTRESPONSE']._serialized_end=1274
-  _globals['_LISTHOSTSREQUEST']._serialized_start=1276
-  _globals['_LISTHOSTSREQUEST']._serialized_end=1353
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=1355
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=1466
-  _globals['_CREATEHOSTREQUEST']._serialized_start=1468
-  _globals['_CREATEHOSTREQUEST']._serialized_end=1589
-  _globals['_CREATEHOSTRESPONSE']._serialized_start=1591
-  _globals['_CREATEHOSTRESPONSE']._serialized_end=1650
-  _globals['_UPDATEHOSTREQUEST']._serialized_start=1652
-  _globals['_UPDATEHOSTREQUEST']._serialized_end=1773
-  _globals['_UPDATEHOSTRESPONSE']._serialized_start=1775
-  _globals['_UPDATEHOSTRESPONSE']._serialized_end=1834
-  _globals['_HOSTSERVICE']._serialized_start=1837
-  _globals['_HOSTSERVICE']._serialized_end=2238
+  _globals['_HOST']._serialized_end=424
+  _globals['_HOSTSPEC']._serialized_start=427
+  _globals['_HOSTSPEC']._serialized_end=863
+  _globals['_HOSTSTATUS']._serialized_start=866
+  _globals['_HOSTSTATUS']._serialized_end=1184
+  _globals['_GETHOSTREQUEST']._serialized_start=1186
+  _globals['_GETHOSTREQUEST']._serialized_end=1238
+  _globals['_GETHOSTRESPONSE']._serialized_start=1240
+  _globals['_GETHOSTRESPONSE']._serialized_end=1296
+  _globals['_LISTHOSTSREQUEST']._serialized_start=1298
+  _globals['_LISTHOSTSREQUEST']._serialized_end=1375
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=1377
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=1488
+  _globals['_CREATEHOSTREQUEST']._serialized_start=1490
+  _globals['_CREATEHOSTREQUEST']._serialized_end=1611
+  _globals['_CREATEHOSTRESPONSE']._serialized_start=1613
+  _globals['_CREATEHOSTRESPONSE']._serialized_end=1672
+  _globals['_UPDATEHOSTREQUEST']._serialized_start=1675
+  _globals['_UPDATEHOSTREQUEST']._serialized_end=1818
+  _globals['_UPDATEHOSTRESPONSE']._serialized_start=1820
+  _globals['_UPDATEHOSTRESPONSE']._serialized_end=1879
+  _globals['_HOSTSERVICE']._serialized_start=1882
+  _globals['_HOSTSERVICE']._serialized_end=2283
 # @@protoc_insertion_point(module_scope)
