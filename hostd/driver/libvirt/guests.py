@@ -80,6 +80,7 @@ def open_screen(domain: libvirt.virDomain) -> Opened:
 def diagnostics(connect: libvirt.virConnect, domain: libvirt.virDomain, power: PowerState) -> Diagnostics:
     """The domain's counters."""
     ((_, stats),) = connect.domainListGetStats([domain], _STATS)
+    memory_kib = stats.get("balloon.current", 0)
     macs = [mac.get("address", "") for mac in _live(domain).iterfind("devices/interface/mac")]
     return Diagnostics(
         power=power,
@@ -87,9 +88,10 @@ def diagnostics(connect: libvirt.virConnect, domain: libvirt.virDomain, power: P
         vcpu_time_ms=tuple(
             stats.get(f"vcpu.{number}.time", 0) // 1_000_000 for number in range(stats.get("vcpu.current", 0))
         ),
-        memory_kib=stats.get("balloon.current", 0),
+        memory_kib=memory_kib,
         memory_resident_kib=stats.get("balloon.rss", 0),
-        memory_unused_kib=stats.get("balloon.unused", 0),
+        # The guest's own word: it may be any number, and what nobody can believe of a host costs that its session.
+        memory_unused_kib=min(stats.get("balloon.unused", 0), memory_kib),
         disks=tuple(_disk(stats, number) for number in range(stats.get("block.count", 0))),
         interfaces=tuple(
             _interface(stats, number, mac) for number, mac in enumerate(macs) if f"net.{number}.name" in stats

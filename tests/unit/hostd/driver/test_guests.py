@@ -1,4 +1,4 @@
-"""What a guest's agent may answer: anything."""
+"""What a guest's agent, and its balloon's driver, may say: anything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import libvirt
 import libvirt_qemu
 import pytest
 
+from fabric.conductor.core.guard import breach
+from fabric.model.states import PowerState
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DriverError
 from hostd.driver.libvirt import guests
@@ -27,6 +29,22 @@ class DomainWithAgent:
 
     def XMLDesc(self, _flags: int) -> str:  # noqa: N802 - libvirt's name
         return DOMAIN
+
+    def name(self) -> str:
+        return "cellfabric-of-no-such-process"
+
+
+class Counting:
+    """A connection to a hypervisor that has these counters of whatever domain."""
+
+    def __init__(self, **stats: int) -> None:
+        self._stats = {name.replace("_", "."): number for name, number in stats.items()}
+
+    def domainListGetStats(self, domains: list[object], _stats: int) -> object:  # noqa: N802 - libvirt's name
+        return [(domain, self._stats) for domain in domains]
+
+    def getURI(self) -> str:  # noqa: N802 - libvirt's name
+        return "qemu:///system"
 
 
 def ask() -> object:
@@ -64,3 +82,17 @@ def test_what_an_agent_returns_is_given(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(libvirt_qemu, "qemuAgentCommand", lambda *_: '{"return": {"count": 3}}')
 
     assert ask() == {"count": 3}
+
+
+def test_a_guest_has_no_more_unused_memory_than_memory_whatever_it_says() -> None:
+    """A conductor believes no host that says such numbers, and three of them would have cost the host its session."""
+    connect = Counting(balloon_current=1 << 20, balloon_unused=((1 << 64) - 2) // 1024)
+
+    found = guests.diagnostics(
+        cast("libvirt.virConnect", connect),
+        cast("libvirt.virDomain", DomainWithAgent()),
+        PowerState.RUNNING,
+    )
+
+    assert breach(found) is None
+    assert found.memory_unused_kib == 1 << 20
