@@ -177,6 +177,7 @@ class ApiService:
                         catalogue=self._catalogue,
                         cells=self._cells,
                         view=self.instances.view,
+                        tokens=self.tokens,
                         clock=clock,
                     ),
                 ),

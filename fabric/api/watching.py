@@ -16,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
@@ -42,7 +42,7 @@ WATCHES_LIMIT: Final = 500
 """Watchers of one server at a time."""
 
 LIFETIME_S: Final = 300.0
-"""After so long the caller is asked to call again: another server may take it on, and its rights are looked at anew."""
+"""After so long the caller is asked to call again: another server may take it on, and its roles are looked at anew."""
 
 LOOK_S: Final = 1.0
 """How often it is looked whether cells can be reached."""
@@ -102,10 +102,30 @@ class Listed:
 News = Seen | Waiting | Ended | Listed
 
 
+class Bearers(Protocol):
+    """What is known of tokens that were good when a watch began."""
+
+    @property
+    def hearings(self) -> int:
+        """How often the watch on tokens began anew: of what ended in between it tells nothing."""
+        ...
+
+    def has_ended(self, token_id: str) -> bool:
+        """Whether the watch has told of a token's end lately."""
+        ...
+
+    async def stands(self, token_id: str) -> bool:
+        """Whether a token is good still, as the store has it. A store that does not answer says nothing against it."""
+        ...
+
+
 class Watching:
     """The log, and everybody who reads it. `view` shows a record of a cell's to somebody."""
 
-    def __init__(self, *, catalogue: Catalogue, cells: Cells, view: View, clock: Clock) -> None:
+    def __init__(
+        self, *, catalogue: Catalogue, cells: Cells, view: View, tokens: Bearers, clock: Clock
+    ) -> None:
+        self.tokens = tokens
         self._catalogue = catalogue
         self._cells = cells
         self._view = view
@@ -296,6 +316,7 @@ class _Watcher:
         self._clock = clock
         self._place = watching.place
         self._away: dict[str, str] = {}
+        self._hearings = watching.tokens.hearings
 
     async def messages(self, position: Mapping[str, int] | None) -> AsyncIterator[pb.WatchInstancesResponse]:
         """Everything, as `Watching.news` has it."""
@@ -314,7 +335,7 @@ class _Watcher:
             yield message
         yield _mark(told)
         marked_s = self._clock.boot_s()
-        while not self._is_over(begun_s):
+        while not await self._is_over(begun_s):
             for message in self._cells():
                 yield message
             entries = watching.since(self._place)
@@ -345,10 +366,16 @@ class _Watcher:
         else:
             yield from self._told(entries)
 
-    def _is_over(self, begun_s: float) -> bool:
-        expire_ms = self._principal.expire_time_ms
-        is_expired = 0 < expire_ms <= self._clock.now_ms()
-        return is_expired or self._clock.boot_s() - begun_s >= LIFETIME_S
+    async def _is_over(self, begun_s: float) -> bool:
+        """Whether it is time to call again, if only to be refused: a revoked token ends what it has begun within two seconds, too."""
+        who, tokens = self._principal, self._watching.tokens
+        is_expired = 0 < who.expire_time_ms <= self._clock.now_ms()
+        if is_expired or self._clock.boot_s() - begun_s >= LIFETIME_S or tokens.has_ended(who.token_id):
+            return True
+        if tokens.hearings == self._hearings:
+            return False
+        self._hearings = tokens.hearings
+        return not await tokens.stands(who.token_id)
 
     def _cells(self) -> Iterator[pb.WatchInstancesResponse]:
         """Which cells have gone away, and which have come back, since this was asked last."""

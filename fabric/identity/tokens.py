@@ -62,6 +62,9 @@ class Tokens:
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._heard_s = float("-inf")
         self._forgotten = 0
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self.hearings = 0
+        """How often the watch began anew: of what ended in between it tells nothing."""
         self._ask_again_s = float("-inf")
 
     async def issue(self, token: Token) -> str:
@@ -109,6 +112,10 @@ class Tokens:
             self._remember(key, _Seen(token, now_s))
         return self._bearer(token)
 
+    def has_ended(self, token_id: str) -> bool:
+        """Whether the watch has told of a token's end lately."""
+        return TOKEN.at(token_id) in self._ended
+
     async def stands(self, token_id: str) -> bool:
         """Whether a token that was good is still: not revoked, not expired. A store that does not answer says nothing against it."""
         key = TOKEN.at(token_id)
@@ -149,6 +156,7 @@ class Tokens:
                 # What happened before this revision was not seen by the watch: forget it, and what is being looked up just now.
                 self._forgotten += 1
                 self._seen.clear()
+                self.hearings += 1
                 self._heard_s = self._clock.boot_s()
                 await self._follow(revision)
             except (Unavailable, Compacted) as lost:
@@ -164,6 +172,9 @@ class Tokens:
                     if event.value is None:
                         self._forgotten += 1
                         self._seen.pop(event.key, None)
+                        self._ended[event.key] = None
+                while len(self._ended) > REMEMBERED:
+                    self._ended.popitem(last=False)
         finally:
             if isinstance(batches, AsyncGenerator):
                 await batches.aclose()

@@ -28,6 +28,7 @@ from fabric.errors import (
     Unavailable,
     WrongState,
 )
+from fabric.identity.tokens import Tokens
 from fabric.ids import RandomIds
 from fabric.model.flavor import Flavor
 from fabric.model.host import Cell, Session, SessionState
@@ -162,10 +163,17 @@ class World:
             reclaim_s=self.reclaim_s,
         )
         self.catalogue, self.views = catalogue, cells
+        self.tokens = Tokens(self.store, clock=clock, ids=ids)
         self.events = InstanceEventHandlers(
             catalogue=catalogue,
             cells=cells,
-            watching=Watching(catalogue=catalogue, cells=cells, view=self.handlers.view, clock=clock),
+            watching=Watching(
+                catalogue=catalogue,
+                cells=cells,
+                view=self.handlers.view,
+                tokens=self.tokens,
+                clock=clock,
+            ),
         )
         self._runs: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (catalogue.run, cells.run)
         self._requests = 0

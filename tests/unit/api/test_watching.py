@@ -14,13 +14,14 @@ import pytest
 from fabric.api import watching
 from fabric.api.shelf import CATCH_UP_S
 from fabric.errors import InvalidRequest, PermissionDenied, Reason, TooMuch
-from fabric.model.identity import Principal
+from fabric.model.identity import Principal, Role, Token
 from fabric.model.states import VmState
 from fabric.pb.compute.v1 import instance_event_service_pb2 as pb
 from fabric.store.base import Snapshot, Txn
 from fabric.store.codec import encode
 from fabric.store.keys import BUILD, INSTANCE, LOCATION
 from tests.unit.api.test_instances import WHO, World, in_a_world
+from tests.unit.store.virtual import LoopClock
 
 STRANGER = replace(WHO, project_id="q")
 ROOT = replace(STRANGER, system_admin=True)
@@ -82,6 +83,52 @@ async def test_a_watcher_is_told_what_is_there_and_then_what_changes(world: Worl
 
     assert first == ["PRESENT web ACTIVE"]
     assert await watcher.until_told() == ["CHANGED web ACTIVE powering_off"]
+
+
+async def bearer(world: World) -> Principal:
+    """Somebody with a token of an hour."""
+    now_ms = LoopClock().now_ms()
+    token = Token(
+        id="",
+        user_id="u",
+        user_name="u",
+        project_id="p",
+        project_name="p",
+        role=Role.MEMBER,
+        issue_time_ms=now_ms,
+        expire_time_ms=now_ms + 3_600_000,
+    )
+    return await world.tokens.principal(await world.tokens.issue(token))
+
+
+@pytest.mark.parametrize("is_heard", [True, False], ids=["heard", "while nobody heard"])
+def test_a_watcher_whose_token_is_revoked_is_told_no_more(is_heard: bool) -> None:
+    """A watch lasts five minutes, and its caller's rights were only looked at when it began: whoever had stolen a token saw everything
+    until then, though it had been revoked.
+    """
+
+    @in_a_world
+    async def until_then(world: World) -> None:
+        hearing = asyncio.create_task(world.tokens.run())
+        await asyncio.sleep(1.0)
+        who = await bearer(world)
+        watcher = Watcher(world, who)
+        await watcher.told()
+        if is_heard:
+            await world.tokens.revoke(who.token_id)
+        else:
+            hearing.cancel()
+            await asyncio.sleep(0.1)
+            await world.tokens.revoke(who.token_id)
+            hearing = asyncio.create_task(world.tokens.run())
+        begin_s = asyncio.get_running_loop().time()
+
+        await watcher.until_sent_away()
+
+        assert asyncio.get_running_loop().time() - begin_s <= 2.0
+        hearing.cancel()
+
+    until_then()
 
 
 @in_a_world
