@@ -135,10 +135,10 @@ def test_the_metadata_service_tells_a_guest_about_itself(tenant: Tenant, web: st
 
 
 def test_the_console_shows_the_boot(tenant: Tenant, web: str) -> None:
-    tenant.inside(web, "true")
-
-    assert "GUEST-READY" in until(
-        lambda: tenant.cli("console", "log", "show", web), "a console log with the guest's words"
+    until(
+        lambda: "GUEST-READY" in tenant.cli("console", "log", "show", web),
+        "a console log with the guest's last words of its boot",
+        timeout_s=BOOT_S,
     )
 
 

@@ -56,7 +56,7 @@ def guests(place: Place, key: str) -> dict[str, dict[str, Any]]:
         found = [shown(place, "server", "show", name) for name in NAMES]
         return found if all(each["status"] != "BUILD" for each in found) else []
 
-    made = until(settled, "both servers have a host or an error")
+    made = until(settled, "both servers have a host or an error", timeout_s=BOOT_S)
     assert [each["status"] for each in made] == ["ACTIVE"] * len(NAMES)
     return {each["host"]: each for each in made}
 
@@ -84,11 +84,6 @@ def inside(place: Place, server: dict[str, Any], key: str, command: str) -> str:
     return said[0]
 
 
-def console(place: Place, server: dict[str, Any]) -> str:
-    """What a guest has written to its console, once there is something."""
-    return until(lambda: place.fabric("console", "log", "show", server["name"]), "words on a console")
-
-
 def test_the_hosts_are_containers(place: Place) -> None:
     """Where they cannot be, the tests below are about hosts in network namespaces, and this one says why."""
     if REASONS:
@@ -100,9 +95,14 @@ def test_the_hosts_are_containers(place: Place) -> None:
 
 
 def test_both_hosts_are_up(place: Place) -> None:
-    states = {row["Name"]: row["State"] for row in shown(place, "host", "list")}
-
-    assert states == dict.fromkeys(place.hosts, "UP")
+    until(
+        lambda: (
+            {row["Name"]: row["State"] for row in shown(place, "host", "list")}
+            == dict.fromkeys(place.hosts, "UP")
+        ),
+        "every host is UP, and there is no other",
+        timeout_s=BOOT_S,
+    )
 
 
 def test_a_host_cannot_reach_a_store(place: Place) -> None:
@@ -126,7 +126,13 @@ def test_each_guest_boots_and_lets_its_owner_in(
 ) -> None:
     for server in guests.values():
         assert inside(place, server, key, "hostname").strip() == server["name"]
-        assert f"GUEST-READY {server['name']}" in console(place, server)
+        words = f"GUEST-READY {server['name']}"
+        # It lets people in before its boot is over.
+        until(
+            lambda: words in place.fabric("console", "log", "show", server["name"]),  # noqa: B023 - called at once
+            f"{words} on the console",
+            timeout_s=BOOT_S,
+        )
 
 
 def test_guests_of_one_network_reach_each_other_across_hosts(

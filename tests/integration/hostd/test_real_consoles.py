@@ -59,16 +59,9 @@ class Terminal:
 async def guest(site: Site) -> AsyncIterator[Guest]:
     made = a_server(site, "box", 4)
     await site.spawn(made)
-    await _logged(site, made, b"GUEST-READY")
+    await site.logged(made, b"GUEST-READY")
     yield made
     await site.remove(made)
-
-
-async def _logged(site: Site, guest: Guest, words: bytes) -> None:
-    """Wait for words in the console's log: virtlogd writes it from a pipe, so it comes after what a viewer is shown."""
-    async with asyncio.timeout(PATIENCE_S):
-        while words not in await site.host.disks.console_log(guest.id, 1, 100_000):
-            await asyncio.sleep(0.1)
 
 
 async def _set_password(site: Site, guest: Guest) -> None:
@@ -107,7 +100,7 @@ async def test_a_person_at_the_consoles_of_a_guest(site: Site, guest: Guest) -> 
     await terminal.until(b"answer-42")
 
     # -- the log of it goes on beside
-    await _logged(site, guest, b"answer-42")
+    await site.logged(guest, b"answer-42")
 
     # -- the screen
     screen = Terminal(await driver.open_console(guest.id, ConsoleKind.VNC))
