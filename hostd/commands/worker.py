@@ -298,8 +298,6 @@ class Worker:
         domain = await self._site.driver.observe(self.instance_id)
         if not reconcile.looks_everywhere(goal):
             unmade = await self._unmade(goal)
-            if domain is None or domain.power not in reconcile.RUNNING:
-                return Seen(domain=domain, unmade=unmade)
             return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id), unmade=unmade)
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()

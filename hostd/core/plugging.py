@@ -59,19 +59,29 @@ def next_plug(
     now_s: float,
     unmade: frozenset[str] = frozenset(),
 ) -> Next | FaultCode | None:
-    """The next step towards the guest's devices; why they stay as they are; or None where they are right, or nobody has them open.
+    """The next step towards the guest's devices; why they stay as they are; or None where they are right.
+
+    Of a guest that nobody has open, none has to be there; but what it is to have no more must not stay: it is another's to have.
 
     `wired` are the MACs that the host's network has for the guest, None where that is not known; `unmade` are volumes that are still to be
     made of an image.
     """
     if domain is None or domain.power not in _OPEN | {PowerState.SUSPENDED}:
-        return None
+        return _give_up(guest, wired, effort)
     if domain.power is PowerState.SUSPENDED:
         # What is in its saved memory comes back with it, and is plugged out then.
         return None if is_plugged(guest, domain) else FaultCode.DEVICE_HELD
     if effort.misplugged is not None:
         return effort.misplugged
     return _pull(guest, domain, effort, now_s=now_s) or _push(guest, domain, wired, effort, unmade)
+
+
+def _give_up(guest: Guest, wired: frozenset[str] | None, effort: Effort) -> Rewire | FaultCode | None:
+    if wired is None or wired <= {port.mac for port in guest.ports}:
+        return None
+    if effort.misplugged is not None:
+        return effort.misplugged
+    return FaultCode.NETWORK_FAILED if effort.is_rewired else Rewire()
 
 
 def _volumes_of(domain: Domain) -> set[str]:

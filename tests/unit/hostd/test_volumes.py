@@ -138,3 +138,20 @@ def test_an_interface_that_fails_leaves_the_others() -> None:
         assert len(bench.machine.wires[ONE][1]) == 1
 
     on_a_bench(scenario)
+
+
+def test_an_interface_pulled_out_of_a_guest_that_is_off_is_free_for_another_one() -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.conductor.orders[ONE] = with_ports(order(), 1, 2)
+        bench.process.start()
+        assert await told(bench, 1) == (HostState.ACTIVE, "")
+        await bench.conductor.give(with_ports(order(Want.STOP, generation=2), 1, 2))
+        assert await told(bench, 2) == (HostState.STOPPED, "")
+        await bench.conductor.give(order(Want.STOP, generation=3))
+        assert await told(bench, 3) == (HostState.STOPPED, "")
+
+        await bench.conductor.give(order(number=2))
+
+        assert await told(bench, 1, TWO) == (HostState.ACTIVE, "")
+
+    on_a_bench(scenario)

@@ -153,3 +153,15 @@ def test_a_guest_that_lets_go_late_is_told_of() -> None:
     assert reconcile.drift(order(), said, domain(VOLUME.serial)) is None
     assert reconcile.drift(order(), said, domain()) == replace(said, fault=None)
     assert is_plugged(order().guest, domain())
+
+
+def test_a_guest_that_is_off_gives_up_the_wires_that_it_is_to_have_no_more() -> None:
+    both = frozenset({MAC, PORT.mac})
+
+    assert plug(PLAIN, None, wired=both) == Rewire()
+    assert plug(PLAIN, domain(power=PowerState.SHUTDOWN), wired=both) == Rewire()
+    rewired = reconcile.after(FRESH, Rewire(), now_s=0)
+    assert plug(PLAIN, None, rewired, wired=both) is FaultCode.NETWORK_FAILED
+    assert plug(PLAIN, None, rewired, wired=frozenset({MAC})) is None
+    # What it is to have comes with its start.
+    assert plug(WITH_PORT, None, wired=frozenset()) is None
