@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from fabric.errors import InvalidRequest, Unavailable, WrongState
+from fabric.model.host import Resources
 from fabric.server.dev import machine, profile, starting
 from fabric.server.dev.topology import DEFAULT_STATE, Options, Topology
 
@@ -32,6 +33,10 @@ PROFILE: Final = "nebula"
 
 IMAGE_FILE: Final = "cellfabric-guest.qcow2"
 GUEST_COMMAND: Final = "fabric-guest-info"
+
+ROOM_RAM_MIB: Final = 1536
+ROOM_DISK_GIB: Final = 6
+"""What each of two hosts must have: the demo's server, and one that is twice as large."""
 
 BUILD_TIMEOUT_S: Final = 300
 LOGIN_TIMEOUT_S: Final = 240.0
@@ -73,11 +78,31 @@ def _fabric(state: Path, say: Say) -> Topology:
     if found is not None:
         say(f"a fabric is running on {state}")
         return found[0]
-    say("starting a fabric: one cell, one host")
-    topology, lock = starting.prepare(Options(state=state), say)
+    options = options_for(state, _share(state))
+    say(f"starting a fabric: one cell, {'two hosts' if options.hosts > 1 else 'one host'}")
+    topology, lock = starting.prepare(options, say)
     starting.launch(topology, lock)
     starting.await_ready(topology, say)
     return topology
+
+
+def options_for(state: Path, share: Resources | None) -> Options:
+    """Two hosts, so that servers can be resized and migrated, which takes another host than theirs; one where two are too small.
+
+    Args:
+        state: the folder.
+        share: what each of two hosts would have; None where the machine has not even that.
+    """
+    if share is None or share.ram_mib < ROOM_RAM_MIB or share.disk_gib < ROOM_DISK_GIB:
+        return Options(state=state)
+    return Options(state=state, hosts=2)
+
+
+def _share(state: Path) -> Resources | None:
+    try:
+        return machine.share_out(Options(state=state, hosts=2))[0]
+    except InvalidRequest:
+        return None
 
 
 class Walk:
@@ -142,7 +167,7 @@ class Walk:
     def log_in(self) -> str:
         """What the guest says over SSH, once it lets us in."""
         words = ("server", "ssh", "-i", str(self._key), SERVER, "--", GUEST_COMMAND)
-        self._show(words)
+        self._say(shown(PROFILE, words))
         until_s = time.monotonic() + LOGIN_TIMEOUT_S
         while True:
             try:
@@ -177,14 +202,11 @@ class Walk:
         return True
 
     def _do(self, cloud: str, *words: str, stdin: str = "", shows: bool = False) -> None:
-        self._show(words)
+        self._say(shown(cloud, words))
         done = self._run(cloud, *words, stdin=stdin, timeout_s=BUILD_TIMEOUT_S + 60)
         self._check(done)
         if shows:
             self._say(done.stdout.rstrip())
-
-    def _show(self, words: tuple[str, ...]) -> None:
-        self._say(f"$ fabric {shlex.join(words)}")
 
     def _check(self, done: subprocess.CompletedProcess[str]) -> None:
         if done.returncode != 0:
@@ -215,6 +237,11 @@ class Walk:
         )
 
 
+def shown(cloud: str, words: tuple[str, ...]) -> str:
+    """A command as somebody types it for whom `fabric dev env` has set the tenant's profile."""
+    return f"$ fabric {shlex.join(words if cloud == PROFILE else ('--cloud', cloud, *words))}"
+
+
 def _how_to_go_on(topology: Topology) -> list[str]:
     where = "" if topology.state == DEFAULT_STATE else f" --state {topology.state}"
     fabric = Path(sysconfig.get_path("scripts")) / "fabric"
@@ -225,6 +252,7 @@ def _how_to_go_on(topology: Topology) -> list[str]:
         f"    fabric server ssh -i {key} {SERVER}",
         f"    fabric console log show {SERVER}",
         f"    fabric server stop --wait {SERVER}",
+        f"    fabric --cloud {profile.ADMIN} host list                # as the system's administrator",
         "To end it all:",
         f"    {'make down' if not where else f'fabric dev down{where}'}",
     ]
