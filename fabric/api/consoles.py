@@ -26,7 +26,7 @@ from fabric.ids import Ids
 from fabric.lifecycle.table import shown
 from fabric.model.console import ConsoleEnd, ConsoleKind, ConsoleTicket
 from fabric.model.identity import Principal
-from fabric.model.states import Want
+from fabric.model.states import TaskState, Want
 from fabric.pb.compute.v1 import console_service_pb2 as pb
 from fabric.rpc import frames, relay
 from fabric.rpc.stream import Stream
@@ -119,7 +119,8 @@ class Consoles:
         record = placed.record
         if record.want not in _ON:
             state = shown(record.vm_state, record.task)
-            raise WrongState(f"the server has no console: it is {state}", instance=record.id)
+            busy = f" with {record.task.name.lower()} under way" if record.task is not TaskState.NONE else ""
+            raise WrongState(f"the server has no console: it is {state}{busy}", instance=record.id)
         secret = PREFIX + base64.urlsafe_b64encode(self._ids.new_secret(32)).rstrip(b"=").decode()
         key = console_ticket_key(secret)
         ticket = ConsoleTicket(

@@ -11,7 +11,7 @@ import pytest
 from fabric.api.consoles import TICKET_S, ConsoleOptions
 from fabric.errors import Ambiguous, FabricError, NotFound, PermissionDenied, Unavailable, WrongState
 from fabric.model.console import ConsoleEnd, ConsoleKind
-from fabric.model.states import PowerState, VmState, Want
+from fabric.model.states import PowerState, TaskState, VmState, Want
 from fabric.store.base import Committed, Refused, Txn
 from fabric.store.keys import CONSOLE_TICKET, INSTANCE
 from tests.console_chain import Chain, Viewer, a_chain
@@ -197,6 +197,19 @@ def test_a_console_ends_with_its_guest() -> None:
         assert await being is ConsoleEnd.GUEST_OFF
         with pytest.raises(WrongState, match=r"SHUTOFF|shut itself down"):
             await attached(chain, Viewer())
+
+    in_chain(claim)
+
+
+def test_who_wants_the_console_of_a_server_that_is_being_stopped_hears_of_the_stop() -> None:
+    async def claim(chain: Chain) -> None:
+        record = await chain.world.instance(1)
+        await chain.world.put(
+            {INSTANCE.at(record.id): replace(record, want=Want.STOP, task=TaskState.POWERING_OFF)}
+        )
+
+        with pytest.raises(WrongState, match="it is ACTIVE with powering_off under way"):
+            await chain.apis[0].issue("web", SERIAL, chain.me)
 
     in_chain(claim)
 
