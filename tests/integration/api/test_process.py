@@ -31,7 +31,7 @@ from tests.unit.images.evil_images import disk
 BINARIES = find_binaries()
 ROOT = Path(__file__).resolve().parents[3]
 PASSWORD = "correct-horse-battery"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -146,7 +146,7 @@ async def test_without_a_store_it_says_so_soon_and_comes_back_by_itself(api: Api
         member.resume()
 
         assert client.flavors.get("f").name == "f"
-        assert took_s < 5
+        assert took_s < PATIENCE_S / 4
 
 
 def _token_of(client: Client) -> str:

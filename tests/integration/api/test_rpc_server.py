@@ -98,7 +98,7 @@ TOKEN = (("authorization", "Bearer any"),)
 
 async def _call(wire: grpc.aio.Channel, path: str, data: bytes, *, token: bool = True) -> bytes:
     method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = wire.unary_unary(path)
-    return await method(data, metadata=TOKEN if token else None, timeout=5)
+    return await method(data, metadata=TOKEN if token else None, timeout=60)
 
 
 def _error(raised: grpc.aio.AioRpcError) -> FabricError:
@@ -171,9 +171,9 @@ async def test_uploads_and_downloads_are_streamed(wire: grpc.aio.Channel) -> Non
         "/fabric.image.v1.ImageService/DownloadImage"
     )
 
-    made = await upload((piece.SerializeToString() for piece in pieces), metadata=TOKEN, timeout=5)
+    made = await upload((piece.SerializeToString() for piece in pieces), metadata=TOKEN, timeout=60)
     got = download(
-        image_service_pb2.DownloadImageRequest(image="i").SerializeToString(), metadata=TOKEN, timeout=5
+        image_service_pb2.DownloadImageRequest(image="i").SerializeToString(), metadata=TOKEN, timeout=60
     )
     data = [image_service_pb2.DownloadImageResponse.FromString(piece).data async for piece in got]
 
@@ -194,7 +194,7 @@ async def test_health_says_serving_for_every_service(wire: grpc.aio.Channel) -> 
     stub = health_pb2_grpc.HealthStub(wire)
 
     answers = [
-        await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=5)
+        await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
         for name in ("", "fabric.compute.v1.FlavorService")
     ]
 

@@ -72,7 +72,7 @@ async def port(authority: Authority, conductor: Conductor, tmp_path: Path) -> As
 
 async def _ask(port: int, files: TlsFiles) -> None:
     async with channel(f"127.0.0.1:{port}", files) as made:
-        await made.unary_unary(PATH)(b"", timeout=3)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
+        await made.unary_unary(PATH)(b"", timeout=30)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
 
 
 async def test_a_service_is_known_by_its_uri_and_serial(
@@ -144,7 +144,7 @@ async def test_without_a_certificate_there_is_no_connection(
 
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials) as made:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await made.unary_unary(PATH)(b"", timeout=3)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
+            await made.unary_unary(PATH)(b"", timeout=30)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
 
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 
@@ -154,7 +154,7 @@ def _handshake(port: int, authority: Authority, version: ssl.TLSVersion) -> str 
     context.minimum_version = context.maximum_version = version
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=3) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=30) as plain,
         context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
     ):
         return wrapped.version()
@@ -169,7 +169,7 @@ async def test_tls_below_1_3_is_refused(port: int, authority: Authority) -> None
 async def test_plain_text_is_refused(port: int) -> None:
     async with channel(f"127.0.0.1:{port}", None) as made:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await made.unary_unary(PATH)(b"", timeout=3)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
+            await made.unary_unary(PATH)(b"", timeout=30)  # type: ignore[arg-type]  # raw bytes, which the stubs do not know
 
     assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
 

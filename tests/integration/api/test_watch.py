@@ -15,7 +15,7 @@ from tests.integration.api.front_door import FrontDoor, error_of
 from tests.integration.api.test_front_door import make_flavor, make_image, make_server, rid
 
 EVENTS = "fabric.compute.v1.InstanceEventService"
-SOON_S = 10.0
+SOON_S = 60.0
 
 
 def _call(door: FrontDoor, who: str = "own member", **fields: Any) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
@@ -46,6 +46,14 @@ async def _until_mark(news: AsyncIterator[pb.WatchInstancesResponse]) -> tuple[l
     raise AssertionError("the watch ended")
 
 
+async def _a_change(news: AsyncIterator[pb.WatchInstancesResponse], *, within_s: float) -> None:
+    """Return when a change is told. Raises TimeoutError where there is none."""
+    async with within(within_s):
+        async for each in news:
+            if each.WhichOneof("news") == "change":
+                return
+
+
 async def test_a_change_reaches_its_project_over_the_wire_and_nobody_else(door: FrontDoor) -> None:
     await make_flavor(door)
     await make_image(door)
@@ -55,12 +63,13 @@ async def test_a_change_reaches_its_project_over_the_wire_and_nobody_else(door: 
 
     made = await make_server(door)
     names, token = await _until_mark(own)
+    while not names:  # there is a mark now and then even when nothing was told
+        names, token = await _until_mark(own)
 
     assert names == [made.name]
     assert (await _until_mark(_told(_call(door, resume_token=token))))[0] == []
     with pytest.raises(TimeoutError):
-        async with within(0.5):
-            await anext(strangers)
+        await _a_change(strangers, within_s=0.5)
 
 
 async def test_a_watch_is_refused_as_any_call_is(door: FrontDoor) -> None:

@@ -238,7 +238,7 @@ async def test_the_limit_holds_for_those_who_come_at_once(
         await has_come.wait()
 
         with pytest.raises(InvalidStatus) as refused:
-            await asyncio.wait_for(door.come(second), 5)
+            await asyncio.wait_for(door.come(second), 60)
         may_go_on.set()
         viewer = await coming
 

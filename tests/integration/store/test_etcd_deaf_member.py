@@ -17,6 +17,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.recorder import Recorder
 
 Connect = Callable[..., EtcdStore]
+PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -32,12 +33,18 @@ async def store(
     """A client of a deaf member and a good one that cannot be reached yet: so it begins at the deaf one."""
     async with Proxy(single.endpoints[0]) as good:
         good.refuse()
-        settings = replace(single.settings(deaf.endpoint, good.endpoint), probe_s=0.3, silence_s=1.5)
+        settings = replace(
+            single.settings(deaf.endpoint, good.endpoint),
+            probe_s=0.3,
+            silence_s=1.5,
+            # Long enough to find the good one, which has to be dialled again.
+            call_timeout_s=PATIENCE_S,
+        )
         yield connect(settings), good
 
 
 async def asked(member: DeafMember, method: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not any(name.endswith(method) for name in member.asked):
             await asyncio.sleep(0.02)
 
@@ -61,6 +68,9 @@ async def test_a_write_does_not_but_the_next_one_does(
 
     with pytest.raises(Ambiguous):
         await writing
+    async with asyncio.timeout(PATIENCE_S):
+        while not client._endpoints._members[1].is_connected:
+            await asyncio.sleep(0.02)
     assert isinstance(await client.commit(Txn(put={"a": b"2"})), Committed)
     assert deaf.asked.count("/etcdserverpb.KV/Txn") == 1
 
