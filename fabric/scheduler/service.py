@@ -89,10 +89,20 @@ class _CellFeed:
                     held = change.after
                     take(self._cell, name, Seen(held.value, held.mod_revision, held.mod_revision))
                 elif change.before is not None:
-                    # When exactly it was deleted is not told; it was after this.
-                    take(self._cell, name, Seen(known=change.before.mod_revision + 1))
+                    # When exactly it was deleted is not told; it was after this, but in a store that was set back.
+                    known = min(change.before.mod_revision + 1, made.revision)
+                    take(self._cell, name, Seen(known=known))
 
-        return Picture(store, row.under(), decode, clock=self._clock, on_change=on_change, pace=pace)
+        made = Picture(
+            store,
+            row.under(),
+            decode,
+            clock=self._clock,
+            on_change=on_change,
+            on_set_back=lambda: self._hosts.forget_order(self._cell),
+            pace=pace,
+        )
+        return made
 
     def _on_alive(self, changes: Sequence[Change[str]]) -> None:
         for change in changes:
@@ -257,6 +267,9 @@ class SchedulerService:
             elif change.after is None:
                 parts.builds.withdraw(held.value.build.instance_id)
             else:
+                if change.before is not None and change.before.mod_revision > held.mod_revision:
+                    # Of a store that was set back: by its revision it looks like old news.
+                    parts.builds.withdraw(held.value.build.instance_id)
                 parts.builds.offer(held.value.build, held.mod_revision, held.value.bytes)
 
     def _on_cells(self, changes: Sequence[Change[Cell]]) -> None:

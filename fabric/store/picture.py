@@ -67,8 +67,9 @@ class Pace:
 class Picture(Generic[V]):
     """The entries under a prefix, decoded, as of `revision`.
 
-    `on_change` is called once per batch, after `entries` shows it, with the keys that changed; it must not wait. An entry
-    that cannot be decoded is left out and named in `broken`: one bad record must not blind a whole process.
+    `on_change` is called once per batch, after `entries` shows it, with the keys that changed; it must not wait. Before the batch in which
+    the store turns out to have been set back, `on_set_back` is: what was known by the revisions until then may have later ones than what is
+    so now. An entry that cannot be decoded is left out and named in `broken`: one bad record must not blind a whole process.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Picture(Generic[V]):
         *,
         clock: Clock,
         on_change: Callable[[Sequence[Change[V]]], None] | None = None,
+        on_set_back: Callable[[], None] | None = None,
         pace: Pace | None = None,
     ) -> None:
         self._store = store
@@ -86,6 +88,7 @@ class Picture(Generic[V]):
         self._decode = decode
         self._clock = clock
         self._on_change = on_change
+        self._on_set_back = on_set_back
         self._pace = Pace() if pace is None else pace
         self._entries: dict[str, Held[V]] = {}
         self._broken: dict[str, int] = {}
@@ -257,17 +260,20 @@ class Picture(Generic[V]):
                 changes += self._set(key, None, snapshot.revision)
         for key, entry in snapshot.entries.items():
             changes += self._set(key, entry.value, entry.mod_revision)
-        self._advance(snapshot.revision, changes)
+        self._advance(snapshot.revision, changes, is_set_back=True)
 
     def _compare(self, snapshot: Snapshot) -> None:
         """Make good what the watch has not brought, whether it is late or has lost it."""
         deleted = self._deleted or {}
         changes: list[Change[V]] = []
         missed = 0
+        is_set_back = False
         for key, entry in snapshot.entries.items():
             seen = max(self._seen(key), deleted.get(key, 0))
             # One that is older than what was seen by then is of a store that was set back, and has gone on since.
-            if entry.mod_revision > seen or entry.mod_revision < seen <= snapshot.revision:
+            is_older = entry.mod_revision < seen <= snapshot.revision
+            is_set_back = is_set_back or is_older
+            if entry.mod_revision > seen or is_older:
                 missed += entry.mod_revision <= self._revision
                 changes += self._set(key, entry.value, entry.mod_revision)
         for key in [*self._entries, *self._broken]:
@@ -276,7 +282,7 @@ class Picture(Generic[V]):
                 changes += self._set(key, None, snapshot.revision)
         if missed:
             log.warning("picture.repaired", store=self._store.name, prefix=self._prefix, missed=missed)
-        self._advance(max(self._revision, snapshot.revision), changes)
+        self._advance(max(self._revision, snapshot.revision), changes, is_set_back=is_set_back)
 
     def _take(self, batch: Batch) -> None:
         changes: list[Change[V]] = []
@@ -303,8 +309,10 @@ class Picture(Generic[V]):
                 log.error("picture.undecodable", store=self._store.name, key=key, error=type(error).__name__)
         return () if before is None and after is None else (Change(key, before, after),)
 
-    def _advance(self, revision: int, changes: Sequence[Change[V]]) -> None:
+    def _advance(self, revision: int, changes: Sequence[Change[V]], *, is_set_back: bool = False) -> None:
         self._revision = revision
+        if is_set_back and self._on_set_back is not None:
+            self._on_set_back()
         if changes and self._on_change is not None:
             self._on_change(changes)
         moved, self._moved = self._moved, asyncio.Event()

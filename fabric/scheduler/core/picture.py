@@ -298,6 +298,15 @@ class HostPicture:
         self.is_cell_enabled[rows] = facts.is_enabled
         self.is_cell_reachable[rows] = facts.is_reachable
 
+    def forget_order(self, cell: str) -> None:
+        """The cell's store was set back: its revisions begin anew, and whatever it says next is newer than what is known."""
+        for (of, _), row in self._rows.items():
+            if of == cell:
+                known = self._known[row]
+                known.host = replace(known.host, known=0)
+                known.session = replace(known.session, known=0)
+                known.use = replace(known.use, known=0)
+
     def set_host(self, cell: str, name: str, news: Seen[Host]) -> bool:
         """Take in a host's record; False when it is no news."""
         row = self._row(cell, name)

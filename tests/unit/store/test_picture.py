@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Sequence
 from random import Random
 from typing import Any
@@ -260,7 +261,9 @@ def test_a_store_set_back_to_a_backup_is_shown_as_it_is() -> None:
     async def main() -> None:
         store = FaultyStore()
         await put(store, a=1)
-        async with running(store, pace=Pace(reread_s=5)) as picture:
+        backs: list[str] = []
+        said = functools.partial(backs.append, "set back")
+        async with running(store, pace=Pace(reread_s=5), on_set_back=said) as picture:
             await put(store, a=2, lost=1)
             await put(store, b=1)
             await picture.at_least(store.revision, timeout_s=5)
@@ -271,6 +274,7 @@ def test_a_store_set_back_to_a_backup_is_shown_as_it_is() -> None:
                 await asyncio.sleep(6)
             assert [log["event"] for log in logs].count("picture.store_set_back") == 1
             assert shown(picture) == {"p/a": 1}
+            assert backs == ["set back"]
             await put(restored, c=9)
             await asyncio.sleep(0.1)
             assert shown(picture) == {"p/a": 1, "p/c": 9}
@@ -286,7 +290,9 @@ def test_a_store_set_back_that_has_gone_on_since_is_shown_as_it_is() -> None:
     async def main() -> None:
         store = FaultyStore()
         await put(store, a=1)
-        async with running(store, pace=Pace(reread_s=5)) as picture:
+        backs: list[str] = []
+        said = functools.partial(backs.append, "set back")
+        async with running(store, pace=Pace(reread_s=5), on_set_back=said) as picture:
             await picture.at_least(store.revision, timeout_s=5)
             restored = FaultyStore()
             await put(restored, a=1)
@@ -298,6 +304,7 @@ def test_a_store_set_back_that_has_gone_on_since_is_shown_as_it_is() -> None:
             await asyncio.sleep(6)
             assert shown(picture) == {"p/a": 1, "p/b": 4}
             assert picture.entries["p/a"].mod_revision == (await restored.get("p/a")).seen("p/a")
+            assert backs == ["set back"]
 
     run(main())
 
