@@ -71,6 +71,7 @@ class HostLocalNetwork:
         the one that made it may not have lived to do.
         """
         subnets = self._subnets(wirings.values())
+        _require_apart(subnets, seen)
         wanted = {mark: mtu for wiring in wirings.values() for mark, mtu in _taps(wiring)}
         names = {mark.tap for mark in wanted}
         kept = [
@@ -154,6 +155,16 @@ class HostLocalNetwork:
 
     def _guest_at(self, address: str) -> Guest | None:
         return self._guests.get(address)
+
+
+def _require_apart(subnets: Iterable[Subnet], seen: Seen) -> None:
+    """Raise ValueError where the host itself is in a subnet for guests: on the bridge that may take the host's own way out, and an address
+    of its own may be given to a guest.
+    """
+    for subnet in subnets:
+        for address, interface in sorted(seen.own):
+            if ipaddress.IPv4Address(address) in subnet.network:
+                raise ValueError(f"{interface} has {address}, which is in {subnet.network}, the guests'")
 
 
 def _taps(wiring: Wiring) -> Iterable[tuple[TapMark, int]]:

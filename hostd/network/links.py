@@ -7,7 +7,7 @@ knows its guest's MAC for good, so an answer to an address can only arrive at th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
@@ -39,10 +39,13 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What the kernel has: every tap of ours, by name, and the bridge, None where there is none."""
+    """What the kernel has: every tap of ours, by name, the bridge, None where there is none, and the host's own IPv4 addresses, each with
+    its interface.
+    """
 
     taps: Mapping[str, Tap]
     bridge: Bridge | None
+    own: frozenset[tuple[str, str]] = frozenset()
 
 
 class Links:
@@ -67,7 +70,13 @@ class Links:
             if link["ifname"].startswith(TAP_PREFIX)
         }
         bridge = next((link for link in links if link["ifname"] == self._bridge), None)
-        return Seen(taps=taps, bridge=None if bridge is None else _bridge(bridge))
+        own = {
+            (address.partition("/")[0], link["ifname"])
+            for link in links
+            if link["ifname"] != self._bridge
+            for address in _addresses(link)
+        }
+        return Seen(taps=taps, bridge=None if bridge is None else _bridge(bridge), own=frozenset(own))
 
     async def ensure(
         self, seen: Seen, subnets: Iterable[Subnet] | None, taps: Iterable[tuple[TapMark, int]]
@@ -148,9 +157,12 @@ def _bridge(link: Mapping[str, Any]) -> Bridge:
     # Unmarked is one that we were making when we died: the mark is set just after.
     return Bridge(
         ours=link.get(_IFALIAS, MARK) == MARK,
-        addresses=frozenset(
-            f"{each['local']}/{each['prefixlen']}"
-            for each in link.get("addr_info", ())
-            if each["family"] == "inet"
-        ),
+        addresses=frozenset(_addresses(link)),
     )
+
+
+def _addresses(link: Mapping[str, Any]) -> Iterator[str]:
+    """An interface's IPv4 addresses, with their prefix lengths."""
+    for each in link.get("addr_info", ()):
+        if each["family"] == "inet":
+            yield f"{each['local']}/{each['prefixlen']}"
