@@ -19,8 +19,8 @@ from fabric.api.instance_view import from_build, from_location, from_record
 from fabric.api.pages import Pages
 from fabric.api.placed import Whereabouts, find_placed
 from fabric.deadlines import within
-from fabric.errors import FabricError, NotFound, PermissionDenied, Unavailable
-from fabric.lifecycle.table import UNKNOWN, shown
+from fabric.errors import FabricError, InvalidRequest, NotFound, PermissionDenied, Unavailable
+from fabric.lifecycle.table import SHOWN, UNKNOWN, shown
 from fabric.model.identity import Principal
 from fabric.model.instance import Build, Instance, Location
 from fabric.model.network_plan import PlanState
@@ -121,6 +121,11 @@ class InstanceReads:
     ) -> pb.ListInstancesResponse:
         if request.all_projects and not principal.system_admin:
             raise PermissionDenied("only system administrators list every project's servers", needed="system")
+        if request.state and request.state not in SHOWN:
+            # An empty list would say that nothing is in a state which nothing can be in.
+            raise InvalidRequest(
+                f"there is no state {request.state}; there are {', '.join(SHOWN)}", field="state"
+            )
         catalogue = self._catalogue
         project_id = None if request.all_projects else principal.project_id
         waiting = await self._catch_up_index(project_id)

@@ -588,3 +588,7 @@ def shown(vm_state: VmState, task: TaskState) -> str:
     """The word people see, as the reference's API has it: BUILD, ACTIVE, SHUTOFF, REBOOT, …"""
     word = _TASK_WORDS.get(vm_state, {}).get(task)
     return word or _VM_WORDS.get(vm_state, UNKNOWN)
+
+
+SHOWN = tuple(sorted({shown(vm_state, task) for vm_state in VmState for task in TaskState} | {UNKNOWN}))
+"""Every word that a server can read as."""

@@ -5,7 +5,10 @@ import dataclasses
 from typing import Any, NoReturn
 from unittest import mock
 
-from fabric.errors import TooMuch
+import pytest
+
+from fabric.errors import InvalidRequest, TooMuch
+from fabric.lifecycle.table import SHOWN
 from fabric.model.host import Session, SessionState
 from fabric.model.instance import Instance
 from fabric.model.states import VmState
@@ -125,3 +128,15 @@ async def test_a_server_is_listed_while_it_moves_to_another_cell(world: World) -
     await asyncio.sleep(0.1)
 
     assert await listed(world) == {"a": "BUILD"}
+
+
+@in_a_world
+async def test_a_state_that_nothing_can_be_in_is_refused_and_every_other_is_taken(world: World) -> None:
+    """A misspelt state was answered by an empty list: nothing is in ERR, and nobody looks."""
+    await world.placed("a")
+
+    with pytest.raises(InvalidRequest, match="there is no state ERR; there are ACTIVE, BUILD"):
+        await world.handlers.list_instances(pb.ListInstancesRequest(state="ERR"), WHO)
+
+    listed = [await world.handlers.list_instances(pb.ListInstancesRequest(state=word), WHO) for word in SHOWN]
+    assert sum(len(each.instances) for each in listed) == 1
