@@ -559,22 +559,6 @@ async def test_a_server_whose_number_was_never_written_is_found_all_the_same(
     assert not Path(f"/proc/{server}").exists()
 
 
-async def test_a_subnet_for_guests_that_the_host_itself_is_in_is_refused(site: Site) -> None:
-    """Its first address, which would be the bridge's, is likely to be the host's own way out."""
-    ip("address", "add", "10.77.0.200/24", "dev", "up0", netns=site.host)
-    ip("route", "add", "default", "via", GATEWAY, netns=site.host)
-    wires = site.wires()
-
-    with pytest.raises(NetworkError):
-        await wires.prepare()
-
-    assert f"via {GATEWAY} dev up0" in ip("route", "get", "203.0.113.9", netns=site.host)
-    ip("address", "del", "10.77.0.200/24", "dev", "up0", netns=site.host)
-    await wires.prepare()
-    await wires.dismantle()
-    await wires.close()
-
-
 async def test_what_is_not_ours_is_never_touched(site: Site, wires: LinuxWires) -> None:
     ip("link", "add", "br-other", "type", "bridge", netns=site.host)
     ip("tuntap", "add", "dev", "tap-other", "mode", "tap", netns=site.host)
