@@ -31,7 +31,8 @@ def state_option(command: F) -> F:
     return click.option(
         "--state",
         envvar="FABRIC_DEV_STATE",
-        type=click.Path(file_okay=False, path_type=Path),
+        # What is in it is root's, but for what `dev env` leads to: who only passes through need not read it.
+        type=click.Path(file_okay=False, readable=False, path_type=Path),
         default=Path("/var/lib/cellfabric"),
         show_default=True,
         metavar="DIR",
@@ -157,7 +158,7 @@ def down(*, state: Path) -> None:
         say(f"no fabric is on {state}")
 
 
-@dev.command(epilog=examples("fabric dev status", "fabric dev status -f json"))
+@dev.command(epilog=examples("sudo fabric dev status", "sudo fabric dev status -f json"))
 @state_option
 @listing
 def status(*, state: Path, shape: Shape) -> None:
@@ -214,7 +215,9 @@ def kill(*, state: Path, name: str, process: str) -> None:
     _act(state, "kill", process, number=number)
 
 
-@dev.command(epilog=examples("fabric dev logs scheduler", "fabric dev logs --follow hostd-cell1-host1"))
+@dev.command(
+    epilog=examples("sudo fabric dev logs scheduler", "sudo fabric dev logs --follow hostd-cell1-host1")
+)
 @state_option
 @click.option("--follow", "-F", is_flag=True, help="Go on as the log grows.")
 @click.option(

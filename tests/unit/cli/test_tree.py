@@ -104,6 +104,15 @@ def test_no_number_is_taken_that_no_request_can_hold(
         option.type.convert(str(number), option, context)
 
 
+@pytest.mark.parametrize("words", [it for it in VERBS if it[0] == "dev"], ids=" ".join)
+def test_a_fabrics_folder_is_named_by_those_who_may_not_read_it(words: tuple[str, ...]) -> None:
+    """`fabric dev env` was refused to whoever had called sudo. To root nothing is unreadable: so the option is asked."""
+    (state,) = (it for it in VERBS[words].params if it.name == "state")
+
+    assert isinstance(state.type, click.Path)
+    assert not state.type.readable
+
+
 KEYED = [
     (words, option)
     for words, command in VERBS.items()
