@@ -45,6 +45,7 @@ class FileBlobs:
         self._most_of_one = (uploads + 1) // 2
         self._uploads_of: Counter[str] = Counter()
         self._used_bytes: int | None = None
+        self._under_way_bytes = 0
 
     async def begin(self, owner: str) -> Upload:
         if self._free_uploads <= 0:
@@ -59,7 +60,7 @@ class FileBlobs:
         self._uploads_of[owner] += 1
         try:
             if self._used_bytes is None:
-                self._used_bytes = sum(blob.size_bytes for blob in await self.list())
+                await self.list()
             path = self._folder / PARTIAL / self._ids.new_id()
             file = await self._workers.run(lambda: _create(path))
         except BaseException:
@@ -85,13 +86,19 @@ class FileBlobs:
             await self._workers.run(lambda: os.utime(path))
 
     async def list(self) -> tuple[Blob, ...]:
-        now_s = self._clock.now_ms() / 1000
-        return await self._workers.run(
+        now_s, under_way_bytes = self._clock.now_ms() / 1000, self._under_way_bytes
+        found = await self._workers.run(
             lambda: tuple(
                 Blob(path.name, stat.st_size, now_s - stat.st_mtime)
                 for path, stat in _files(self._folder, "[0-9a-f][0-9a-f]/*")
             )
         )
+        # Counted anew each time: whoever shares the folder puts blobs there and sweeps them away, and does not say so here. What was kept
+        # meanwhile is counted twice until the next time, rather than not at all.
+        self._used_bytes = sum(blob.size_bytes for blob in found) + max(
+            under_way_bytes, self._under_way_bytes
+        )
+        return found
 
     async def delete(self, sha256: str, *, older_than_s: float) -> bool:
         path, now_s = self._path(sha256), self._clock.now_ms() / 1000
@@ -142,11 +149,13 @@ class FileBlobs:
         if used > self._total_bytes:
             raise TooMuch("the image store is full", reason=Reason.TOO_LARGE, limit=self._total_bytes)
         self._used_bytes = used
+        self._under_way_bytes += size
 
-    def give_back(self, owner: str, size: int) -> None:
-        """An upload is over; bytes that are no blob of their own are free again."""
+    def give_back(self, owner: str, size: int, freed: int) -> None:
+        """An upload of this size is over; bytes that are no blob of their own are free again."""
         self._free(owner)
-        self._used_bytes = max(0, (self._used_bytes or 0) - size)
+        self._under_way_bytes -= size
+        self._used_bytes = max(0, (self._used_bytes or 0) - freed)
 
     def _free(self, owner: str) -> None:
         self._free_uploads += 1
@@ -211,7 +220,7 @@ class _FileUpload:
     def _end(self, freed: int) -> None:
         if not self._is_over:
             self._is_over = True
-            self._blobs.give_back(self._owner, freed)
+            self._blobs.give_back(self._owner, self._size, freed)
 
 
 def _create(path: Path) -> BinaryIO:

@@ -242,6 +242,30 @@ async def test_too_many_uploads_at_once_are_refused(tmp_path: Path) -> None:
     await (await blobs.begin("q")).discard()
 
 
+async def test_servers_that_share_a_folder_know_what_the_others_have_freed(tmp_path: Path) -> None:
+    """Each counted what it had put there, and whichever swept a blob away gave it back in its own count: with two of them the store was
+    full for one, sooner or later, with nothing in it.
+    """
+    one, other = (_blobs(tmp_path, total=100) for _ in range(2))
+    upload = await one.begin("p")
+    await upload.write(b"x" * 60)
+    await upload.keep("ab" * 32)
+    assert await other.delete("ab" * 32, older_than_s=0)
+
+    await sweep(one, _no_blobs)
+
+    again = await one.begin("p")
+    await again.write(b"y" * 60)
+    await sweep(one, _no_blobs)
+    with pytest.raises(TooMuch):
+        await again.write(b"y" * 60)
+    await again.discard()
+
+
+async def _no_blobs() -> frozenset[str]:
+    return frozenset()
+
+
 async def test_what_is_given_up_is_removed_however_busy_the_workers_are(tmp_path: Path) -> None:
     """The removal was refused with everything else that was too much, and the bytes counted as free all the same: who kept the workers busy
     with downloads and broke uploads off filled the disk.
