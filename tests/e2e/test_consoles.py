@@ -148,7 +148,7 @@ def test_a_person_logs_in_at_the_serial_console_and_leaves(
 
 
 def test_a_pipe_is_typed_and_answered(fabric: Running) -> None:
-    done = fabric.run("console", "attach", "--linger", "3", SERVER, stdin="\r\r")
+    done = fabric.run("console", "attach", "--linger", "6", SERVER, stdin="\r\r")
 
     assert done.returncode == 0, done.stderr
     assert "login:" in done.stdout

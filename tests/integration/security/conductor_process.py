@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from fabric.model.host import Host, Resources, Use
+from fabric.model.host import Host, Resources, Session, SessionState, Use
 from fabric.model.instance import Instance, Request
 from fabric.model.session import FromConductor, FromHost, Granted, Hello, Inventory
 from fabric.model.states import TaskState, VmState
@@ -26,9 +26,9 @@ from fabric.rpc.session_codec import pack_from_host, unpack_from_conductor
 from fabric.rpc.tls import TlsFiles, client_credentials
 from fabric.server.pki import Authority, create_authority, save
 from fabric.store.base import Txn
-from fabric.store.codec import encode
+from fabric.store.codec import decode, encode
 from fabric.store.etcd import EtcdStore
-from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, USE
+from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, SESSION, USE
 from tests.chaos.etcd_process import Cluster, free_ports
 from tests.unit.conductor.worlds import assignment_of, guest, instance_id
 
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SESSION_PATH = "/fabric.host.v1.HostSessionService/Session"
 FETCH_PATH = "/fabric.host.v1.HostSessionService/FetchImage"
 CELL = "east"
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 def now_ms() -> int:
@@ -153,6 +153,15 @@ class ConductorProcess:
 
     async def put(self, values: dict[str, Any]) -> None:
         await self.store.commit(Txn(put={key: encode(value) for key, value in values.items()}))
+
+    async def until_up(self, host: str) -> None:
+        """Return when the conductor has written that a host is up."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                value = (await self.store.get(SESSION.at(host))).value(SESSION.at(host))
+                if value is not None and decode(Session, value).state is SessionState.UP:
+                    return
+                await asyncio.sleep(0.05)
 
     async def everything(self) -> dict[str, bytes]:
         """Every key there is."""

@@ -124,6 +124,7 @@ async def test_forged_words_change_nothing_but_the_status_of_ones_own_server(
     good_files = await conductor.approve("good")
     async with dialled(conductor, good_files) as end:
         await end.come_up()
+        await conductor.until_up("good")
         good = Good(end)
         await conductor.place(900, "good")
         await conductor.put(
