@@ -89,7 +89,7 @@ class Running:
         """Every process by name, as `dev status` has it."""
         return {row["name"]: row for row in json.loads(self.dev("status", "-f", "json"))}
 
-    def until_ready(self, *names: str, timeout_s: float = 60.0) -> None:
+    def until_ready(self, *names: str, timeout_s: float = 120.0) -> None:
         """Until these processes (or all) are ready."""
 
         def missing() -> list[str]:
@@ -187,7 +187,7 @@ def leftovers(state: Path) -> list[str]:
     return found
 
 
-def until(condition: Callable[[], T], what: str, *, timeout_s: float = 60.0, every_s: float = 0.2) -> T:
+def until(condition: Callable[[], T], what: str, *, timeout_s: float = 120.0, every_s: float = 0.2) -> T:
     """Wait for something to become true; what it then gives."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := condition()):
