@@ -130,8 +130,9 @@ class ImageHandlers:
             image = found.value
             if image.project_id != principal.project_id and not principal.system_admin:
                 raise PermissionDenied("only its own project may delete a public image")
-            # Servers are perhaps still being built from it: its bytes stay for a while.
-            await self._blobs.touch(image.sha256)
+            if image.state is ImageState.ACTIVE:
+                # Servers are perhaps still being built from it: its bytes stay for a while. One that waits has none.
+                await self._blobs.touch(image.sha256)
             key = IMAGE.at(image.id)
             return Change(
                 resource_id=image.id,

@@ -1,0 +1,45 @@
+"""Images through their handlers: what people do with those that wait for their bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fabric.api.images import ImageHandlers
+from fabric.clock import SystemClock
+from fabric.errors import NotFound
+from fabric.ids import RandomIds
+from fabric.images.blobs import FileBlobs
+from fabric.images.core.inspect import ImageLimits
+from fabric.model.identity import Principal, Role
+from fabric.model.image import Image, ImageFormat, ImageState
+from fabric.pb.image.v1 import image_service_pb2 as pb
+from fabric.store.base import Txn
+from fabric.store.codec import encode
+from fabric.store.keys import IMAGE, IMAGE_NAME
+from fabric.store.memory import MemoryStore
+from fabric.workers import Inline
+
+WHO = Principal(user_id="u", project_id="p", role=Role.MEMBER)
+
+
+async def test_an_image_that_waits_can_be_deleted(tmp_path: Path) -> None:
+    """It has no bytes, and that they are not there was said to whoever wanted it gone: the image of a server whose host was away stayed,
+    with its name, for as long.
+    """
+    store = MemoryStore()
+    clock, ids = SystemClock(), RandomIds()
+    blobs = FileBlobs(tmp_path, workers=Inline(), clock=clock, ids=ids, total_bytes=1, uploads=1)
+    handlers = ImageHandlers(store, blobs, limits=ImageLimits(), clock=clock, ids=ids, jitter=lambda: 0.5)
+    waiting = Image(
+        id=ids.new_id(), name="golden", project_id="p", format=ImageFormat.QCOW2, state=ImageState.QUEUED
+    )
+    name_key = IMAGE_NAME.at("p", "golden")
+    await store.commit(Txn(put={IMAGE.at(waiting.id): encode(waiting), name_key: encode(waiting.id)}))
+
+    await handlers.delete_image(pb.DeleteImageRequest(request_id="r", image="golden"), WHO)
+
+    assert name_key not in (await store.get(name_key)).entries
+    with pytest.raises(NotFound):
+        await handlers.get_image(pb.GetImageRequest(image=waiting.id), WHO)
