@@ -120,6 +120,19 @@ class PortRange(click.ParamType[tuple[int, int]]):
 PORT_RANGE = PortRange()
 
 
+class NotEmpty(click.types.StringParamType):
+    """Text that narrows something down: a script's empty variable must not lay it open instead."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text: str = super().convert(value, param, ctx)
+        if not text.strip():
+            self.fail("it is empty: leave the option out if nothing is meant", param, ctx)
+        return text
+
+
+NOT_EMPTY = NotEmpty()
+
+
 def given(said: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a command's optional options that were given."""
     return {name: value for name, value in said.items() if value is not None}

@@ -9,7 +9,7 @@ import click
 from fabric.cli import params
 from fabric.cli.many import each
 from fabric.cli.output import Cell, Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import PORT_RANGE, examples, given, something
+from fabric.cli.params import NOT_EMPTY, PORT_RANGE, examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -152,14 +152,17 @@ def rule() -> None:
     "--ethertype", "ether_type", type=click.Choice(["IPv4", "IPv6"]), default=None, help="Which family."
 )
 @click.option(
-    "--protocol", "--proto", "protocol", default="", help="By name or number; every one if not given."
+    "--protocol", "--proto", "protocol", type=NOT_EMPTY, help="By name or number; every one if not given."
 )
 @click.option("--dst-port", "ports", type=PORT_RANGE, help="The destination port, or FIRST:LAST.")
 @click.option("--icmp-type", type=click.IntRange(0, 255), help="The type of ICMP.")
 @click.option("--icmp-code", type=click.IntRange(0, 255), help="And its code.")
-@click.option("--remote-ip", "remote_cidr", default="", metavar="CIDR", help="Who is at the other end.")
+@click.option("--remote-ip", "remote_cidr", type=NOT_EMPTY, metavar="CIDR", help="Who is at the other end.")
 @click.option(
-    "--remote-group", default="", shell_complete=params.security_groups, help="Or the members of this group."
+    "--remote-group",
+    type=NOT_EMPTY,
+    shell_complete=params.security_groups,
+    help="Or the members of this group.",
 )
 @click.option("--description", default="", help="For people.")
 @click.argument("group", shell_complete=params.security_groups)
@@ -170,12 +173,12 @@ def create_rule(
     *,
     ingress: bool,
     ether_type: str | None,
-    protocol: str,
+    protocol: str | None,
     ports: tuple[int, int] | None,
     icmp_type: int | None,
     icmp_code: int | None,
-    remote_cidr: str,
-    remote_group: str,
+    remote_cidr: str | None,
+    remote_group: str | None,
     description: str,
     group: str,
     shape: Shape,
@@ -188,11 +191,11 @@ def create_rule(
         group=group,
         direction="ingress" if ingress else "egress",
         ether_type=ether_type or "",
-        protocol=protocol,
+        protocol=protocol or "",
         port_min=first,
         port_max=last,
-        remote_cidr=remote_cidr,
-        remote_group=remote_group,
+        remote_cidr=remote_cidr or "",
+        remote_group=remote_group or "",
         description=description,
     )
     print_one(shape, view_rule(made))

@@ -233,3 +233,16 @@ def test_an_address_of_a_port_needs_the_port_and_says_so_in_the_commands_words(o
 
     assert result.exit_code == 2
     assert "--port" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--remote-ip", "--remote-group", "--proto"])
+@pytest.mark.parametrize("nothing", ["", " "])
+def test_a_rule_that_an_empty_variable_was_to_narrow_down_is_not_made(
+    office: Shell, option: str, nothing: str
+) -> None:
+    office.ok("security", "group", "create", "narrow")
+    before = office.json("security", "group", "rule", "list", "narrow")
+    result = office.run("security", "group", "rule", "create", option, nothing, "narrow")
+
+    assert result.exit_code == 2
+    assert office.json("security", "group", "rule", "list", "narrow") == before
