@@ -113,6 +113,8 @@ def attach(session: Session, *, force: bool, escape: bytes, linger_s: float, ser
     """
     from fabric.cli.terminal import converse
 
+    if sys.stdin is None or sys.stdout is None:
+        raise click.UsageError("standard input and output are closed: there is no console without them")
     consoles = session.client.consoles
     ticket = consoles.ticket(server, ConsoleKind.SERIAL)
     with consoles.attach(ticket.ticket, take_over=force) as attached:

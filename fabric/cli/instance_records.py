@@ -70,7 +70,7 @@ def asked_for(session: Session, user: str) -> str:
     Raises UsageError where there is none: a script is not to take what was not done for done.
     """
     if not session.world.can_ask():
-        line = sys.stdin.readline().rstrip("\r\n")
+        line = sys.stdin.readline().rstrip("\r\n") if sys.stdin is not None else ""
         if not line:
             raise click.UsageError(f"no new password of {user}: nothing came from standard input")
         return line

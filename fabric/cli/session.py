@@ -41,6 +41,11 @@ def connect_really(login: Login, token: str, *, renew: Callable[[], str] | None,
     return Client(login.endpoint, login.ca_file, token, renew=renew, timeout_s=timeout_s)
 
 
+def is_somebody_there() -> bool:
+    """Whether standard input is a terminal. Services are started without any: Python then has None for it."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 @dataclass(kw_only=True)
 class World:
     """What a command reaches for besides its arguments."""
@@ -50,7 +55,7 @@ class World:
     environ: dict[str, str] = field(default_factory=lambda: dict(os.environ))
     run_instead: Callable[[list[str]], None] = lambda argv: os.execvp(argv[0], argv)  # noqa: S606 - no shell is meant
     """Become another program, as `server ssh` does."""
-    can_ask: Callable[[], bool] = sys.stdin.isatty
+    can_ask: Callable[[], bool] = is_somebody_there
     """Whether there is somebody to ask for a password."""
 
     def folder(self, variable: str, fallback: str) -> Path:

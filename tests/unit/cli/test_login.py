@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+from fabric.cli.session import World
 from tests.unit.cli.shell import ENDPOINT, Shell
 from tests.unit.client.fake_api import PASSWORD
 
@@ -102,3 +104,9 @@ def test_token_revoke_ends_the_token_and_forgets_it(by_password: Shell) -> None:
 
 def test_token_show_says_who_is_asking(shell: Shell) -> None:
     assert shell.json("token", "show")["user_name"] == "nebula_admin"
+
+
+def test_without_standard_input_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+
+    assert not World().can_ask()
