@@ -122,10 +122,14 @@ class PortHandlers:
         desk = self._desk
 
         async def decide(draft: Draft) -> str:
-            found = await desk.ports.get(principal.project_id, request.port)
+            while True:
+                found = await desk.ports.get(principal.project_id, request.port)
+                check_unbound(found.value)
+                leading = await self._floating_ips(found)
+                if leading is not None:
+                    break
             port = At(found.value, found.mod_revision)
-            check_unbound(port.value)
-            draft.release(ended(port, await self._floating_ips(found.value), now_ms=desk.clock.now_ms()))
+            draft.release(ended(port, leading, now_ms=desk.clock.now_ms()))
             return port.value.id
 
         done = await desk.make(decide, request, principal)
@@ -156,15 +160,18 @@ class PortHandlers:
             found.append(AskedAddress(subnet_id, each.ip_address))
         return found
 
-    async def _floating_ips(self, port: NetworkPort) -> dict[str, At[FloatingIp]]:
-        """The floating IPs that lead to a port, by key."""
-        keys = floating_ip_keys(port)
-        seen = await self._desk.store.get(*keys)
+    async def _floating_ips(self, port: Found[NetworkPort]) -> dict[str, At[FloatingIp]] | None:
+        """The floating IPs that lead to a port, by key. None where the port has changed since it was read."""
+        keys = floating_ip_keys(port.value)
+        port_key = PORT.at(port.value.project_id, port.value.id)
+        seen = await self._desk.store.get(port_key, *keys)
+        if seen.seen(port_key) != port.mod_revision:
+            return None
         found = {}
         for key in keys:
             each = seen_at(seen, FLOATING_IP, key)
             if each is None:
-                raise Bug(f"port {port.id} knows a floating IP that is not there", key=key)
+                raise Bug(f"port {port.value.id} knows a floating IP that is not there", key=key)
             found[key] = At(each.value, each.mod_revision)
         return found
 

@@ -15,10 +15,12 @@ from fabric.errors import Ambiguous, FabricError, Unavailable
 from fabric.model.quota import NetworkLimits
 from fabric.pb.network.v1 import port_service_pb2 as prt
 from fabric.store.base import Batch, Committed, Lease, Refused, Snapshot, Store, Txn
+from fabric.store.keys import FLOATING_IP
 from fabric.store.memory import MemoryStore
 from tests.sim.loop import SimLoop
 from tests.unit.api import network_books
 from tests.unit.api.network_world import ADMIN, OTHER, OWN, NetworkWorld, nebula
+from tests.unit.api.test_instances import Faulty
 
 
 class Torn:
@@ -337,3 +339,27 @@ async def _furnish(world: NetworkWorld) -> None:
     await world.subnet("lan", "10.1.0.0/24", "lan-subnet")
     await world.router("lonely")
     await world.group("web")
+
+
+def test_a_port_goes_while_its_floating_ip_does() -> None:
+    """It was read first, and what leads to it after that: one that was gone by then was an internal error to whoever deleted the port."""
+
+    async def main() -> None:
+        store = Faulty("global")
+        world = NetworkWorld(store)
+        await world.network("public", ADMIN, external=True)
+        await world.subnet("public", "172.24.4.0/24", "public-subnet", ADMIN)
+        await nebula(world)
+        port = await world.port("nebula_net")
+        leading = await world.floating_ip("public", port=port.id)
+        store.holds_s = {FLOATING_IP.at(OWN.project_id, leading.id): 1.0}
+
+        going = asyncio.create_task(world.delete("Port", port.id))
+        await asyncio.sleep(0.1)
+        await world.delete("FloatingIp", leading.id)
+        await going
+
+        assert await world.list("Port") == []
+        await network_books.check(store)
+
+    SimLoop(random.Random(0)).run_world(main())
