@@ -163,6 +163,7 @@ class HostDaemon:
                 show=self._post.show,
             ),
             slots=asyncio.Semaphore(self._settings.spawn_concurrency),
+            makings=asyncio.Semaphore(self._settings.spawn_concurrency),
             copies=asyncio.Semaphore(_COPIES_AT_ONCE),
             patience=patience_from(self._settings.timers),
             failpoints=self._failpoints,

@@ -12,6 +12,7 @@ from fabric.observability.failpoints import Failpoints
 from hostd.commands.journal import Journal
 from hostd.core.fencing import Fence
 from hostd.core.reconcile import Patience
+from hostd.core.steps import Act, Capture, Define, EnsureFiles, EnsureVolumes, HandIn, Start
 from hostd.driver.base import Driver
 from hostd.images.base import Disks, Fetch, HandOver
 from hostd.network.base import Wires
@@ -32,8 +33,8 @@ class Mouth:
 class Site:
     """The place of work. `volumes` are the host's own, `shared` those of directories that other hosts have too, by name.
 
-    `fence` is asked at the moment of acting, never remembered (R2); `slots` bounds concurrent spawns, `copies` disks that are copied or
-    handed in.
+    `fence` is asked at the moment of acting, never remembered (R2). `slots` bounds guests that are started at once, `makings` those whose
+    disks are made, `copies` disks that are copied or handed in.
     """
 
     driver: Driver
@@ -47,7 +48,22 @@ class Site:
     fence: Callable[[], Fence]
     mouth: Mouth
     slots: asyncio.Semaphore
+    makings: asyncio.Semaphore
     copies: asyncio.Semaphore
     patience: Patience
     failpoints: Failpoints
     shared: Mapping[str, Volumes] = field(default_factory=dict)
+
+    def slots_for(self, step: Act) -> asyncio.Semaphore | None:
+        """What bounds how many do such a step at once. Who has only to be started waits for nobody's disk to be made, read or fetched, and
+        for nobody's network plan.
+        """
+        match step:
+            case EnsureFiles(made=False) | EnsureVolumes(makes=True):
+                return self.makings
+            case EnsureFiles() | EnsureVolumes() | Define() | Start():
+                return self.slots
+            case Capture() | HandIn():
+                return self.copies
+            case _:
+                return None

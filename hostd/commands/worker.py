@@ -73,7 +73,6 @@ T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
-_SPAWNING = (EnsureImage, EnsureFiles, EnsureVolumes, Plug, Define, Start)
 _AT_ONCE = 0.0
 _AFTER_A_BUG_S = 5.0
 
@@ -340,15 +339,15 @@ class Worker:
             raise Fenced
 
     async def _do(self, goal: Order | Release, step: Act) -> None:
-        if isinstance(step, _SPAWNING):
-            async with self._site.slots:
-                await self._timed(goal, step)
-        elif isinstance(step, Capture | HandIn):
-            # Of their own: who waits for a server to start does not wait for others' disks to be read.
-            async with self._site.copies:
-                await self._timed(goal, step)
-        else:
+        slots = self._site.slots_for(step)
+        if slots is None:
             await self._timed(goal, step)
+        else:
+            await self._unless_changed(slots.acquire())
+            try:
+                await self._timed(goal, step)
+            finally:
+                slots.release()
         await self._site.failpoints.reach(step.reached)
 
     async def _do_both(self, goal: Order | Release, *steps: Act) -> None:

@@ -340,7 +340,7 @@ def _spawn(order: Order, row: JournalRow, seen: Seen, effort: Effort, *, permitt
         for each in order.guest.volume_images:
             if each.volume_id in seen.unmade and each.image.sha256 not in effort.images:
                 return EnsureImage(each.image)
-        return EnsureVolumes()
+        return EnsureVolumes(makes=bool(seen.unmade))
     if not effort.is_defined:
         return Define(effort.files, effort.interfaces, effort.volumes or ())
     return Start() if permitted else Wait(None, "no permit to start guests")

@@ -37,9 +37,10 @@ class EnsureFiles:
 
 @dataclass(frozen=True, slots=True)
 class EnsureVolumes:
-    """Have the disks of the guest's volumes, for it alone."""
+    """Have the disks of the guest's volumes, for it alone. `makes`: some of them are still to be made of an image."""
 
     reached: ClassVar[str] = "hostd.spawn.volumes"
+    makes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ from hostd.images.storage import disk_error, disk_faults, publish, to_its_end
 _log = structlog.get_logger(__name__)
 
 _DISKS: Final = frozenset({ImageFormat.RAW, ImageFormat.QCOW2})
+_AT_ONCE: Final = 4
+"""Images that are fetched, or made flat, at the same time."""
 _DOWNLOAD_SHARE: Final = 90
 """Percent of the progress that the download is; the rest is checking and flattening."""
 
@@ -45,6 +47,7 @@ class ImageCache:
         self._max_age_s = max_age_s
         self._qemu_img = QemuImg(user)
         self._downloads: dict[str, asyncio.Lock] = {}
+        self._bringing = asyncio.Semaphore(_AT_ONCE)
 
     def path(self, image: ImageRef) -> Path:
         """Where the image is, or would be."""
@@ -63,7 +66,8 @@ class ImageCache:
         lock = self._downloads.setdefault(image.sha256, asyncio.Lock())
         async with lock:
             if not self._touch(image):
-                await self._bring(image, fetch, progress)
+                async with self._bringing:
+                    await self._bring(image, fetch, progress)
             progress(100)
 
     def has(self, image: ImageRef) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -16,6 +17,7 @@ from fabric.model.session import (
 )
 from fabric.model.states import PowerState, Want
 from hostd.core.faults import FaultCode
+from tests.conformance.guests import a_tenant_port
 from tests.unit.hostd.bench import CHUNK, Bench, on_a_bench, raised
 from tests.unit.hostd.orders import IMAGE, IMAGE_BYTES, instance_id, order, release
 
@@ -426,6 +428,31 @@ def test_a_guest_that_cannot_be_resumed_stays_suspended_and_can_be_resumed_later
 
         assert (said.state, said.fault_code) == (HostState.SUSPENDED, FaultCode.DOMAIN_START_FAILED)
         assert [event.detail for event in bench.events if event.kind == "stopped"] == ["suspended"]
+
+    on_a_bench(scenario)
+
+
+def test_a_guest_is_started_whatever_others_wait_for() -> None:
+    """Many servers of one large image, or without a network plan, would have had every other of the host miss its deadline."""
+
+    async def scenario(bench: Bench) -> None:
+        await raised(bench)
+        await bench.conductor.give(order(Want.STOP, generation=2, stop_timeout_s=0))
+        await bench.until(lambda: STOPPED in bench.conductor.states(ONE))
+        bench.conductor.relays_images = False
+        large = replace(IMAGE, id=instance_id(99), sha256="ab" * 32)
+        for number in range(2, 8):
+            new = order(number=number)
+            await bench.conductor.give(replace(new, guest=replace(new.guest, image=large)))
+        for number in range(8, 14):
+            new = order(number=number)
+            ports = (*new.guest.ports, a_tenant_port(number))
+            await bench.conductor.give(replace(new, guest=replace(new.guest, ports=ports)))
+        await asyncio.sleep(1)
+
+        await bench.conductor.give(order(generation=3))
+
+        await bench.until(lambda: bench.conductor.states(ONE)[-1] is ACTIVE, within_s=5)
 
     on_a_bench(scenario)
 
