@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trustme
@@ -232,6 +232,12 @@ class Cluster:
                     return member
             time.sleep(0.05)
         raise AssertionError("the cluster has no leader")
+
+    def patient(self, *, prefix: str = "") -> EtcdSettings:
+        """For tests that are not about how soon an answer comes: a call has as long as the busiest machine needs for it."""
+        return replace(
+            self.settings(prefix=prefix), connect_wait_s=30.0, try_timeout_s=30.0, call_timeout_s=45.0
+        )
 
     def settings(self, *endpoints: str, prefix: str = "") -> EtcdSettings:
         """How a client of ours reaches it, by its own endpoints or others (a proxy's)."""

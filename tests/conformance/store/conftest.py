@@ -53,7 +53,7 @@ async def store(
         made: CompactableMemory | CompactableEtcd = CompactableMemory(progress_s=0.2)
     else:
         cluster: Cluster = request.getfixturevalue("clusters")[kind]
-        settings = replace(cluster.settings(prefix=f"{tmp_path}/"), probe_s=0.3)
+        settings = replace(cluster.patient(prefix=f"{tmp_path}/"), probe_s=0.3)
         made = CompactableEtcd(settings, name=kind)
     yield made
     await made.close()

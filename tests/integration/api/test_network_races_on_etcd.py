@@ -34,7 +34,7 @@ def etcd(tmp_path: Path) -> Iterator[Cluster]:
 async def stores(etcd: Cluster) -> AsyncIterator[list[EtcdStore]]:
     """As many connections as there are clients: each is an API server of its own."""
     async with contextlib.AsyncExitStack() as stack:
-        made = [EtcdStore(etcd.settings(), name="global") for _ in range(CLIENTS)]
+        made = [EtcdStore(etcd.patient(), name="global") for _ in range(CLIENTS)]
         for store in made:
             stack.push_async_callback(store.close)
         yield made

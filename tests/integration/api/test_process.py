@@ -83,7 +83,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             name: stack.enter_context(Cluster(tmp_path / f"etcd-{name}", binary=binary))
             for name in ("global", "c1")
         }
-        opened = EtcdStore(stores["global"].settings(), name="global")
+        opened = EtcdStore(stores["global"].patient(), name="global")
         await opened.commit(Txn(put={CELL.at("c1"): encode(Cell(name="c1"))}))
         await opened.close()
         tls = f'ca = "{files.ca_path}"\ncert = "{files.cert_path}"\nkey = "{files.key_path}"\n'

@@ -117,7 +117,7 @@ class Fabric:
 @pytest.fixture
 async def fabric(etcd: Cluster) -> AsyncIterator[Fabric]:
     async with contextlib.AsyncExitStack() as stack:
-        stores = [EtcdStore(etcd.settings(), name="global") for _ in range(API_SERVERS)]
+        stores = [EtcdStore(etcd.patient(), name="global") for _ in range(API_SERVERS)]
         for store in stores:
             stack.push_async_callback(store.close)
         records: dict[str, object] = {

@@ -117,7 +117,7 @@ def conductor(tmp_path: Path, cluster: Cluster) -> Iterator[Conductor]:
 
 @pytest.fixture
 async def store(cluster: Cluster) -> AsyncIterator[EtcdStore]:
-    made = EtcdStore(cluster.settings(), name="east")
+    made = EtcdStore(cluster.patient(), name="east")
     yield made
     await made.close()
 

@@ -157,6 +157,6 @@ def started(folder: Path) -> Iterator[Apis]:
 
 async def register_cell(apis: Apis) -> None:
     """What an operator writes before the first API server starts."""
-    store = EtcdStore(apis.stores["global"].settings(), name="global")
+    store = EtcdStore(apis.stores["global"].patient(), name="global")
     await store.commit(Txn(put={CELL.at("c1"): encode(Cell(name="c1"))}))
     await store.close()

@@ -76,7 +76,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def store(cluster: Cluster) -> AsyncIterator[EtcdStore]:
-    made = EtcdStore(cluster.settings(), name=CELL)
+    made = EtcdStore(cluster.patient(), name=CELL)
     yield made
     await made.close()
 
