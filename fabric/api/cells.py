@@ -68,6 +68,15 @@ class CellView:
         self._clock = clock
         self._breaker = Breaker()
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the cell has answered lately, and since the last call to it that failed: so a list that found it away has everybody
+        know, seconds before the pictures would by themselves.
+        """
+        picture = self.instances.picture
+        has_failed = self._breaker.failures > 0 and self._breaker.tried_boot_s > picture.contact_boot_s
+        return picture.is_connected and not has_failed
+
     async def run(self) -> None:
         """Keep the pictures, until cancelled."""
         async with asyncio.TaskGroup() as tasks:

@@ -284,7 +284,7 @@ class InstanceHandlers:
         return [
             each
             for each in self._catalogue.capacities.values()
-            if each.cell in self._cells.by_name and self._cells[each.cell].instances.picture.is_connected
+            if each.cell in self._cells.by_name and self._cells[each.cell].is_answering
         ]
 
     async def _created_before(
