@@ -317,6 +317,7 @@ class Daemon:
                     show=lambda _: None,
                 ),
                 slots=asyncio.Semaphore(1),
+                makings=asyncio.Semaphore(1),
                 copies=asyncio.Semaphore(1),
                 patience=Patience(soft_reboot_s=soft_reboot_s),
                 failpoints=NO_FAILPOINTS,
