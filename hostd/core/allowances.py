@@ -11,7 +11,7 @@ import ipaddress
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 from fabric.model.firewall import Direction, EtherType, FilterRule, PortRange
@@ -56,15 +56,14 @@ def allowances(
             by_prefix.setdefault((service, ports), set()).add(rule.remote_prefix)
         else:
             by_remote.setdefault((service, rule.remote_set), set()).add(ports)
-    for (service, ports), prefixes in list(by_prefix.items()):
+    found: list[Allowance] = []
+    for (service, ports), said in by_prefix.items():
+        prefixes = merged(said)
         # All of a family is everybody, however it was put together.
-        if ipaddress.ip_network(merged(prefixes)[0]).prefixlen == 0:
+        if prefixes[0].endswith("/0"):
             by_remote.setdefault((service, None), set()).add(ports)
-            del by_prefix[service, ports]
-    found = [
-        Allowance(service=service, ports=_merged_ports((ports,)), prefixes=merged(prefixes))
-        for (service, ports), prefixes in by_prefix.items()
-    ]
+        else:
+            found.append(Allowance(service=service, ports=_merged_ports((ports,)), prefixes=prefixes))
     found += [
         Allowance(service=service, ports=_merged_ports(ranges), remote_set=remote)
         for (service, remote), ranges in by_remote.items()
@@ -74,10 +73,18 @@ def allowances(
 
 def merged(prefixes: Iterable[str]) -> tuple[str, ...]:
     """The fewest prefixes of the same addresses, those of IPv4 first; nftables refuses sets that overlap."""
-    networks = [ipaddress.ip_network(prefix) for prefix in prefixes]
+    networks = [_network(prefix) for prefix in prefixes]
+    if len(networks) == 1:
+        return (str(networks[0]),)
     fours = ipaddress.collapse_addresses(it for it in networks if isinstance(it, ipaddress.IPv4Network))
     sixes = ipaddress.collapse_addresses(it for it in networks if isinstance(it, ipaddress.IPv6Network))
     return (*map(str, fours), *map(str, sixes))
+
+
+@lru_cache(maxsize=8192)
+def _network(prefix: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """Of the thousands of rules that a host goes by, a change leaves all but one as they were, and to read a prefix is most of the work."""
+    return ipaddress.ip_network(prefix)
 
 
 class Addresses:
