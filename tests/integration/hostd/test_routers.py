@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
@@ -138,9 +139,12 @@ async def test_the_gateway_answers_and_nothing_is_served_there(site: Site) -> No
 
 
 async def test_an_ipv6_guest_is_told_of_the_router_and_of_nothing_else(site: Site) -> None:
-    routes = ip("-6", "route", "show", "default", netns=site.netns(BOB))
+    # A guest asks within a second of its link's coming up, and again after four (RFC 4861, 6.3.7).
+    end_s = time.monotonic() + PATIENCE_S
+    while "proto ra" not in (routes := ip("-6", "route", "show", "default", netns=site.netns(BOB))):
+        assert time.monotonic() < end_s, f"nobody told it of a router: {routes!r}"
+        await asyncio.sleep(0.05)
 
-    assert "proto ra" in routes
     assert routes.count("default") == 1
     # The address is DHCP's to give.
     addresses = ip("-6", "-o", "address", "show", "scope", "global", netns=site.netns(BOB))
