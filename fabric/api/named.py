@@ -9,15 +9,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-import structlog
-
-from fabric.errors import Bug, InvalidRequest, NotFound, Reason
+from fabric.errors import InvalidRequest, NotFound, Reason
 from fabric.ids import is_id
 from fabric.store.base import Snapshot, Store
 from fabric.store.codec import decode
 from fabric.store.keys import Key
-
-log = structlog.get_logger()
+from fabric.store.parsed import parsed
 
 V = TypeVar("V")
 
@@ -78,14 +75,8 @@ class Named(Generic[V]):
 
 
 def readable(kind: type[V], listed: Snapshot) -> list[Found[V]]:
-    """Everything that a list has read. One that does not parse is left out, and said in the log: it must not hide all the others."""
-    found: list[Found[V]] = []
-    for key, entry in listed.entries.items():
-        try:
-            found.append(Found(decode(kind, entry.value), entry.mod_revision, listed.revision))
-        except Bug as broken:
-            log.error("record.undecodable", key=key, why=broken.message)
-    return found
+    """Everything that a list has read, but for what does not parse."""
+    return [Found(value, listed.seen(key), listed.revision) for key, value in parsed(kind, listed)]
 
 
 def absent(what: str, name: str) -> NotFound:

@@ -27,7 +27,7 @@ from fabric.conductor.upkeep import Upkeep
 from fabric.conductor.uploads import Uploads
 from fabric.conductor.writer import Writer
 from fabric.deadlines import within
-from fabric.errors import Bug, InvalidRequest, NotFound, PermissionDenied, Reason, Unavailable
+from fabric.errors import InvalidRequest, NotFound, PermissionDenied, Reason, Unavailable
 from fabric.ids import Ids
 from fabric.lifecycle.table import TIMED_STATES
 from fabric.model.console import ConsoleEnd, ConsoleKind
@@ -43,6 +43,7 @@ from fabric.rpc.stream import Stream, StreamClosed
 from fabric.store.base import Store
 from fabric.store.codec import decode
 from fabric.store.keys import ALIVE, ASSIGNMENT, HOST, INSTANCE, SESSION, TOMBSTONE
+from fabric.store.parsed import parsed
 from fabric.store.picture import Change as Moved
 from fabric.store.picture import Pace, Picture
 
@@ -323,13 +324,7 @@ class ConductorService:
         if approved is None or decode(Host, approved).cert_serial != cert_serial:
             raise PermissionDenied("this host is not approved with this certificate", host=host)
         assigned = await self._store.list(ASSIGNMENT.under(host))
-        for key, entry in assigned.entries.items():
-            try:
-                assignment = decode(Assignment, entry.value)
-            except Bug as broken:
-                # Of one server; the host's others need their images all the same.
-                log.error("orders.undecodable", host=host, key=key, why=broken.message)
-                continue
+        for _, assignment in parsed(Assignment, assigned):
             guest = assignment.guest
             for image in (*guest.images(), *(each.image for each in guest.volume_images)):
                 if image.id == image_id and assignment.want is not Want.ABSENT:

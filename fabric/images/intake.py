@@ -9,15 +9,16 @@ from typing import Final
 import structlog
 
 from fabric.clock import Clock
-from fabric.errors import Ambiguous, Bug, Conflict, NotFound
+from fabric.errors import Ambiguous, Conflict, NotFound
 from fabric.images.base import Blobs
 from fabric.images.core import snapshots
 from fabric.images.core.inspect import Accepted, ImageLimits
 from fabric.images.service import Received, receive
 from fabric.model.image import Image, ImageFormat, ImageOffer, ImageState
-from fabric.store.base import Committed, Snapshot, Store, Txn
+from fabric.store.base import Committed, Store, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import IMAGE, IMAGE_NAME
+from fabric.store.parsed import parsed
 
 log = structlog.get_logger()
 
@@ -105,21 +106,12 @@ class Intake:
         gone: list[str] = []
         if snapshots.ROTATION in after.properties:
             listed = await self._store.list(IMAGE.under())
-            for old in snapshots.rotated_out(after, _readable(listed))[:ROTATED_AT_ONCE]:
+            # One that does not parse is no backup that could go.
+            images = [image for _, image in parsed(Image, listed)]
+            for old in snapshots.rotated_out(after, images)[:ROTATED_AT_ONCE]:
                 # Servers are perhaps still being built from it: its bytes stay for a while.
                 await self._blobs.touch(old.sha256)
                 unchanged[IMAGE.at(old.id)] = listed.seen(IMAGE.at(old.id))
                 delete += [IMAGE.at(old.id), IMAGE_NAME.at(old.project_id, old.name)]
                 gone.append(old.id)
         return Txn(unchanged=unchanged, put={key: encode(after)}, delete=delete), gone
-
-
-def _readable(listed: Snapshot) -> list[Image]:
-    """Images that parse. One that does not is no backup that could go, and must not keep others from coming."""
-    images: list[Image] = []
-    for key, entry in listed.entries.items():
-        try:
-            images.append(decode(Image, entry.value))
-        except Bug as broken:
-            log.error("image.undecodable", key=key, why=broken.message)
-    return images

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import structlog
 
 from fabric.deadlines import within
-from fabric.errors import Bug, FabricError, Unavailable
+from fabric.errors import FabricError, Unavailable
 from fabric.model.instance import Build, Location, Over, Refund
 from fabric.model.quota import Quota
 from fabric.scheduler.commits import commit, read, seen
@@ -22,6 +22,7 @@ from fabric.scheduler.port_ends import held_ports
 from fabric.scheduler.ports import Ports
 from fabric.store import codec, keys
 from fabric.store.base import Committed, Snapshot, Store
+from fabric.store.parsed import parsed
 from fabric.store.picture import Change, Held, Picture
 
 log = structlog.get_logger()
@@ -167,7 +168,8 @@ class Reconciler:
         building = self._building()
         if building is None:
             return
-        old = sweepable(self._readable(found), building, now_ms=self._clock.now_ms(), settings=self._settings)
+        overs = [Seen(value, found.seen(key), found.seen(key)) for key, value in parsed(Over, found)]
+        old = sweepable(overs, building, now_ms=self._clock.now_ms(), settings=self._settings)
         chunk: dict[str, int] = {}
         for over in old:
             if over.value is not None:
@@ -179,16 +181,6 @@ class Reconciler:
             await commit(self._store, forget(chunk), timeout_s=self._settings.store_timeout_s)
         if old:
             log.info("sweep.done", cell=self._cell, servers=len(old))
-
-    def _readable(self, found: Snapshot) -> list[Seen[Over]]:
-        """Those that parse. One that does not stays, and keeps no other from being forgotten."""
-        overs: list[Seen[Over]] = []
-        for key in found.entries:
-            try:
-                overs.append(seen(found, key, Over))
-            except Bug as broken:
-                log.error("over.undecodable", cell=self._cell, key=key, why=broken.message)
-        return overs
 
     async def _list(self, prefix: str) -> Snapshot:
         try:

@@ -88,7 +88,7 @@ async def volumes(store: MemoryStore) -> list[str]:
     )
 
     async def no_image(_word: str, _who: Principal) -> Image:
-        raise NotImplementedError
+        raise AssertionError("a list looks for no image")
 
     handlers = VolumeHandlers(
         store,
