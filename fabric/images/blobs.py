@@ -89,7 +89,7 @@ class FileBlobs:
         now_s, under_way_bytes = self._clock.now_ms() / 1000, self._under_way_bytes
         found = await self._workers.run(
             lambda: tuple(
-                Blob(path.name, stat.st_size, now_s - stat.st_mtime)
+                Blob(path.name, stat.st_size, _age_s(stat, now_s))
                 for path, stat in _files(self._folder, "[0-9a-f][0-9a-f]/*")
             )
         )
@@ -106,7 +106,7 @@ class FileBlobs:
         def delete() -> int:
             # Looked at again right before: somebody may just have put the same bytes.
             stat = path.stat()
-            if now_s - stat.st_mtime < older_than_s:
+            if _age_s(stat, now_s) < older_than_s:
                 return -1
             path.unlink()
             return stat.st_size
@@ -127,7 +127,7 @@ class FileBlobs:
             old = [
                 path
                 for path, stat in _files(self._folder, f"{PARTIAL}/*")
-                if now_s - stat.st_mtime >= older_than_s
+                if _age_s(stat, now_s) >= older_than_s
             ]
             for path in old:
                 path.unlink(missing_ok=True)
@@ -243,6 +243,11 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _age_s(stat: os.stat_result, now_s: float) -> float:
+    """How old a file is. Never less than nothing: file systems count finer than the clock does, and a clock may be set back."""
+    return max(0.0, now_s - stat.st_mtime)
 
 
 def _files(folder: Path, pattern: str) -> Iterator[tuple[Path, os.stat_result]]:
