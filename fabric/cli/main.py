@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -49,27 +51,40 @@ NOUNS = MappingProxyType(
 class Root(LazyGroup):
     """Turns errors into one line and an exit code."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        with _told(is_debugged="--debug" in args):  # the root's own help and version are written here
+            return super().make_context(info_name, args, parent, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _told(is_debugged=bool(ctx.params.get("debug"))):
             return super().invoke(ctx)
-        except FabricError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"fabric: {harmless(explain(error))}", err=True)
-            ctx.exit(exit_code(error))
-        except UnicodeEncodeError as error:
-            # Arguments are bytes to the kernel. What is not UTF-8 among them comes as lone surrogates, which no request can hold.
-            if ctx.params.get("debug") or error.encoding != "utf-8":
-                raise
-            click.echo(f"fabric: {error.object!r} is not UTF-8", err=True)
-            ctx.exit(USAGE)
-        except BrokenPipeError:
-            raise  # click ends quietly when whoever reads the output has had enough
-        except OSError as error:
-            if ctx.params.get("debug"):
-                raise
-            click.echo(f"fabric: {error.filename or 'the system'}: {error.strerror or error}", err=True)
-            ctx.exit(FAILED)
+
+
+@contextmanager
+def _told(*, is_debugged: bool) -> Iterator[None]:
+    """Whatever goes wrong here as one line, and click's way to end with its exit code. Unchanged for whoever looks for its cause."""
+    try:
+        yield
+    except FabricError as error:
+        if is_debugged:
+            raise
+        click.echo(f"fabric: {harmless(explain(error))}", err=True)
+        raise click.exceptions.Exit(exit_code(error)) from error
+    except UnicodeEncodeError as error:
+        # Arguments are bytes to the kernel. What is not UTF-8 among them comes as lone surrogates, which no request can hold.
+        if is_debugged or error.encoding != "utf-8":
+            raise
+        click.echo(f"fabric: {error.object!r} is not UTF-8", err=True)
+        raise click.exceptions.Exit(USAGE) from error
+    except BrokenPipeError:
+        raise  # click ends quietly when whoever reads the output has had enough
+    except OSError as error:
+        if is_debugged:
+            raise
+        click.echo(f"fabric: {error.filename or 'the system'}: {error.strerror or error}", err=True)
+        raise click.exceptions.Exit(FAILED) from error
 
 
 def options_of(params: dict[str, Any], password: str) -> Login:

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import sys
+from pathlib import Path
+
 import pytest
 
 from fabric import errors
 from fabric.cli.exits import MEANING, exit_code, explain
+from fabric.cli.main import cli
 from fabric.errors import (
     AlreadyExists,
     Ambiguous,
@@ -133,6 +138,23 @@ def test_an_argument_that_is_not_utf_8_is_told_as_such(shell: Shell, words: tupl
 
     assert result.exit_code == 2
     assert result.stderr == "fabric: 'caf\\udce9' is not UTF-8\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["server", "list", "--help"]])
+def test_help_that_cannot_be_written_is_told_in_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`fabric --help > FILE` on a full disk ended in a traceback: the root's help is written before any verb is called."""
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            cli(words, prog_name="fabric")
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            full.close()
+
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "fabric: the system: No space left on device\n"
 
 
 def test_an_empty_name_among_several_is_told_without_it(shell: Shell) -> None:
