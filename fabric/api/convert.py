@@ -73,6 +73,7 @@ def user_message(user: User) -> user_service_pb2.User:
         default_project_id=user.default_project_id,
         system_admin=user.system_admin,
         create_time=timestamp(user.create_time_ms),
+        disabled=user.disabled,
     )
 
 

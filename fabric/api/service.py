@@ -232,7 +232,14 @@ class ApiService:
             (
                 user_service_pb2,
                 "UserService",
-                UserHandlers(global_store, passwords=passwords, clock=clock, ids=ids, jitter=jitter),
+                UserHandlers(
+                    global_store,
+                    passwords=passwords,
+                    tokens=self.tokens,
+                    clock=clock,
+                    ids=ids,
+                    jitter=jitter,
+                ),
             ),
             (token_service_pb2, "TokenService", TokenHandlers(login, self.tokens)),
         )

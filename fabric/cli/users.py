@@ -8,7 +8,7 @@ import click
 
 from fabric.cli import params
 from fabric.cli.output import Shape, Value, listing, print_list, print_one, showing, when
-from fabric.cli.params import examples
+from fabric.cli.params import examples, given, something
 from fabric.cli.session import Session, pass_session
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def view(user: User) -> dict[str, Value]:
         "id": user.id,
         "name": user.name,
         "default_project_id": user.default_project_id,
+        "enabled": not user.disabled,
         "system_admin": user.system_admin,
         "created_at": when(user.create_time),
     }
@@ -65,7 +66,7 @@ def create(
     if (password is not None) == password_prompt:
         raise click.UsageError("give one of --password and --password-prompt")
     if password is None:
-        password = click.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+        password = asked(name)
     made = session.client.users.create(
         name=name,
         password=password,
@@ -76,6 +77,60 @@ def create(
     print_one(shape, view(made))
 
 
+@user.command(
+    "set",
+    epilog=examples(
+        "fabric user set --password-prompt nebula_admin", "fabric user set --disable nebula_admin"
+    ),
+)
+@click.option(
+    "--password", help="Another password. Others on this machine can read it: better --password-prompt."
+)
+@click.option("--password-prompt", is_flag=True, help="Ask for the other password, twice.")
+@click.option("--enable/--disable", default=None, help="Let the user in, or keep them out.")
+@click.option(
+    "--system-admin/--no-system-admin", default=None, help="May administer the system, or may not any more."
+)
+@click.option(
+    "--project",
+    "default_project",
+    help="The project a login without one is for; '' for none.",
+    shell_complete=params.projects,
+)
+@click.argument("user", shell_complete=params.users)
+@pass_session
+def set_(
+    session: Session,
+    *,
+    password: str | None,
+    password_prompt: bool,
+    enable: bool | None,
+    system_admin: bool | None,
+    default_project: str | None,
+    user: str,
+) -> None:
+    """Change one. Another password, --disable and --no-system-admin end all tokens of the user at once."""
+    if password is not None and password_prompt:
+        raise click.UsageError("give one of --password and --password-prompt")
+    changes = given(
+        {
+            "password": password,
+            "disabled": None if enable is None else not enable,
+            "system_admin": system_admin,
+            "default_project": default_project,
+        }
+    )
+    if password_prompt:
+        changes["password"] = asked(user)
+    session.client.users.update(user, **something(changes))
+
+
+def asked(name: str) -> str:
+    """A password, typed twice."""
+    password: str = click.prompt(f"Password of {name}", hide_input=True, confirmation_prompt=True, err=True)
+    return password
+
+
 @user.command("list", epilog=examples("fabric user list"))
 @listing
 @pass_session
@@ -83,8 +138,8 @@ def list_(session: Session, *, shape: Shape) -> None:
     """List every user."""
     print_list(
         shape,
-        ("ID", "Name", "System Admin"),
-        ((it.id, it.name, it.system_admin) for it in session.client.users.list()),
+        ("ID", "Name", "System Admin", "Enabled"),
+        ((it.id, it.name, it.system_admin, not it.disabled) for it in session.client.users.list()),
     )
 
 
@@ -110,3 +165,15 @@ def role() -> None:
 def add(session: Session, *, user_name: str, project: str, role_name: str) -> None:
     """Give a user a role in a project: reader, member or admin, each including the ones before it."""
     session.client.users.grant_role(user=user_name, project=project, role=role_name)
+
+
+@role.command(epilog=examples("fabric role remove --user nebula_admin --project nebula_prod member"))
+@click.option(
+    "--user", "user_name", required=True, metavar="USER", help="Whose.", shell_complete=params.users
+)
+@click.option("--project", required=True, help="Where.", shell_complete=params.projects)
+@click.argument("role_name", metavar="ROLE", type=click.Choice(ROLES))
+@pass_session
+def remove(session: Session, *, user_name: str, project: str, role_name: str) -> None:
+    """Take a user's role in a project back. Their tokens for the project end at once."""
+    session.client.users.revoke_role(user=user_name, project=project, role=role_name)

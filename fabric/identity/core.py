@@ -63,6 +63,16 @@ def make_token(
     )
 
 
+def says_too_much(token: Token, *, user_id: str, project_id: str = "", most: Role = Role.UNSPECIFIED) -> bool:
+    """Whether a token says more than its user may now: anything, or in one project more than the role `most`.
+
+    A system administrator's says what it does for another reason than a role in a project.
+    """
+    if token.user_id != user_id or not project_id:
+        return token.user_id == user_id
+    return token.project_id == project_id and not token.system_admin and token.role > most
+
+
 def principal_of(token: Token, *, now_ms: int) -> Principal | None:
     """Who a token proves its bearer to be; None when its time is over."""
     if now_ms >= token.expire_time_ms:

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fabric.errors import Conflict
 from fabric.ids import is_id
 from fabric.model.identity import Project, Role, RoleGrant, User
 from fabric.model.quota import Charge, Quota
 from fabric.store.base import Store
 from fabric.store.codec import decode, encode
 from fabric.store.keys import PROJECT, PROJECT_NAME, QUOTA, ROLE, USER, USER_NAME
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A user's role in a project, UNSPECIFIED for none; and the keys that it was read from, with the revisions they had."""
+
+    role: Role
+    unchanged: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +70,17 @@ class Directory:
         value = await self._find(USER.under(), USER_NAME.at(name_or_id), name_or_id)
         return None if value is None else decode(User, value)
 
-    async def role(self, user_id: str, project_id: str) -> Role:
-        """A user's role in a project; UNSPECIFIED for none."""
-        key = ROLE.at(user_id, project_id)
-        value = (await self._store.get(key)).value(key)
-        return Role.UNSPECIFIED if value is None else decode(RoleGrant, value).role
+    async def standing(self, user: User, project: Project | None) -> Standing:
+        """What a user may do in a project. Raises Conflict when the user is not any more as they were read."""
+        mine = USER.at(user.id)
+        keys = (mine,) if project is None else (mine, ROLE.at(user.id, project.id))
+        seen = await self._store.get(*keys)
+        stored = seen.value(mine)
+        if stored is None or decode(User, stored) != user:
+            raise Conflict("the user was changed in this very moment; log in again")
+        granted = None if project is None else seen.value(keys[-1])
+        role = Role.UNSPECIFIED if granted is None else decode(RoleGrant, granted).role
+        return Standing(role, {key: seen.seen(key) for key in keys})
 
     async def _find(self, prefix: str, name_key: str, name_or_id: str) -> bytes | None:
         # Names may look like ids; an id wins, because ids are what programs send.

@@ -17,7 +17,7 @@ from fabric.identity.core import FREE_TRIES, Failures, check_wait, failed_again,
 from fabric.identity.directory import Directory
 from fabric.identity.passwords import Passwords
 from fabric.identity.tokens import Tokens
-from fabric.model.identity import Role, Token
+from fabric.model.identity import Token
 
 K = TypeVar("K")
 
@@ -48,6 +48,7 @@ class Login:
         Raises:
             Unauthenticated: wrong, unknown or disabled; the words do not tell which.
             PermissionDenied: the password is right, and the user has no role in the project.
+            Conflict: somebody changed the user, or took the role, in this very moment.
             TooMuch: too many wrong ones before, or too many logins at once.
             Unavailable: the store cannot be reached.
         """
@@ -61,11 +62,12 @@ class Login:
             self._failures.pop(account, None)
         name = project or user.default_project_id
         found = await self._directory.find_project(name) if name else None
-        role = Role.UNSPECIFIED if found is None else await self._directory.role(user.id, found.id)
+        standing = await self._directory.standing(user, found)
         token = make_token(
-            user, found, role, asked_project=name, now_ms=self._clock.now_ms(), asked_s=asked_s
+            user, found, standing.role, asked_project=name, now_ms=self._clock.now_ms(), asked_s=asked_s
         )
-        return await self._tokens.issue(token), token
+        # Whoever is kept out, or taken a role, while they log in, gets no token that was decided on before.
+        return await self._tokens.issue(token, unchanged=standing.unchanged), token
 
     @contextmanager
     def _counted(self, account: tuple[str, str]) -> Iterator[None]:

@@ -11,20 +11,22 @@ import asyncio
 import base64
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import structlog
 
 from fabric.clock import Clock
 from fabric.deadlines import within
-from fabric.errors import Ambiguous, Bug, Unauthenticated, Unavailable
+from fabric.errors import Ambiguous, Conflict, Unauthenticated, Unavailable
 from fabric.identity.core import principal_of
 from fabric.ids import Ids
 from fabric.model.identity import Principal, Token
 from fabric.store.base import Committed, Compacted, Store, Txn
 from fabric.store.codec import decode, encode
 from fabric.store.keys import TOKEN, token_key
+from fabric.store.parsed import parsed
 from fabric.store.settle import commit_settled
 
 log = structlog.get_logger()
@@ -44,6 +46,11 @@ ASK_AGAIN_S = 2.0
 """How long a store that did not answer is left alone about tokens that are known."""
 
 REMEMBERED = 10_000
+
+ENDED_AT_ONCE = 100
+"""Tokens in one transaction: etcd takes 128 operations in one."""
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,12 @@ class Tokens:
         """How often the watch began anew: of what ended in between it tells nothing."""
         self._ask_again_s = float("-inf")
 
-    async def issue(self, token: Token) -> str:
-        """Store a token and return its secret, which is stored nowhere. Raises Unavailable, Ambiguous.
+    async def issue(self, token: Token, *, unchanged: Mapping[str, int] = NOTHING) -> str:
+        """Store a token and return its secret, which is stored nowhere. `unchanged` is what it goes by: keys, and the revisions they had.
+
+        Raises:
+            Conflict: that is not so any more.
+            Unavailable, Ambiguous: as the store has it.
 
         The record's id becomes the digest that it is stored under, so that its bearer can be told to end it by id.
         """
@@ -76,9 +87,9 @@ class Tokens:
         key = token_key(secret)
         lease = await self._store.grant((token.expire_time_ms - token.issue_time_ms) / 1000)
         stored = replace(token, id=key.removeprefix(TOKEN.under()))
-        txn = Txn(unchanged={key: 0}, put={key: encode(stored)}, leases={key: lease.id})
+        txn = Txn(unchanged={**unchanged, key: 0}, put={key: encode(stored)}, leases={key: lease.id})
         if not isinstance(await commit_settled(self._store, txn, mark=key), Committed):
-            raise Bug("a fresh token was there already")
+            raise Conflict("the user was changed in this very moment; log in again")
         return secret
 
     async def principal(self, secret: str) -> Principal:
@@ -140,13 +151,25 @@ class Tokens:
 
     async def revoke(self, token_id: str) -> None:
         """End a token now. One that is gone already is fine. Raises Unavailable."""
-        key = TOKEN.at(token_id)
-        self._seen.pop(key, None)
+        await self._end((TOKEN.at(token_id),))
+
+    async def revoke_all(self, ends: Callable[[Token], bool]) -> None:
+        """End every token that this is true of. Raises Unavailable, with some of them ended.
+
+        Whoever takes something from a user writes that first: a token issued since then went by what is true now.
+        """
+        keys = [key for key, token in parsed(Token, await self._store.list(TOKEN.under())) if ends(token)]
+        for at in range(0, len(keys), ENDED_AT_ONCE):
+            await self._end(tuple(keys[at : at + ENDED_AT_ONCE]))
+
+    async def _end(self, keys: tuple[str, ...]) -> None:
+        for key in keys:
+            self._seen.pop(key, None)
         # Deleting twice is deleting once: an answer that was lost needs no settling, only another try.
         with contextlib.suppress(Ambiguous):
-            await self._store.commit(Txn(delete=(key,)))
+            await self._store.commit(Txn(delete=keys))
             return
-        await self._store.commit(Txn(delete=(key,)))
+        await self._store.commit(Txn(delete=keys))
 
     async def run(self) -> None:
         """Follow the store's revocations until cancelled."""

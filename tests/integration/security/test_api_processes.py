@@ -31,7 +31,14 @@ from fabric.rpc.status import code_of
 from fabric.rpc.uploads import send_all
 from fabric.store.etcd import EtcdSettings, EtcdStore
 from tests.chaos.etcd_process import find_binaries
-from tests.integration.security.api_processes import PASSWORD, ApiProcess, Apis, register_cell, started
+from tests.integration.security.api_processes import (
+    PASSWORD,
+    PATIENCE_S,
+    ApiProcess,
+    Apis,
+    register_cell,
+    started,
+)
 from tests.integration.security.odd_requests import odd_requests
 from tests.unit.images.evil_images import disk
 
@@ -187,6 +194,29 @@ async def test_a_revoked_token_is_refused_by_every_server_within_two_seconds(api
                     # The one bound in time that is a promise (goal G14), so it is asserted.
                     assert after_s < REVOKED_S
                     await asyncio.sleep(0.02)
+
+
+async def test_who_is_kept_out_through_one_server_is_out_of_every_other(apis: Apis) -> None:
+    here, there = apis.start(), apis.start()
+    with here.client(await asyncio.to_thread(_token, here)) as admin:
+        admin.projects.create(name="red")
+        admin.users.create(name="ruth", password="a long password", project="red", role="admin")
+        for take in (
+            lambda: admin.users.update("ruth", disabled=True),
+            lambda: admin.users.update("ruth", disabled=False, password="another password"),
+            lambda: admin.users.grant_role(user="ruth", project="red", role="reader"),
+            lambda: admin.users.revoke_role(user="ruth", project="red"),
+        ):
+            admin.users.update("ruth", disabled=False, password="a long password")
+            with there.client(await asyncio.to_thread(_token, there, "ruth", "a long password")) as ruth:
+                assert ruth.tokens.who_am_i().user_name == "ruth"
+                await asyncio.to_thread(take)
+                end_s = time.monotonic() + PATIENCE_S
+                while await asyncio.to_thread(_is_let_in, ruth):
+                    assert time.monotonic() < end_s
+                    await asyncio.sleep(0.02)
+    with there.client() as nobody, pytest.raises(PermissionDenied):
+        nobody.tokens.issue(user="ruth", password="a long password")
 
 
 def _is_let_in(client: Client) -> bool:

@@ -231,7 +231,39 @@ def test_a_user_needs_one_password_and_a_role_its_project(shell: Shell, options:
     assert shell.run("user", "create", *options, "ann").exit_code == 2
 
 
-def test_a_role_is_added(shell: Shell) -> None:
+def test_a_role_is_added_and_taken_back(shell: Shell) -> None:
     shell.ok("role", "add", "--user", "ann", "--project", "nebula_prod", "admin")
-
     assert shell.api.roles == [("ann", "nebula_prod", "admin")]
+
+    shell.ok("role", "remove", "--user", "ann", "--project", "nebula_prod", "admin")
+
+    assert shell.api.roles == []
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (("--disable",), {"disabled": True}),
+        (("--enable", "--no-system-admin"), {"disabled": False, "system_admin": False}),
+        (("--password", "correct horse"), {"password": "correct horse"}),
+        (("--password-prompt",), {"password": "battery staple"}),
+        (("--project", ""), {"default_project": ""}),
+    ],
+)
+def test_what_is_said_of_a_user_is_changed(
+    shell: Shell, options: tuple[str, ...], changed: dict[str, object]
+) -> None:
+    shell.ok("user", "create", "--password", "correct horse", "ann")
+
+    result = shell.run("user", "set", *options, "ann", text="battery staple\nbattery staple\n")
+    (sent,) = shell.api.requests("update_user")
+
+    assert result.exit_code == 0
+    assert "staple" not in result.output
+    assert {path: getattr(sent, path) for path in sent.update_mask.paths} == changed
+    assert shell.json("user", "show", "ann")["enabled"] is not changed.get("disabled", False)
+
+
+@pytest.mark.parametrize("options", [(), ("--password", "correct horse", "--password-prompt")])
+def test_a_user_is_changed_in_something_and_to_one_password(shell: Shell, options: tuple[str, ...]) -> None:
+    assert shell.run("user", "set", *options, "ann").exit_code == 2

@@ -416,6 +416,16 @@ class FakeApi:
         self.roles.append((request.user, request.project, request.role))
         return user_service_pb2.GrantRoleResponse()
 
+    def revoke_role(self, request: Any) -> Any:
+        self.roles.remove((request.user, request.project, request.role))
+        return user_service_pb2.RevokeRoleResponse()
+
+    def update_user(self, request: Any) -> Any:
+        found = _found(self.users, request.user)
+        for path in set(request.update_mask.paths) & {"disabled", "system_admin"}:
+            setattr(found, path, getattr(request, path))
+        return user_service_pb2.UpdateUserResponse(user=found)
+
     def issue_token(self, request: Any) -> Any:
         if request.password != PASSWORD:
             raise Unauthenticated("the user or the password is wrong")

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 
 from fabric.pb.common.v1 import options_pb2 as fabric_dot_common_dot_v1_dot_options__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fabric/identity/v1/user_service.proto\x12\x12\x66\x61\x62ric.identity.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\x04User\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x42\n\x04name\x18\x02 \x01(\tB4\x92\xb5\x18\x30\x08\x01\x18@\"\x10[A-Za-z0-9._@-]+R\x18letters, digits, . _ @ -\x12\x1a\n\x12\x64\x65\x66\x61ult_project_id\x18\x03 \x01(\t\x12\x14\n\x0csystem_admin\x18\x04 \x01(\x08\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\"&\n\x0eGetUserRequest\x12\x14\n\x04user\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"K\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.fabric.identity.v1.User\x12\x10\n\x08revision\x18\x02 \x01(\x03\"M\n\x10ListUsersRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"g\n\x11ListUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.fabric.identity.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf3\x01\n\x11\x43reateUserRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12.\n\x04user\x18\x02 \x01(\x0b\x32\x18.fabric.identity.v1.UserB\x06\x92\xb5\x18\x02\x08\x01\x12\x1f\n\x08password\x18\x03 \x01(\tB\r\x92\xb5\x18\t\x08\x01\x10\x08\x18\x80\x08@\x01\x12\x0f\n\x07project\x18\x04 \x01(\t\x12\x45\n\x04role\x18\x05 \x01(\tB7\x92\xb5\x18\x33\x18\x10\"\x16(reader|member|admin)?R\x17reader, member or admin\"N\n\x12\x43reateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.fabric.identity.v1.User\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xc0\x01\n\x10GrantRoleRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04user\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x17\n\x07project\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x46\n\x04role\x18\x04 \x01(\tB8\x92\xb5\x18\x34\x08\x01\x18\x10\"\x15(reader|member|admin)R\x17reader, member or admin\"%\n\x11GrantRoleResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x96\x03\n\x0bUserService\x12Z\n\x07GetUser\x12\".fabric.identity.v1.GetUserRequest\x1a#.fabric.identity.v1.GetUserResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12`\n\tListUsers\x12$.fabric.identity.v1.ListUsersRequest\x1a%.fabric.identity.v1.ListUsersResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12\x65\n\nCreateUser\x12%.fabric.identity.v1.CreateUserRequest\x1a&.fabric.identity.v1.CreateUserResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x62\n\tGrantRole\x12$.fabric.identity.v1.GrantRoleRequest\x1a%.fabric.identity.v1.GrantRoleResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fabric/identity/v1/user_service.proto\x12\x12\x66\x61\x62ric.identity.v1\x1a\x1e\x66\x61\x62ric/common/v1/options.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdb\x01\n\x04User\x12\x12\n\x02id\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x38\x01\x12\x42\n\x04name\x18\x02 \x01(\tB4\x92\xb5\x18\x30\x08\x01\x18@\"\x10[A-Za-z0-9._@-]+R\x18letters, digits, . _ @ -\x12\x1a\n\x12\x64\x65\x66\x61ult_project_id\x18\x03 \x01(\t\x12\x14\n\x0csystem_admin\x18\x04 \x01(\x08\x12\x37\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\x92\xb5\x18\x02\x38\x01\x12\x10\n\x08\x64isabled\x18\x06 \x01(\x08\"&\n\x0eGetUserRequest\x12\x14\n\x04user\x18\x01 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\"K\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.fabric.identity.v1.User\x12\x10\n\x08revision\x18\x02 \x01(\x03\"M\n\x10ListUsersRequest\x12\x1c\n\tpage_size\x18\x01 \x01(\x05\x42\t\x92\xb5\x18\x05(\x00\x30\xe8\x07\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\x92\xb5\x18\x03\x18\x80\x08\"g\n\x11ListUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.fabric.identity.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\xf3\x01\n\x11\x43reateUserRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12.\n\x04user\x18\x02 \x01(\x0b\x32\x18.fabric.identity.v1.UserB\x06\x92\xb5\x18\x02\x08\x01\x12\x1f\n\x08password\x18\x03 \x01(\tB\r\x92\xb5\x18\t\x08\x01\x10\x08\x18\x80\x08@\x01\x12\x0f\n\x07project\x18\x04 \x01(\t\x12\x45\n\x04role\x18\x05 \x01(\tB7\x92\xb5\x18\x33\x18\x10\"\x16(reader|member|admin)?R\x17reader, member or admin\"N\n\x12\x43reateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.fabric.identity.v1.User\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xf7\x01\n\x11UpdateUserRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04user\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x37\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\x92\xb5\x18\x02\x08\x01\x12\x10\n\x08\x64isabled\x18\x04 \x01(\x08\x12\x14\n\x0csystem_admin\x18\x05 \x01(\x08\x12\x1b\n\x08password\x18\x06 \x01(\tB\t\x92\xb5\x18\x05\x18\x80\x08@\x01\x12\x17\n\x0f\x64\x65\x66\x61ult_project\x18\x07 \x01(\t\"N\n\x12UpdateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.fabric.identity.v1.User\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xc0\x01\n\x10GrantRoleRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04user\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x17\n\x07project\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x46\n\x04role\x18\x04 \x01(\tB8\x92\xb5\x18\x34\x08\x01\x18\x10\"\x15(reader|member|admin)R\x17reader, member or admin\"%\n\x11GrantRoleResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\xc0\x01\n\x11RevokeRoleRequest\x12\x35\n\nrequest_id\x18\x01 \x01(\tB!\x92\xb5\x18\x1d\x08\x01\x18@\"\x06[!-~]+R\x0fprintable ASCII\x12\x14\n\x04user\x18\x02 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x17\n\x07project\x18\x03 \x01(\tB\x06\x92\xb5\x18\x02\x08\x01\x12\x45\n\x04role\x18\x04 \x01(\tB7\x92\xb5\x18\x33\x18\x10\"\x16(reader|member|admin)?R\x17reader, member or admin\"&\n\x12RevokeRoleResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\xe4\x04\n\x0bUserService\x12Z\n\x07GetUser\x12\".fabric.identity.v1.GetUserRequest\x1a#.fabric.identity.v1.GetUserResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12`\n\tListUsers\x12$.fabric.identity.v1.ListUsersRequest\x1a%.fabric.identity.v1.ListUsersResponse\"\x06\x8a\xb5\x18\x02\x08\x04\x12\x65\n\nCreateUser\x12%.fabric.identity.v1.CreateUserRequest\x1a&.fabric.identity.v1.CreateUserResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x65\n\nUpdateUser\x12%.fabric.identity.v1.UpdateUserRequest\x1a&.fabric.identity.v1.UpdateUserResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x62\n\tGrantRole\x12$.fabric.identity.v1.GrantRoleRequest\x1a%.fabric.identity.v1.GrantRoleResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x12\x65\n\nRevokeRole\x12%.fabric.identity.v1.RevokeRoleRequest\x1a&.fabric.identity.v1.RevokeRoleResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +55,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEUSERREQUEST'].fields_by_name['password']._serialized_options = b'\222\265\030\t\010\001\020\010\030\200\010@\001'
   _globals['_CREATEUSERREQUEST'].fields_by_name['role']._loaded_options = None
   _globals['_CREATEUSERREQUEST'].fields_by_name['role']._serialized_options = b'\222\265\0303\030\020\"\026(reader|member|admin)?R\027reader, member or admin'
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['user']._loaded_options = None
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['user']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['update_mask']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['password']._loaded_options = None
+  _globals['_UPDATEUSERREQUEST'].fields_by_name['password']._serialized_options = b'\222\265\030\005\030\200\010@\001'
   _globals['_GRANTROLEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_GRANTROLEREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
   _globals['_GRANTROLEREQUEST'].fields_by_name['user']._loaded_options = None
@@ -62,32 +71,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRANTROLEREQUEST'].fields_by_name['project']._serialized_options = b'\222\265\030\002\010\001'
   _globals['_GRANTROLEREQUEST'].fields_by_name['role']._loaded_options = None
   _globals['_GRANTROLEREQUEST'].fields_by_name['role']._serialized_options = b'\222\265\0304\010\001\030\020\"\025(reader|member|admin)R\027reader, member or admin'
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['request_id']._serialized_options = b'\222\265\030\035\010\001\030@\"\006[!-~]+R\017printable ASCII'
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['user']._loaded_options = None
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['user']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['project']._loaded_options = None
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['project']._serialized_options = b'\222\265\030\002\010\001'
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['role']._loaded_options = None
+  _globals['_REVOKEROLEREQUEST'].fields_by_name['role']._serialized_options = b'\222\265\0303\030\020\"\026(reader|member|admin)?R\027reader, member or admin'
   _globals['_USERSERVICE'].methods_by_name['GetUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['GetUser']._serialized_options = b'\212\265\030\002\010\004'
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._serialized_options = b'\212\265\030\002\010\004'
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['CreateUser']._serialized_options = b'\212\265\030\004\010\004\030\001'
+  _globals['_USERSERVICE'].methods_by_name['UpdateUser']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['UpdateUser']._serialized_options = b'\212\265\030\004\010\004\030\001'
   _globals['_USERSERVICE'].methods_by_name['GrantRole']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['GrantRole']._serialized_options = b'\212\265\030\004\010\004\030\001'
-  _globals['_USER']._serialized_start=127
-  _globals['_USER']._serialized_end=328
-  _globals['_GETUSERREQUEST']._serialized_start=330
-  _globals['_GETUSERREQUEST']._serialized_end=368
-  _globals['_GETUSERRESPONSE']._serialized_start=370
-  _globals['_GETUSERRESPONSE']._serialized_end=445
-  _globals['_LISTUSERSREQUEST']._serialized_start=447
-  _globals['_LISTUSERSREQUEST']._serialized_end=524
-  _globals['_LISTUSERSRESPONSE']._serialized_start=526
-  _globals['_LISTUSERSRESPONSE']._serialized_end=629
-  _globals['_CREATEUSERREQUEST']._serialized_start=632
-  _globals['_CREATEUSERREQUEST']._serialized_end=875
-  _globals['_CREATEUSERRESPONSE']._serialized_start=877
-  _globals['_CREATEUSERRESPONSE']._serialized_end=955
-  _globals['_GRANTROLEREQUEST']._serialized_start=958
-  _globals['_GRANTROLEREQUEST']._serialized_end=1150
-  _globals['_GRANTROLERESPONSE']._serialized_start=1152
-  _globals['_GRANTROLERESPONSE']._serialized_end=1189
-  _globals['_USERSERVICE']._serialized_start=1192
-  _globals['_USERSERVICE']._serialized_end=1598
+  _globals['_USERSERVICE'].methods_by_name['RevokeRole']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['RevokeRole']._serialized_options = b'\212\265\030\004\010\004\030\001'
+  _globals['_USER']._serialized_start=161
+  _globals['_USER']._serialized_end=380
+  _globals['_GETUSERREQUEST']._serialized_start=382
+  _globals['_GETUSERREQUEST']._serialized_end=420
+  _globals['_GETUSERRESPONSE']._serialized_start=422
+  _globals['_GETUSERRESPONSE']._serialized_end=497
+  _globals['_LISTUSERSREQUEST']._serialized_start=499
+  _globals['_LISTUSERSREQUEST']._serialized_end=576
+  _globals['_LISTUSERSRESPONSE']._serialized_start=578
+  _globals['_LISTUSERSRESPONSE']._serialized_end=681
+  _globals['_CREATEUSERREQUEST']._serialized_start=684
+  _globals['_CREATEUSERREQUEST']._serialized_end=927
+  _globals['_CREATEUSERRESPONSE']._serialized_start=929
+  _globals['_CREATEUSERRESPONSE']._serialized_end=1007
+  _globals['_UPDATEUSERREQUEST']._serialized_start=1010
+  _globals['_UPDATEUSERREQUEST']._serialized_end=1257
+  _globals['_UPDATEUSERRESPONSE']._serialized_start=1259
+  _globals['_UPDATEUSERRESPONSE']._serialized_end=1337
+  _globals['_GRANTROLEREQUEST']._serialized_start=1340
+  _globals['_GRANTROLEREQUEST']._serialized_end=1532
+  _globals['_GRANTROLERESPONSE']._serialized_start=1534
+  _globals['_GRANTROLERESPONSE']._serialized_end=1571
+  _globals['_REVOKEROLEREQUEST']._serialized_start=1574
+  _globals['_REVOKEROLEREQUEST']._serialized_end=1766
+  _globals['_REVOKEROLERESPONSE']._serialized_start=1768
+  _globals['_REVOKEROLERESPONSE']._serialized_end=1806
+  _globals['_USERSERVICE']._serialized_start=1809
+  _globals['_USERSERVICE']._serialized_end=2421
 # @@protoc_insertion_point(module_scope)

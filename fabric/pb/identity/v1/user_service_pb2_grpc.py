@@ -51,10 +51,20 @@ class UserServiceStub:
                 request_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.CreateUserRequest.SerializeToString,
                 response_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.CreateUserResponse.FromString,
                 _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/fabric.identity.v1.UserService/UpdateUser',
+                request_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
         self.GrantRole = channel.unary_unary(
                 '/fabric.identity.v1.UserService/GrantRole',
                 request_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleRequest.SerializeToString,
                 response_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleResponse.FromString,
+                _registered_method=True)
+        self.RevokeRole = channel.unary_unary(
+                '/fabric.identity.v1.UserService/RevokeRole',
+                request_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleRequest.SerializeToString,
+                response_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleResponse.FromString,
                 _registered_method=True)
 
 
@@ -83,8 +93,22 @@ class UserServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateUser(self, request, context):
+        """Change one: let them in or keep them out, another password, another default project. What they are taken, their tokens lose at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GrantRole(self, request, context):
-        """Give a user a role in a project, or another one.
+        """Give a user a role in a project, or another one. Tokens that say more than a lower one end at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeRole(self, request, context):
+        """Take a user's role in a project back. Their tokens for the project end at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -108,10 +132,20 @@ def add_UserServiceServicer_to_server(servicer, server):
                     request_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.CreateUserRequest.FromString,
                     response_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.CreateUserResponse.SerializeToString,
             ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserRequest.FromString,
+                    response_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserResponse.SerializeToString,
+            ),
             'GrantRole': grpc.unary_unary_rpc_method_handler(
                     servicer.GrantRole,
                     request_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleRequest.FromString,
                     response_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleResponse.SerializeToString,
+            ),
+            'RevokeRole': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeRole,
+                    request_deserializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleRequest.FromString,
+                    response_serializer=fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -207,6 +241,33 @@ class UserService:
             _registered_method=True)
 
     @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.identity.v1.UserService/UpdateUser',
+            fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserRequest.SerializeToString,
+            fabric_dot_identity_dot_v1_dot_user__service__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GrantRole(request,
             target,
             options=(),
@@ -223,6 +284,33 @@ class UserService:
             '/fabric.identity.v1.UserService/GrantRole',
             fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleRequest.SerializeToString,
             fabric_dot_identity_dot_v1_dot_user__service__pb2.GrantRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeRole(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fabric.identity.v1.UserService/RevokeRole',
+            fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleRequest.SerializeToString,
+            fabric_dot_identity_dot_v1_dot_user__service__pb2.RevokeRoleResponse.FromString,
             options,
             channel_credentials,
             insecure,

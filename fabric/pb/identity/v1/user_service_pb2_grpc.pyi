@@ -40,8 +40,12 @@ class UserServiceStub:
     """Read all, by name."""
     CreateUser: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.CreateUserRequest, _user_service_pb2.CreateUserResponse]
     """Make one, with a role in a project."""
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.UpdateUserRequest, _user_service_pb2.UpdateUserResponse]
+    """Change one: let them in or keep them out, another password, another default project. What they are taken, their tokens lose at once."""
     GrantRole: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.GrantRoleRequest, _user_service_pb2.GrantRoleResponse]
-    """Give a user a role in a project, or another one."""
+    """Give a user a role in a project, or another one. Tokens that say more than a lower one end at once."""
+    RevokeRole: _grpc.UnaryUnaryMultiCallable[_user_service_pb2.RevokeRoleRequest, _user_service_pb2.RevokeRoleResponse]
+    """Take a user's role in a project back. Their tokens for the project end at once."""
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
@@ -54,8 +58,12 @@ class UserServiceAsyncStub(UserServiceStub):
     """Read all, by name."""
     CreateUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.CreateUserRequest, _user_service_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Make one, with a role in a project."""
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.UpdateUserRequest, _user_service_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Change one: let them in or keep them out, another password, another default project. What they are taken, their tokens lose at once."""
     GrantRole: _aio.UnaryUnaryMultiCallable[_user_service_pb2.GrantRoleRequest, _user_service_pb2.GrantRoleResponse]  # type: ignore[assignment]
-    """Give a user a role in a project, or another one."""
+    """Give a user a role in a project, or another one. Tokens that say more than a lower one end at once."""
+    RevokeRole: _aio.UnaryUnaryMultiCallable[_user_service_pb2.RevokeRoleRequest, _user_service_pb2.RevokeRoleResponse]  # type: ignore[assignment]
+    """Take a user's role in a project back. Their tokens for the project end at once."""
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     """Users, for system administrators."""
@@ -85,11 +93,27 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """Make one, with a role in a project."""
 
     @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _user_service_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_service_pb2.UpdateUserResponse, _abc.Awaitable[_user_service_pb2.UpdateUserResponse]]:
+        """Change one: let them in or keep them out, another password, another default project. What they are taken, their tokens lose at once."""
+
+    @_abc_1.abstractmethod
     def GrantRole(
         self,
         request: _user_service_pb2.GrantRoleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_service_pb2.GrantRoleResponse, _abc.Awaitable[_user_service_pb2.GrantRoleResponse]]:
-        """Give a user a role in a project, or another one."""
+        """Give a user a role in a project, or another one. Tokens that say more than a lower one end at once."""
+
+    @_abc_1.abstractmethod
+    def RevokeRole(
+        self,
+        request: _user_service_pb2.RevokeRoleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_service_pb2.RevokeRoleResponse, _abc.Awaitable[_user_service_pb2.RevokeRoleResponse]]:
+        """Take a user's role in a project back. Their tokens for the project end at once."""
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
