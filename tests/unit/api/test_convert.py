@@ -124,7 +124,7 @@ CASES: list[tuple[type[Any], Callable[[Any], Message], set[str]]] = [
             "hidden",
         },  # a refused image has no record, and a hidden one is shown to nobody
     ),
-    (User, convert.user_message, {"password_hash", "disabled", "update_time_ms"}),
+    (User, convert.user_message, {"password_hash", "update_time_ms"}),
     (Project, project, {"update_time_ms"}),
     (
         Host,
