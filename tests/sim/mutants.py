@@ -372,7 +372,7 @@ MUTANTS: Final = (
     Mutant(
         name="quota_without_compare",
         without="creates compare the project's quota",
-        within=100,
+        within=400,
         swaps=_quota_without_compare,
     ),
     Mutant(

@@ -91,7 +91,7 @@ VOLUME_MUTANTS: Final = (
     Mutant(
         name="shelved_volumes_never_freed",
         without="a server that ends while it is on no host lets go of its volumes",
-        within=100,
+        within=400,
         swaps=_kept_by_the_dead,
     ),
     Mutant(
@@ -103,7 +103,7 @@ VOLUME_MUTANTS: Final = (
     Mutant(
         name="root_volume_on_any_host",
         without="a server that boots from a volume runs where its data is",
-        within=100,
+        within=1000,
         swaps=_booted_anywhere,
     ),
     Mutant(
