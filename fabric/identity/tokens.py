@@ -163,13 +163,21 @@ class Tokens:
             await self._end(tuple(keys[at : at + ENDED_AT_ONCE]))
 
     async def _end(self, keys: tuple[str, ...]) -> None:
+        self._forget(keys)
+        try:
+            # Deleting twice is deleting once: an answer that was lost needs no settling, only another try.
+            with contextlib.suppress(Ambiguous):
+                await self._store.commit(Txn(delete=keys))
+                return
+            await self._store.commit(Txn(delete=keys))
+        finally:
+            # Once more: who used one meanwhile has had it remembered, and the watch may tell of its end only after the answer to this.
+            self._forget(keys)
+
+    def _forget(self, keys: tuple[str, ...]) -> None:
+        self._forgotten += 1
         for key in keys:
             self._seen.pop(key, None)
-        # Deleting twice is deleting once: an answer that was lost needs no settling, only another try.
-        with contextlib.suppress(Ambiguous):
-            await self._store.commit(Txn(delete=keys))
-            return
-        await self._store.commit(Txn(delete=keys))
 
     async def run(self) -> None:
         """Follow the store's revocations until cancelled."""
@@ -193,8 +201,7 @@ class Tokens:
                 self._heard_s = self._clock.boot_s()
                 for event in batch.events:
                     if event.value is None:
-                        self._forgotten += 1
-                        self._seen.pop(event.key, None)
+                        self._forget((event.key,))
                         self._ended[event.key] = None
                 while len(self._ended) > REMEMBERED:
                     self._ended.popitem(last=False)

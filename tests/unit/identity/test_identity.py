@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import pytest
@@ -59,6 +59,7 @@ class Flaky(MemoryStore):
     is_away = False
     hangs = False
     loses_answers = False
+    before_commit: Callable[[], Awaitable[None]] | None = None
 
     async def get(self, *keys: str) -> Snapshot:
         while self.hangs:
@@ -70,6 +71,9 @@ class Flaky(MemoryStore):
     async def commit(self, txn: Txn) -> Committed | Refused:
         if self.is_away:
             raise Unavailable("away")
+        happening, self.before_commit = self.before_commit, None
+        if happening is not None:
+            await happening()
         outcome = await super().commit(txn)
         if self.loses_answers:
             self.loses_answers = False
@@ -192,6 +196,26 @@ async def test_a_revocation_by_another_server_is_heard(store: Flaky) -> None:
 
     with pytest.raises((Unauthenticated, Unavailable)):
         await here.principal(secret)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_token_that_is_used_while_it_is_ended_is_not_remembered(store: Flaky) -> None:
+    """It was forgotten before it was ended, and remembered by whoever came in between, until the watch told: after the answer."""
+    tokens = Tokens(store, clock=Clock(), ids=RandomIds())
+    running = asyncio.create_task(tokens.run())
+    secret = await tokens.issue(_token())
+    await asyncio.sleep(0.01)
+    token_id = (await tokens.principal(secret)).token_id
+
+    async def meanwhile() -> None:
+        await tokens.principal(secret)
+
+    store.before_commit = meanwhile
+    await tokens.revoke(token_id)
+
+    with pytest.raises(Unauthenticated):
+        await tokens.principal(secret)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
