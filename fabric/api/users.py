@@ -76,6 +76,7 @@ class UserHandlers:
         role = ROLES.get(request.role, Role.MEMBER)
 
         async def decide() -> Change:
+            mine = await self._administrator(principal)
             # Looked at before the hash is made: a name that is taken costs nothing.
             if await self._users.is_taken(asked.name):
                 raise AlreadyExists(f"there is a user {asked.name!r} already", name=asked.name)
@@ -94,7 +95,9 @@ class UserHandlers:
             if project is not None:
                 grant = RoleGrant(project_id=project.id, user_id=user.id, role=role, create_time_ms=now_ms)
             writes = user_writes(user, grant)
-            return Change(resource_id=user.id, unchanged=dict.fromkeys(writes.absent, 0), put=writes.put)
+            return Change(
+                resource_id=user.id, unchanged={**mine, **dict.fromkeys(writes.absent, 0)}, put=writes.put
+            )
 
         done = await self._once.answer(decide, request, principal, without="password")
         found = await self._users.get(done.resource_id)
@@ -104,6 +107,7 @@ class UserHandlers:
         paths = named(request.update_mask, UPDATABLE)
 
         async def decide() -> Change:
+            mine = await self._administrator(principal)
             found = await self._users.get(request.user)
             standing: dict[str, int] = {}
             after = replace(found.value, update_time_ms=self._clock.now_ms())
@@ -114,7 +118,6 @@ class UserHandlers:
             if "default_project" in paths:
                 project, standing = await self._default_project(request, after)
                 after = replace(after, default_project_id=project)
-            mine = await self._administrator(principal)
             if after.id == principal.user_id and (after.disabled or not after.system_admin):
                 raise InvalidRequest("nobody can lock themself out: ask another administrator", field="user")
             if "password" in paths:
@@ -139,6 +142,7 @@ class UserHandlers:
 
     async def grant_role(self, request: pb.GrantRoleRequest, principal: Principal) -> pb.GrantRoleResponse:
         async def decide() -> Change:
+            mine = await self._administrator(principal)
             user = (await self._users.get(request.user)).value
             project = (await self._projects.get(request.project)).value
             key = ROLE.at(user.id, project.id)
@@ -149,39 +153,51 @@ class UserHandlers:
                 role=ROLES[request.role],
                 create_time_ms=self._clock.now_ms(),
             )
-            return Change(resource_id=user.id, unchanged={key: seen.seen(key)}, put={key: encode(grant)})
+            return Change(
+                resource_id=user.id, unchanged={**mine, key: seen.seen(key)}, put={key: encode(grant)}
+            )
 
         done = await self._once.answer(decide, request, principal)
-        await self._take(done.resource_id, request.project, down_to=ROLES[request.role])
+        await self._take(done.resource_id, request.project)
         return pb.GrantRoleResponse(revision=done.revision)
 
     async def revoke_role(self, request: pb.RevokeRoleRequest, principal: Principal) -> pb.RevokeRoleResponse:
         async def decide() -> Change:
+            mine = await self._administrator(principal)
             user = (await self._users.get(request.user)).value
             project = (await self._projects.get(request.project)).value
             key = ROLE.at(user.id, project.id)
             seen = await self._store.get(key)
             stored = seen.value(key)
             if stored is None:
+                # Who took it may have died before its tokens were ended, and this is the command given again.
+                await self._take(user.id, project.id)
                 raise NotFound(f"{user.name} has no role in {project.name}")
             has = WORDS[decode(RoleGrant, stored).role]
             if request.role not in {"", has}:
                 raise NotFound(f"{user.name} has no role {request.role} in {project.name}, but {has}")
-            return Change(resource_id=user.id, unchanged={key: seen.seen(key)}, delete=(key,))
+            return Change(resource_id=user.id, unchanged={**mine, key: seen.seen(key)}, delete=(key,))
 
         done = await self._once.answer(decide, request, principal)
-        await self._take(done.resource_id, request.project, down_to=Role.UNSPECIFIED)
+        await self._take(done.resource_id, request.project)
         return pb.RevokeRoleResponse(revision=done.revision)
 
-    async def _take(self, user_id: str, project: str, *, down_to: Role) -> None:
-        """End what tokens of a user say beyond a role in a project. Done again when the request is: a server may die before it."""
-        found = await self._projects.get(project)
+    async def _take(self, user_id: str, project: str) -> None:
+        """End the tokens of a user that say more in a project than their role there now. Done again when the request is: a server may die
+        before it. By then the role may be another one than the request's.
+        """
+        project_id = (await self._projects.get(project)).value.id
+        key = ROLE.at(user_id, project_id)
+        stored = (await self._store.get(key)).value(key)
+        most = Role.UNSPECIFIED if stored is None else decode(RoleGrant, stored).role
         await self._tokens.revoke_all(
-            partial(says_too_much, user_id=user_id, project_id=found.value.id, most=down_to)
+            partial(says_too_much, user_id=user_id, project_id=project_id, most=most)
         )
 
     async def _administrator(self, principal: Principal) -> dict[str, int]:
-        """Who asks, to be compared: of two administrators who lock each other out, one must find that they are out already."""
+        """Who asks, to be compared: their token may have been good when the call came in. Of two administrators who lock each other out,
+        one must find that they are out already.
+        """
         found = await self._users.find(principal.user_id)
         if found is None or found.value.disabled or not found.value.system_admin:
             raise PermissionDenied("you do not administer the system any more", needed="system")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 
 import pytest
@@ -11,6 +11,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from fabric.api.projects import ProjectHandlers
 from fabric.api.users import UserHandlers
 from fabric.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, Unauthenticated, Unavailable
+from fabric.identity.bootstrap import ensure_administrator
 from fabric.identity.directory import Directory
 from fabric.identity.login import Login
 from fabric.identity.passwords import CHEAP, Passwords
@@ -26,7 +27,6 @@ from fabric.store.memory import MemoryStore
 from fabric.workers import Inline
 from tests.unit.store.virtual import LoopClock
 
-FOUNDER = Principal(user_id="", system_admin=True)
 PASSWORD = "correct horse"
 
 
@@ -54,7 +54,8 @@ class World:
     def __init__(self) -> None:
         self.store = Store("global")
         self._numbers = count()
-        clock, ids, passwords = LoopClock(), RandomIds(), Passwords(Inline(), CHEAP)
+        self._clock, self._ids, self._passwords = LoopClock(), RandomIds(), Passwords(Inline(), CHEAP)
+        clock, ids, passwords = self._clock, self._ids, self._passwords
         self.tokens = Tokens(self.store, clock=clock, ids=ids)
         self.users = UserHandlers(
             self.store, passwords=passwords, tokens=self.tokens, clock=clock, ids=ids, jitter=lambda: 0.0
@@ -63,22 +64,35 @@ class World:
             self.store, default_limit=Charge(), clock=clock, ids=ids, jitter=lambda: 0.0
         )
         self._login = Login(Directory(self.store), passwords, self.tokens, clock)
-        self.root = FOUNDER
+        self.root = Principal()
 
     async def begin(self) -> World:
-        for name in ("prod", "lab"):
-            asked = project_service_pb2.Project(name=name)
-            await self._projects.create_project(
-                project_service_pb2.CreateProjectRequest(request_id=self.rid(), project=asked), FOUNDER
-            )
-        self.root = await self.create("root", role="admin", system_admin=True)
+        await ensure_administrator(
+            self.store,
+            user_name="root",
+            project_name="prod",
+            password=PASSWORD,
+            limit=Charge(),
+            passwords=self._passwords,
+            clock=self._clock,
+            ids=self._ids,
+        )
+        root = await Directory(self.store).find_user("root")
+        assert root is not None
+        self.root = Principal(user_id=root.id, user_name=root.name, system_admin=True)
+        lab = project_service_pb2.Project(name="lab")
+        await self._projects.create_project(
+            project_service_pb2.CreateProjectRequest(request_id=self.rid(), project=lab), self.root
+        )
         await self.create("ann", role="member")
         return self
 
     def rid(self) -> str:
         return f"r{next(self._numbers)}"
 
-    async def create(self, name: str, *, role: str, system_admin: bool = False) -> Principal:
+    async def create(
+        self, name: str, *, role: str, system_admin: bool = False, who: Principal | None = None
+    ) -> Principal:
         request = pb.CreateUserRequest(
             request_id=self.rid(),
             user=pb.User(name=name, system_admin=system_admin),
@@ -86,7 +100,7 @@ class World:
             project="prod",
             role=role,
         )
-        made = (await self.users.create_user(request, FOUNDER)).user
+        made = (await self.users.create_user(request, who or self.root)).user
         return Principal(user_id=made.id, user_name=name, system_admin=system_admin)
 
     async def log_in(
@@ -113,15 +127,20 @@ class World:
             setattr(request, name, value)
         return (await self.users.update_user(request, who or self.root)).user
 
-    async def grant(self, role: str, project: str = "prod", user: str = "ann") -> None:
+    async def grant(
+        self, role: str, project: str = "prod", request_id: str = "", who: Principal | None = None
+    ) -> None:
         await self.users.grant_role(
-            pb.GrantRoleRequest(request_id=self.rid(), user=user, project=project, role=role), self.root
+            pb.GrantRoleRequest(request_id=request_id or self.rid(), user="ann", project=project, role=role),
+            who or self.root,
         )
 
-    async def revoke(self, role: str = "", project: str = "prod", request_id: str = "") -> None:
+    async def revoke(
+        self, role: str = "", project: str = "prod", request_id: str = "", who: Principal | None = None
+    ) -> None:
         await self.users.revoke_role(
             pb.RevokeRoleRequest(request_id=request_id or self.rid(), user="ann", project=project, role=role),
-            self.root,
+            who or self.root,
         )
 
 
@@ -192,6 +211,33 @@ async def test_of_two_administrators_who_lock_each_other_out_one_stays(world: Wo
 
     assert (await world.users.get_user(pb.GetUserRequest(user="root"), other)).user.disabled
     assert await world.log_in("eve")
+
+
+@pytest.mark.parametrize("what", ["user", "grant", "revoke", "update"])
+async def test_who_is_kept_out_while_they_ask_makes_nobody_and_gives_nothing(world: World, what: str) -> None:
+    """Their call was let in before, or by a server that still believed their token: they could leave another administrator behind."""
+    eve = await world.create("eve", role="admin", system_admin=True)
+
+    async def meanwhile(_: Txn) -> None:
+        await world.update("eve", disabled=True)
+
+    asks: dict[str, Callable[[], Awaitable[object]]] = {
+        "user": lambda: world.create("mallory", role="admin", system_admin=True, who=eve),
+        "grant": lambda: world.grant("admin", "lab", who=eve),
+        "revoke": lambda: world.revoke(who=eve),
+        "update": lambda: world.update(who=eve, system_admin=True),
+    }
+    world.store.before_commit = meanwhile
+    with pytest.raises(PermissionDenied, match="not administer"):
+        await asks[what]()
+    with pytest.raises(PermissionDenied):  # in the same words, whoever it is about
+        await world.update("nobody", who=eve, disabled=True)
+
+    names = [each.name for each in (await world.users.list_users(pb.ListUsersRequest(), world.root)).users]
+    assert names == ["ann", "eve", "root"]
+    assert (await world.log_in())[1].role is Role.MEMBER
+    with pytest.raises(PermissionDenied):
+        await world.log_in(project="lab")
 
 
 async def test_an_administrator_of_the_system_is_made_and_unmade(world: World) -> None:
@@ -299,6 +345,34 @@ async def test_a_server_that_dies_before_it_has_ended_the_tokens_ends_them_when_
     await world.revoke(request_id="then")
     assert not await world.is_good(secret)
     assert (await world.update(disabled=True, request_id="once")).disabled
+
+
+async def test_a_role_that_is_gone_already_leaves_no_token_behind(world: World) -> None:
+    """The command was given again, as another request: it was told that there is no such role, and the tokens lived on for their hour."""
+    secret, _ = await world.log_in()
+    world.store.lists_are_away = True
+    with pytest.raises(Unavailable):
+        await world.revoke()
+    world.store.lists_are_away = False
+    assert await world.is_good(secret)
+
+    with pytest.raises(NotFound, match="no role"):
+        await world.revoke()
+
+    assert not await world.is_good(secret)
+
+
+async def test_a_request_that_comes_late_again_ends_nothing_that_was_given_since(world: World) -> None:
+    await world.grant("reader", request_id="lower")
+    await world.revoke(request_id="none")
+    await world.grant("admin")
+    secret, _ = await world.log_in()
+
+    await world.grant("reader", request_id="lower")
+    await world.revoke(request_id="none")
+
+    assert await world.is_good(secret)
+    assert (await world.log_in())[1].role is Role.ADMIN
 
 
 async def test_any_number_of_tokens_ends(world: World) -> None:
