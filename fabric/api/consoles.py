@@ -32,7 +32,7 @@ from fabric.rpc import frames, relay
 from fabric.rpc.stream import Stream
 from fabric.store import codec
 from fabric.store.base import Committed, Refused, Store, Txn
-from fabric.store.keys import INSTANCE, SESSION, console_ticket_key
+from fabric.store.keys import INSTANCE, SESSION, TOKEN, console_ticket_key
 from fabric.store.settle import commit_settled
 
 log = structlog.get_logger()
@@ -168,8 +168,14 @@ class Consoles:
         )
         if ticket.kind is not kind or not is_theirs or ticket.expire_time_ms <= self._clock.now_ms():
             raise _refused()
+        token = TOKEN.at(ticket.token_id)
+        held = await self._store.get(token)
+        if token not in held.entries:
+            raise _refused()  # whoever made it has been kept out since, or has logged out
         try:
-            outcome = await self._store.commit(Txn(unchanged={key: seen.seen(key)}, delete=(key,)))
+            outcome = await self._store.commit(
+                Txn(unchanged={key: seen.seen(key), token: held.seen(token)}, delete=(key,))
+            )
         except Ambiguous:
             # Whether it was us who deleted it cannot be told, because nothing is left to tell it by. Twice is worse than not at all.
             raise Unavailable("the store did not say whether the ticket is used; make a new one") from None

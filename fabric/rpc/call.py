@@ -59,7 +59,7 @@ class Call:
     facts: dict[str, object] = field(default_factory=dict)
 
 
-_TARGETS = ("instance", "flavor", "keypair", "image", "network", "host", "project", "user", "name")
+_TARGETS = ("instance", "flavor", "keypair", "image", "network", "host", "user", "project", "name")
 """Fields that say what a request is about, by id, by name, or as a message with a name."""
 
 Endpoint = Callable[[Call], Awaitable[None]]

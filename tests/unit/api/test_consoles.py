@@ -13,7 +13,7 @@ from fabric.errors import Ambiguous, FabricError, NotFound, PermissionDenied, Un
 from fabric.model.console import ConsoleEnd, ConsoleKind
 from fabric.model.states import PowerState, TaskState, VmState, Want
 from fabric.store.base import Committed, Refused, Txn
-from fabric.store.keys import CONSOLE_TICKET, INSTANCE
+from fabric.store.keys import CONSOLE_TICKET, INSTANCE, TOKEN
 from tests.console_chain import Chain, Viewer, a_chain
 from tests.unit.conductor.worlds import run
 
@@ -119,6 +119,29 @@ def test_a_ticket_is_too_old_after_a_minute() -> None:
 
         with pytest.raises(PermissionDenied):
             await chain.apis[0].redeem(issued.secret, SERIAL, principal=chain.me)
+
+    in_chain(claim)
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_ticket_is_good_while_the_token_is_that_it_was_made_with(is_late: bool) -> None:
+    """Who was kept out had a minute left to open a console, and a quarter of one inside: a browser shows the ticket and no token."""
+
+    async def claim(chain: Chain) -> None:
+        issued = await chain.apis[0].issue("web", VNC, chain.me)
+        commit = chain.store.commit
+
+        async def ended(txn: Txn) -> Committed | Refused:
+            await commit(Txn(delete=(TOKEN.at(chain.me.token_id),)))
+            return await commit(txn)
+
+        if is_late:
+            chain.store.commit = ended  # type: ignore[method-assign]  # between the look and the use
+        else:
+            await commit(Txn(delete=(TOKEN.at(chain.me.token_id),)))
+
+        with pytest.raises(PermissionDenied, match="the ticket is not valid"):
+            await chain.apis[1].redeem(issued.secret, VNC)
 
     in_chain(claim)
 
