@@ -44,15 +44,9 @@ from fabric.api.preparing_interfaces import InterfacePreparing
 from fabric.api.records import found, txn_of
 from fabric.api.waiting_images import WaitingImages
 from fabric.clock import Clock
-from fabric.errors import (
-    Bug,
-    Conflict,
-    FabricError,
-    NotFound,
-    Unavailable,
-    WrongState,
-)
+from fabric.errors import Bug, Conflict, FabricError, NotFound, Unavailable
 from fabric.ids import Ids, is_id
+from fabric.lifecycle.core import still_placed
 from fabric.lifecycle.devices import volumes_of
 from fabric.lifecycle.table import shown
 from fabric.model.host import CellCapacity
@@ -122,7 +116,7 @@ class InstanceHandlers:
         self._answers = Answers(catalogue.store, cells)
         self._ledger = ledger
         self._ports = InstancePorts(catalogue, desk)
-        self._groups = InstanceGroups(catalogue, desk)
+        self._groups = InstanceGroups(catalogue, cells, desk)
         self._reads = InstanceReads(
             catalogue=catalogue, cells=cells, conductors=conductors, pages=pages, jitter=jitter
         )
@@ -496,13 +490,7 @@ class InstanceHandlers:
                 raise _no_server(location.instance_id)
             return _gone(location.instance_id, principal), types_pb2.Revision()
         if intent.action is not Action.DELETE:
-            raise WrongState(
-                f"cannot {intent.action} while BUILD with scheduling under way; allowed now: delete",
-                action=intent.action,
-                vm_state="building",
-                task_state="scheduling",
-                instance=location.instance_id,
-            )
+            raise still_placed(location.instance_id, intent.action)
         write = cancelled(seen, build, intent.answered, user_id=intent.user_id, op_id=self._ids.new_id())
         outcome = await commit_settled(self._global, txn_of(write), mark=write.mark, patience_s=1.5)
         if isinstance(outcome, Refused):

@@ -101,15 +101,8 @@ def begin(
         state = shown(now.vm_state, TaskState.NONE)
         busy = f" with {now.task.name.lower()} under way" if now.task is not TaskState.NONE else ""
         raise _refused(now, action, f"{state}{busy}", allowed_actions(now.vm_state, now.task))
-    if now.locked and not is_admin and not rule.despite_lock:
-        reason = f": {now.locked_reason}" if now.locked_reason else ""
-        raise WrongState(
-            f"cannot {action}: the server is locked{reason}; allowed now: unlock",
-            action=action,
-            vm_state=now.vm_state.name.lower(),
-            task_state=now.task.name.lower(),
-            instance=now.id,
-        )
+    if not rule.despite_lock:
+        refuse_locked(now, action, is_admin=is_admin)
     _refuse_between_hosts(now, action)
     bar = barred(now, action)
     if bar:
@@ -149,6 +142,33 @@ def begin(
         purge_time_ms=now_ms + int(keep_s * 1000) if action is Action.SOFT_DELETE else now.purge_time_ms,
         update_time_ms=now_ms,
         op_id=op_id,
+    )
+
+
+def refuse_locked(now: Instance, action: str, *, is_admin: bool) -> None:
+    """Raise WrongState where the server is locked against who asks, with the lock's reason. `action` need be no row of the table: what
+    changes a server elsewhere than in its record asks here too.
+    """
+    if not now.locked or is_admin:
+        return
+    reason = f": {now.locked_reason}" if now.locked_reason else ""
+    raise WrongState(
+        f"cannot {action}: the server is locked{reason}; allowed now: unlock",
+        action=action,
+        vm_state=now.vm_state.name.lower(),
+        task_state=now.task.name.lower(),
+        instance=now.id,
+    )
+
+
+def still_placed(instance_id: str, action: str) -> WrongState:
+    """The refusal of whatever is asked of a server that no host has been claimed for: only its end is possible yet."""
+    return WrongState(
+        f"cannot {action} while BUILD with scheduling under way; allowed now: {Action.DELETE}",
+        action=action,
+        vm_state=VmState.BUILDING.name.lower(),
+        task_state=TaskState.SCHEDULING.name.lower(),
+        instance=instance_id,
     )
 
 
