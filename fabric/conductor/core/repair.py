@@ -35,7 +35,12 @@ def is_due(now: Instance, session: Session | None, *, now_ms: int) -> bool:
     """Whether somebody must look at this instance."""
     if not now.host:
         return is_waiting(now) and expired(now, now_ms=now_ms)
-    return expired(now, now_ms=now_ms) or _is_left(now, session, now_ms=now_ms) or _is_astray(now)
+    return (
+        expired(now, now_ms=now_ms)
+        or _is_buried(now, session)
+        or _is_left(now, session, now_ms=now_ms)
+        or _is_astray(now)
+    )
 
 
 def overdue_reads(host: str, instance_id: str) -> tuple[Ref, ...]:
@@ -72,7 +77,7 @@ def end_overdue(draft: Draft, host: str, instance_id: str, *, now_ms: int, op_id
         return False
     if host:
         draft.rely_on(SESSION, host)
-    if not _is_live(session) and ending(now) is Action.DELETE:
+    if _is_buried(now, session):
         volumes = let_go(draft, now, now_ms=now_ms, op_id=op_id, is_gone=False)
         draft.put(
             TOMBSTONE,
@@ -124,14 +129,15 @@ def _call_off(draft: Draft, now: Instance) -> None:
 
 
 def _is_left(now: Instance, session: Session | None, *, now_ms: int) -> bool:
-    """Leaving its host has failed: it has no deadline any more, but must end all the same. A deletion by its host or without it; what lives
-    on by its host alone.
-    """
-    if now.want is not Want.ABSENT or now.task is not TaskState.NONE:
+    """Leaving its host has failed: it has no deadline any more, but must end all the same, by its host."""
+    if now.want is not Want.ABSENT or now.task is not TaskState.NONE or not _is_live(session):
         return False
-    if not _is_live(session):
-        return ending(now) is Action.DELETE
     return now_ms - now.update_time_ms > AGAIN_MS
+
+
+def _is_buried(now: Instance, session: Session | None) -> bool:
+    """It is to be deleted, and nobody is there who could confirm it: that is not waited for, as little as in Nova (its local delete)."""
+    return not _is_live(session) and ending(now) is Action.DELETE
 
 
 def _is_astray(now: Instance) -> bool:

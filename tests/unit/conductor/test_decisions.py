@@ -249,6 +249,20 @@ def test_a_deletion_is_buried_only_where_nobody_could_confirm_it() -> None:
     assert SESSION.at("h1") in gone.unchanged
 
 
+def test_a_deletion_waits_for_no_host_that_is_silent() -> None:
+    """It was carried out at its deadline only: for two minutes its quota and its addresses were kept for a host known to be away."""
+    deleting = replace(BUILDING, task=TaskState.DELETING, want=Want.ABSENT, task_deadline_ms=NOW_MS + 60_000)
+    silent = replace(UP, state=SessionState.UNREACHABLE)
+    draft = Draft({**_with(deleting, INSTANCE.at(ONE))._found, SESSION.at("h1"): Found(silent, 5)})
+
+    assert not repair.is_due(deleting, UP, now_ms=NOW_MS)
+    assert repair.is_due(deleting, silent, now_ms=NOW_MS)
+    assert repair.end_overdue(draft, "h1", ONE, now_ms=NOW_MS, op_id="op")
+
+    assert draft.get(INSTANCE, ONE) is None
+    assert draft.get(TOMBSTONE, "h1", ONE) == Tombstone(instance_id=ONE, placement_epoch=1)
+
+
 def test_nothing_is_due_before_its_deadline_or_without_a_host() -> None:
     assert not repair.is_due(BUILDING, UP, now_ms=NOW_MS)
     assert repair.is_due(BUILDING, UP, now_ms=NOW_MS + 1)
