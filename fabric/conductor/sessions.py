@@ -11,6 +11,7 @@ import asyncio
 import functools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -62,6 +63,11 @@ from fabric.store.keys import ALIVE, HOST, SESSION
 
 log = structlog.get_logger()
 
+STRAYS_AGAIN_S: Final = 60.0
+"""A host whose strays change all the time fills no log with them."""
+
+STRAYS_NAMED: Final = 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -108,6 +114,8 @@ class HostSession:
         self._faults = guard.Lines()
         self._refused = guard.Lines()
         self._inventory: Inventory | None = None
+        self._strays: frozenset[str] = frozenset()
+        self._strays_told_s = float("-inf")
         self._state = SessionState.JOIN
         self._settle = asyncio.Event()
 
@@ -422,11 +430,22 @@ class HostSession:
                 if self._telling.placements.get(message.instance_id) == message.placement_epoch:
                     self.progress[message.instance_id] = f"{message.step} {message.percent} %"
             case Inventory():
+                self._name_strays(message)
                 self._inventory = message
                 self._settle.set()
             case PlanFollowed():
                 if self._plans is None or not self._plans.heard(message):
                     self._strike("plan_followed names a plan that was never told")
+
+    def _name_strays(self, told: Inventory) -> None:
+        """Say what runs on the host and is none of ours (R4): its own log is on the machine that is not trusted. Now and then at most."""
+        now_s = self._around.clock.boot_s()
+        if set(told.strays) <= self._strays or now_s - self._strays_told_s < STRAYS_AGAIN_S:
+            return
+        self._strays, self._strays_told_s = frozenset(told.strays), now_s
+        log.warning(
+            "host.strays", host=self.host, count=len(told.strays), names=list(told.strays[:STRAYS_NAMED])
+        )
 
     def _acknowledge(self) -> None:
         """Answer the latest beat, if the store has lately said that the session is ours (R5)."""

@@ -333,6 +333,27 @@ async def _is(cell: World, host: str, state: SessionState) -> bool:
     return (await cell.session(host)).state is state
 
 
+def test_what_runs_on_a_host_and_is_nobodys_is_said_here_and_fills_no_log() -> None:
+    """What hosts say of it was thrown away, and only the log of a machine that is not trusted had it (R4: reported as strays)."""
+
+    async def world() -> None:
+        async with World() as cell:
+            service = await cell.conductor()
+            await cell.approve("h1")
+            host = await cell.up(service, "h1")
+            host.keep_beating()
+
+            with capture_logs() as lines:
+                for number in range(100):
+                    await host.say(Inventory(epoch=host.epoch, strays=("theirs", f"made-up-{number}")))
+                await asyncio.sleep(1)
+
+            said = [each for each in lines if each["event"] == "host.strays"]
+            assert [(each["host"], each["names"]) for each in said] == [("h1", ["theirs", "made-up-0"])]
+
+    run(world)
+
+
 def test_words_that_are_refused_fill_no_log() -> None:
     """Each was a line, a hundred in a second for as long as the host liked."""
 
