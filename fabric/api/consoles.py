@@ -47,7 +47,11 @@ HELLO_S: Final = 10.0
 """How long who attaches may take to show a ticket."""
 
 PLACE_CHECK_S: Final = 2.0
+TOKEN_LOOK_S: Final = 1.0
+"""How often what the watch on tokens has told is looked at: a console ends within two seconds of its token."""
+
 TOKEN_CHECK_S: Final = 15.0
+"""How often the store itself is asked, should the watch have missed it."""
 
 _LONGEST_TICKET: Final = 128
 
@@ -256,8 +260,15 @@ class Consoles:
                 continue
 
     async def _until_revoked(self, ticket: ConsoleTicket) -> ConsoleEnd:
+        hearings, asked_s = self._tokens.hearings, self._clock.boot_s()
         while True:
-            await asyncio.sleep(TOKEN_CHECK_S)
+            await asyncio.sleep(TOKEN_LOOK_S)
+            if self._tokens.has_ended(ticket.token_id):
+                return ConsoleEnd.REVOKED
+            # Of what ended while the watch on tokens was away it tells nothing.
+            if self._tokens.hearings == hearings and self._clock.boot_s() - asked_s < TOKEN_CHECK_S:
+                continue
+            hearings, asked_s = self._tokens.hearings, self._clock.boot_s()
             if not await self._tokens.stands(ticket.token_id):
                 return ConsoleEnd.REVOKED
 

@@ -141,7 +141,7 @@ def delete(session: Session, *, networks: tuple[str, ...]) -> None:
 
 @network.command(
     epilog=examples(
-        "fabric network trace --from nebula_web_01 --to nebula_db_01 --protocol tcp --port 5432",
+        "fabric network trace --from nebula_web_01 --to nebula_db_01 --proto tcp --port 5432",
         "fabric network trace --from nebula_web_01 --to 198.51.100.7",
     )
 )
@@ -161,7 +161,11 @@ def delete(session: Session, *, networks: tuple[str, ...]) -> None:
     help="Where to: an address, a server or a port.",
 )
 @click.option(
-    "--protocol", default="icmp", show_default=True, help="tcp, udp, icmp, another name or a number."
+    "--protocol",
+    "--proto",
+    default="icmp",
+    show_default=True,
+    help="tcp, udp, icmp, another name or a number.",
 )
 @click.option(
     "--port", type=params.WHOLE, help="The destination port, or the ICMP type; any where it is not said."

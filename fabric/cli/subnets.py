@@ -34,7 +34,11 @@ dns_option = click.option(
     help="What guests resolve names with; may be given again.",
 )
 route_option = click.option(
-    "--host-route", "routes", type=ROUTE, multiple=True, help="A route that guests are told of."
+    "--host-route",
+    "routes",
+    type=ROUTE,
+    multiple=True,
+    help="A route that guests are told of: by DHCP in IPv4, in the metadata and the config drive in both.",
 )
 
 

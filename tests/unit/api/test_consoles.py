@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from fabric.api.consoles import TICKET_S, ConsoleOptions
+from fabric.deadlines import within
 from fabric.errors import Ambiguous, FabricError, NotFound, PermissionDenied, Unavailable, WrongState
 from fabric.model.console import ConsoleEnd, ConsoleKind
 from fabric.model.states import PowerState, TaskState, VmState, Want
@@ -283,6 +284,24 @@ def test_a_console_ends_with_the_token_that_it_was_asked_for_with() -> None:
         await chain.store.commit(Txn(delete=(f"token/{chain.me.token_id}",)))
 
         assert await being is ConsoleEnd.REVOKED
+
+    in_chain(claim)
+
+
+def test_a_console_ends_within_two_seconds_of_its_token() -> None:
+    """The store was asked every 15 seconds, while the watch next to it knew at once (goal G14)."""
+
+    async def claim(chain: Chain) -> None:
+        following = asyncio.create_task(chain.apis[1]._tokens.run())
+        await asyncio.sleep(1.0)
+        being = await attached(chain, Viewer())
+
+        await chain.store.commit(Txn(delete=(TOKEN.at(chain.me.token_id),)))
+
+        async with within(2.0):
+            assert await being is ConsoleEnd.REVOKED
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     in_chain(claim)
 
