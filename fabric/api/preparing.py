@@ -101,7 +101,10 @@ class Preparing:
         image = await self._image(request.image, principal)
         kernel = await self._image(image.kernel_id, principal) if image.kernel_id else None
         ramdisk = await self._image(image.ramdisk_id, principal) if image.ramdisk_id else None
-        return Prepared(change=rescued(rescue_of(image, kernel, ramdisk, request.password)))
+        rescue = rescue_of(image, kernel, ramdisk, request.password)
+        return Prepared(
+            change=rescued(rescue, image, await self._images.host_traits(request.instance, principal))
+        )
 
     async def _image(self, word: str, principal: Principal) -> Image:
         return await named_by("image", self._catalogue.image(word, principal))

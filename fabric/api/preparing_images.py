@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final, TypeVar
 
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
+from fabric.api.core.fit import HostTraits
 from fabric.api.core.rebuild import Rebuild
 from fabric.api.named import named_by
 from fabric.api.once import body_sha256
@@ -20,7 +21,7 @@ from fabric.model.instance import Answered, Instance
 from fabric.model.states import Action
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.store.codec import decode
-from fabric.store.keys import INSTANCE
+from fabric.store.keys import HOST, INSTANCE
 
 T = TypeVar("T")
 
@@ -88,6 +89,7 @@ class PreparingImages:
         return Prepared(
             change=Rebuild(
                 image=image,
+                host_traits=await self.host_traits(request.instance, principal),
                 kernel=await self._boots_by(image.kernel_id, principal),
                 ramdisk=await self._boots_by(image.ramdisk_id, principal),
                 keypair=keypair,
@@ -96,6 +98,16 @@ class PreparingImages:
                 name=request.name,
             )
         )
+
+    async def host_traits(self, word: str, principal: Principal) -> HostTraits:
+        """What the hosts of a server's cell are approved for. Raises NotFound."""
+        view = self._cells[(await self._catalogue.location(word, principal)).cell]
+
+        def traits(host: str) -> Collection[str]:
+            held = view.hosts.entries.get(HOST.at(host))
+            return () if held is None else held.value.traits
+
+        return traits
 
     async def _boots_by(self, image_id: str, principal: Principal) -> Image | None:
         return await named_by("image", self._catalogue.image(image_id, principal)) if image_id else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fabric.api.core.accept import check_image, ref_of
+from fabric.api.core.fit import HostTraits, check_rescues
 from fabric.api.core.intent import Change
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
@@ -28,10 +29,11 @@ def rescue_of(image: Image, kernel: Image | None, ramdisk: Image | None, passwor
     )
 
 
-def rescued(rescue: Rescue) -> Change:
-    """The record with what it boots from."""
+def rescued(rescue: Rescue, image: Image, host_traits: HostTraits) -> Change:
+    """The record with what it boots from. Raises InvalidRequest where the server's host cannot boot that."""
 
     def change(now: Instance) -> Instance:
+        check_rescues(image, now, host_traits)
         return replace(now, request=replace(now.request, guest=replace(now.request.guest, rescue=rescue)))
 
     return change

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fabric.api.core.accept import GIB, check_image, image_traits, ref_of
+from fabric.api.core.accept import GIB, ref_of
 from fabric.api.core.edits import renamed
+from fabric.api.core.fit import HostTraits, check_fits_server
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
 from fabric.model.instance import Instance
@@ -19,6 +20,7 @@ class Rebuild:
     """What a rebuild names, looked up. What is None or empty stays as it is."""
 
     image: Image
+    host_traits: HostTraits
     kernel: Image | None = None
     ramdisk: Image | None = None
     keypair: Keypair | None = None
@@ -31,7 +33,8 @@ class Rebuild:
 
         Raises InvalidRequest, naming the field, where the image does not fit the server or its host.
         """
-        _check_fit(self.image, now)
+        check_fits_server(self.image, now, self.host_traits)
+        _check_disk(self.image, now)
         guest = now.request.guest
         image = self.image
         rebuilt = replace(
@@ -58,35 +61,11 @@ class Rebuild:
         return renamed(self.name)(after) if self.name else after
 
 
-def _check_fit(image: Image, now: Instance) -> None:
-    check_image(image)
-    guest = now.request.guest
+def _check_disk(image: Image, now: Instance) -> None:
+    disk_gib = now.request.guest.disk_gib
     needs_gib = max(image.min_disk_gib, -(-image.virtual_size_bytes // GIB))
-    if guest.disk_gib and guest.disk_gib < needs_gib:
+    if disk_gib and disk_gib < needs_gib:
         raise InvalidRequest(
-            f"the server has a disk of {guest.disk_gib} GiB; image {image.name} needs {needs_gib}",
+            f"the server has a disk of {disk_gib} GiB; image {image.name} needs {needs_gib}",
             field="image",
-        )
-    if guest.ram_mib < image.min_ram_mib:
-        raise InvalidRequest(
-            f"the server has {guest.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
-            field="image",
-        )
-    architecture = image.properties.get("hw_architecture", "")
-    if architecture and now.request.architecture and architecture != now.request.architecture:
-        raise InvalidRequest(
-            f"image {image.name} is for {architecture}; the server's host was chosen for {now.request.architecture}",
-            field="image",
-        )
-    traits = image_traits(image)
-    # A rebuild stays on its host, which was chosen for nothing but this.
-    chosen = {
-        **dict.fromkeys(now.request.required_traits, "required"),
-        **dict.fromkeys(now.request.forbidden_traits, "forbidden"),
-    }
-    unsure = sorted(name for name, how in traits.items() if chosen.get(name) != how)
-    if unsure:
-        wants = ", ".join(f"{'without' if traits[name] == 'forbidden' else 'with'} {name}" for name in unsure)
-        raise InvalidRequest(
-            f"image {image.name} needs a host {wants}; the server's was not chosen for that", field="image"
         )

@@ -6,12 +6,8 @@ from dataclasses import dataclass, field
 
 from fabric.model.host import Resources
 from fabric.model.instance import Request
+from fabric.model.traits import boot_traits
 from fabric.model.volume import trait_of
-
-ARCHITECTURE_TRAIT = "HW_ARCH_"
-FIRMWARE_TRAIT = "FIRMWARE_"
-PLAIN_FIRMWARE = "bios"
-"""What every host can boot, so that no trait is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +38,7 @@ def ask_of(request: Request, *, cell: str = "", tried_cells: tuple[str, ...] = (
     The reference's ImagePropertiesFilter reads the same image properties.
     """
     required = set(request.required_traits)
-    if request.architecture:
-        required.add(ARCHITECTURE_TRAIT + request.architecture.upper())
-    if request.guest.firmware != PLAIN_FIRMWARE:
-        required.add(FIRMWARE_TRAIT + request.guest.firmware.upper())
+    required |= boot_traits(request.architecture, request.guest.firmware)
     required |= {trait_of(each.directory) for each in request.guest.volumes if each.directory}
     return Ask(
         resources=request.guest.resources(),

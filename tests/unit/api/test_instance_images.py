@@ -11,13 +11,14 @@ import pytest
 from fabric.errors import AlreadyExists, Conflict, InvalidRequest, Unavailable, WrongState
 from fabric.images.core import snapshots
 from fabric.lifecycle.core import failed
+from fabric.model.host import Host, Resources
 from fabric.model.image import Image, ImageState
 from fabric.model.instance import Fault, Instance, OneShot
 from fabric.model.states import TaskState, VmState, Want
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.store.base import Txn
 from fabric.store.codec import encode
-from fabric.store.keys import ASSIGNMENT, IMAGE, INSTANCE, LOCATION
+from fabric.store.keys import ASSIGNMENT, HOST, IMAGE, INSTANCE, LOCATION
 from tests.unit.api.test_instances import WHO, World, in_a_world
 
 
@@ -264,3 +265,77 @@ async def test_an_image_that_does_not_fit_is_refused(world: World) -> None:
             await rebuilt(world, server, name)
         assert refused.value.field == "image"
     assert (await record_of(world, server)).task is TaskState.NONE
+
+
+async def approved(world: World, *traits: str) -> None:
+    """An administrator's word on the host of the servers here."""
+    host = Host(name="h1", cell="c1", zone="z", capacity=Resources(), traits=traits)
+    await world.cells["c1"].commit(Txn(put={HOST.at("h1"): encode(host)}))
+    await asyncio.sleep(0.1)
+
+
+async def with_images(world: World) -> None:
+    """Images of every kind of machine."""
+    base: Image = await world.read(world.store, IMAGE, "i")
+    kinds = {
+        "arm": {"hw_architecture": "aarch64"},
+        "pc": {"hw_architecture": "x86_64"},
+        "efi": {"hw_firmware_type": "uefi"},
+        "old": {"hw_firmware_type": "bios"},
+    }
+    made = {name: replace(base, id=name, name=name, properties=of) for name, of in kinds.items()}
+    await world.store.commit(Txn(put={IMAGE.at(name): encode(image) for name, image in made.items()}))
+    await asyncio.sleep(1.0)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_image_that_the_host_cannot_boot_is_refused_before_the_disk_goes(known: bool) -> None:
+    """A UEFI image passed, and one of another architecture where the server's own named none: the host then cleared the disk, and failed to
+    define the guest, or booted it to nothing and called it ACTIVE.
+    """
+
+    @in_a_world
+    async def world_of(world: World) -> None:
+        await with_images(world)
+        server = await world.placed()
+        if known:
+            await approved(world, "HW_ARCH_X86_64")
+
+        for name in ("arm", "efi") if known else ("arm", "efi", "pc"):
+            with pytest.raises(InvalidRequest, match="make a new server") as refused:
+                await rebuilt(world, server, name)
+            assert refused.value.field == "image"
+        assert (await record_of(world, server)).task is TaskState.NONE
+
+    world_of()
+
+
+@in_a_world
+async def test_an_image_that_names_what_the_host_has_is_taken(world: World) -> None:
+    await with_images(world)
+    await approved(world, "HW_ARCH_X86_64", "FIRMWARE_UEFI")
+
+    for image, (architecture, firmware) in {
+        "pc": ("x86_64", "bios"),
+        "efi": ("", "uefi"),
+        "old": ("", "bios"),
+    }.items():
+        server = await world.placed(f"of-{image}")
+        await rebuilt(world, server, image)
+        request = (await record_of(world, server)).request
+        assert (request.architecture, request.guest.firmware) == (architecture, firmware)
+
+
+@in_a_world
+async def test_a_server_with_uefi_may_be_made_anew_with_uefi_or_without(world: World) -> None:
+    """What it was placed for its host has, whatever is approved of that since."""
+    await with_images(world)
+    for image in ("efi", "old"):
+        server = await world.placed(f"of-{image}")
+        now = await record_of(world, server)
+        uefi = replace(now.request, guest=replace(now.request.guest, firmware="uefi"))
+        await put(world, replace(now, request=uefi))
+
+        await rebuilt(world, server, image)
+
+        assert (await record_of(world, server)).task is TaskState.REBUILDING
