@@ -92,6 +92,10 @@ class Tokens:
             raise Conflict("the user was changed in this very moment; log in again")
         return secret
 
+    def remembers(self, secret: str) -> bool:
+        """Whether a token was seen good lately. It may have ended since: `principal` tells."""
+        return token_key(secret) in self._seen
+
     async def principal(self, secret: str) -> Principal:
         """Who bears the token.
 

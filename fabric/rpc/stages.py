@@ -1,7 +1,7 @@
 """What happens around every handler, each stage a function from endpoint to endpoint, listed in the order they run.
 
-Outermost is the one that lets nothing out but errors of ours. Everything before `authenticate` costs the same for everybody, so that who
-has no token can make us do no work.
+Outermost is the one that lets nothing out but errors of ours. Everything before `authenticate` costs the same for everybody, and a token
+that is none costs one look into the store, as often as somebody with a token may call: so who has none can make us do little work.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import unquote
 
@@ -41,6 +41,10 @@ class Authenticator(Protocol):
 
     async def principal(self, token: str) -> Principal:
         """Raises Unauthenticated, in the same words for unknown, expired and revoked; Unavailable when nobody can tell."""
+        ...
+
+    def remembers(self, token: str) -> bool:
+        """Whether it was seen good lately: looking it up is known to be worth it."""
         ...
 
 
@@ -230,8 +234,16 @@ def welcome(is_ready: Callable[[], bool]) -> Stage:
     return stage
 
 
-def authenticate(tokens: Authenticator | None) -> Stage:
-    """Learn who is asking: by certificate or by token, as the method's scope wants."""
+@dataclass(frozen=True, slots=True)
+class Doubts:
+    """How often an address may show tokens that nobody has seen good lately, each of which is looked up in the store."""
+
+    limits: Limits
+    clock: Clock
+
+
+def authenticate(tokens: Authenticator | None, doubts: Doubts | None = None) -> Stage:
+    """Learn who is asking: by certificate or by token, as the method's scope wants. Raises TooMuch for too many `doubts`."""
 
     def stage(inner: Endpoint) -> Endpoint:
         async def answer(call: Call) -> None:
@@ -239,7 +251,7 @@ def authenticate(tokens: Authenticator | None) -> Stage:
             if scope in BY_CERTIFICATE:
                 call.principal = call.certificate
             elif scope in BY_TOKEN:
-                call.principal = await _bearer(tokens, call)
+                call.principal = await _bearer(tokens, doubts, call)
             call.principal = replace(call.principal, peer=address_of(call.peer))
             await inner(call)
 
@@ -248,12 +260,20 @@ def authenticate(tokens: Authenticator | None) -> Stage:
     return stage
 
 
-async def _bearer(tokens: Authenticator | None, call: Call) -> Principal:
+async def _bearer(tokens: Authenticator | None, doubts: Doubts | None, call: Call) -> Principal:
     scheme, _, token = call.metadata.get("authorization", "").partition(" ")
     if tokens is None or scheme.lower() != "bearer" or not token:
         # Decided by `authorize`, with everything else that is missing.
         return ANYBODY
-    return await tokens.principal(token.strip())
+    token = token.strip()
+    if doubts is None or tokens.remembers(token):
+        return await tokens.principal(token)
+    address = address_of(call.peer)
+    doubts.limits.enter(address, now_s=doubts.clock.boot_s())
+    try:
+        return await tokens.principal(token)
+    finally:
+        doubts.limits.leave(address)
 
 
 def authorize(inner: Endpoint) -> Endpoint:

@@ -218,7 +218,7 @@ def public_stages(
         stages.audit(book),
         stages.deadline,
         stages.welcome(service.ready.is_set),
-        stages.authenticate(service.tokens),
+        stages.authenticate(service.tokens, stages.Doubts(Limits(limits), clock)),
         stages.authorize,
         stages.limit(Limits(limits), clock),
     )

@@ -66,6 +66,9 @@ class Images:
 
 
 class Tokens:
+    def remembers(self, token: str) -> bool:
+        return False
+
     async def principal(self, token: str) -> Principal:
         return Principal(user_id="u", project_id="p", project_name="p", role=Role.MEMBER)
 

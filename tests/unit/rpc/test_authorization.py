@@ -73,6 +73,9 @@ MAY: Mapping[tuple[Scope, Role], set[str]] = {
 
 
 class _Tokens:
+    def remembers(self, token: str) -> bool:
+        return False
+
     async def principal(self, token: str) -> Principal:
         if token not in TOKENS:
             raise Unauthenticated("the token is not valid")

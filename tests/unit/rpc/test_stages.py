@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fabric.errors import NotFound, PermissionDenied, Reason, TooMuch, Unavailable
+from fabric.errors import NotFound, PermissionDenied, Reason, TooMuch, Unauthenticated, Unavailable
 from fabric.model.identity import Principal
 from fabric.rpc import stages
 from fabric.rpc.call import Call, Endpoint
@@ -227,6 +227,48 @@ def test_who_has_many_addresses_is_one_caller(one: str, other: str) -> None:
     under way that together filled the hashing pool.
     """
     assert address_of(one) == address_of(other)
+
+
+@dataclass
+class Known:
+    """Knows one token, and counts how often it had to look one up."""
+
+    looked_up: int = 0
+
+    def remembers(self, token: str) -> bool:
+        return token == "mine"
+
+    async def principal(self, token: str) -> Principal:
+        self.looked_up += 1
+        if token != "mine":
+            raise Unauthenticated("no")
+        return Principal(user_id="me")
+
+
+async def test_who_makes_tokens_up_has_few_of_them_looked_up() -> None:
+    """Each was a read of the global store, as many as anybody liked to send; and a slow store has tokens believed unread."""
+    tokens, clock = Known(), Clock()
+    doubts = stages.Doubts(Limits(LimitSettings(rate_per_s=1.0, burst=5)), clock)
+
+    async def fine(_: Call) -> None:
+        return None
+
+    async def show(token: str, peer: str = "ipv4:192.0.2.1:7") -> str:
+        call = _call(metadata={"authorization": f"Bearer {token}"}, peer=peer)
+        try:
+            await stages.authenticate(tokens, doubts)(fine)(call)
+        except (Unauthenticated, TooMuch) as refused:
+            return type(refused).__name__
+        return "let in"
+
+    shown = [await show(f"made up {number}") for number in range(100)]
+
+    assert shown == ["Unauthenticated"] * 5 + ["TooMuch"] * 95
+    assert tokens.looked_up == 5
+    assert await show("mine") == "let in"
+    assert await show("another", peer="ipv4:192.0.2.2:7") == "Unauthenticated"
+    clock.s += 1.0
+    assert await show("once more") == "Unauthenticated"
 
 
 @pytest.mark.parametrize(
