@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 from fabric.api.catalogue import visible
 from fabric.api.convert import image_message
-from fabric.api.core.accept import TRAIT, TRAIT_VALUES
+from fabric.api.core.image_properties import check_properties
 from fabric.api.named import Found, absent, readable
 from fabric.api.once import Change, Once, body_sha256
 from fabric.api.pages import Pages
@@ -25,13 +25,6 @@ from fabric.pb.image.v1 import image_service_pb2 as pb
 from fabric.store.base import Store
 from fabric.store.codec import decode, encode
 from fabric.store.keys import IMAGE, IMAGE_NAME
-
-PROPERTY_VALUES = {
-    "hw_architecture": ("x86_64", "aarch64"),
-    "hw_firmware_type": ("bios", "uefi"),
-    "os_secure_boot": ("required", "optional", "disabled"),
-}
-"""Properties that we understand, and what they may be. Others are kept as they are, for people."""
 
 
 class ImageHandlers:
@@ -191,13 +184,7 @@ class ImageHandlers:
             raise PermissionDenied("only system administrators make public images", needed="system")
         if not principal.project_id:
             raise PermissionDenied("an image needs a project; your token is for none")
-        for name, value in sorted(asked.properties.items()):
-            values = TRAIT_VALUES if name.startswith(TRAIT) else PROPERTY_VALUES.get(name)
-            if values is not None and value not in values:
-                raise InvalidRequest(
-                    f"image.properties[{name}] must be {' or '.join(values)}",
-                    field=f"image.properties[{name}]",
-                )
+        check_properties(asked.properties, field="image.properties")
         for field, part_id, part in (
             ("image.kernel_id", asked.kernel_id, ImageFormat.KERNEL),
             ("image.ramdisk_id", asked.ramdisk_id, ImageFormat.RAMDISK),

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells
 from fabric.api.core.fit import HostTraits
+from fabric.api.core.image_properties import check_properties
 from fabric.api.core.rebuild import Rebuild
 from fabric.api.named import named_by
 from fabric.api.once import body_sha256
@@ -44,6 +45,7 @@ class PreparingImages:
             raise InvalidRequest(
                 f"properties[{ours[0]}] is set by the server; leave it out", field=f"properties[{ours[0]}]"
             )
+        check_properties(request.properties, field="properties")
         return await self._image_of(
             Action.CREATE_IMAGE, request, principal, name=request.name, properties=dict(request.properties)
         )

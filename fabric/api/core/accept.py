@@ -25,6 +25,9 @@ TRAIT = "trait:"
 
 TRAIT_VALUES = ("required", "forbidden")
 
+SECURE_BOOT = "os_secure_boot"
+"""The property that asks for Secure Boot, which no guest gets so far."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -230,6 +233,18 @@ def check_image(image: Image) -> None:
         )
 
 
+def check_boots_as_it_asks(image: Image, *, field: str = "image") -> None:
+    """Whether guests boot the way that the image insists on. Its own check refuses one that does not; it may be older than that.
+
+    Raises InvalidRequest, naming the field.
+    """
+    if image.properties.get(SECURE_BOOT) == "required":
+        raise InvalidRequest(
+            f"image {image.name} has {SECURE_BOOT}=required, and servers boot without Secure Boot so far: take an image without that",
+            field=field,
+        )
+
+
 def check_fits_volume(image: Image, size_gib: int, *, field: str) -> None:
     """Whether a volume of this size can be made of the image. Raises InvalidRequest, naming the field."""
     check_image(image)
@@ -244,6 +259,7 @@ def _check_fit(asked: Asked) -> None:
     image, flavor = asked.image, asked.flavor
     if asked.root is None:
         check_image(image)
+    check_boots_as_it_asks(image, field="image" if asked.root is None else "volume")
     if flavor.ram_mib < image.min_ram_mib:
         raise InvalidRequest(
             f"flavor {flavor.name} has {flavor.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
@@ -276,7 +292,7 @@ def ref_of(image: Image) -> ImageRef:
 def image_traits(image: Image) -> dict[str, str]:
     """What an image says of hosts' traits: each required or forbidden."""
     traits = traits_of(image.properties)
-    if image.properties.get("os_secure_boot") == "required":
+    if image.properties.get(SECURE_BOOT) == "required":
         traits["SECURE_BOOT"] = "required"
     return traits
 

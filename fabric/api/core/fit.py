@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from fabric.api.core.accept import check_image, image_traits
+from fabric.api.core.accept import check_boots_as_it_asks, check_image, image_traits
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
 from fabric.model.instance import Instance
@@ -21,6 +21,7 @@ def check_fits_server(image: Image, now: Instance, host_traits: HostTraits) -> N
     was chosen for, or not: what the record does not ask, the next host need not have. Raises InvalidRequest.
     """
     check_image(image)
+    check_boots_as_it_asks(image)
     request = now.request
     if request.guest.ram_mib < image.min_ram_mib:
         raise InvalidRequest(

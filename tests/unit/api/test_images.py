@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from fabric.api.images import ImageHandlers
 from fabric.clock import SystemClock
-from fabric.errors import NotFound
+from fabric.errors import InvalidRequest, NotFound
 from fabric.ids import RandomIds
 from fabric.images.blobs import FileBlobs
 from fabric.images.core.inspect import ImageLimits
@@ -43,3 +44,21 @@ async def test_an_image_that_waits_can_be_deleted(tmp_path: Path) -> None:
     assert name_key not in (await store.get(name_key)).entries
     with pytest.raises(NotFound):
         await handlers.get_image(pb.GetImageRequest(image=waiting.id), WHO)
+
+
+async def header_only(**properties: str) -> AsyncIterator[pb.CreateImageRequest]:
+    image = pb.Image(name="golden", format=pb.IMAGE_FORMAT_RAW, sha256="ab" * 32, properties=properties)
+    yield pb.CreateImageRequest(header=pb.ImageHeader(request_id="r", image=image))
+
+
+async def test_an_image_that_insists_on_secure_boot_is_refused(tmp_path: Path) -> None:
+    """It was taken, and its servers were placed on hosts that can, and booted without it all the same: nothing enforced what it said."""
+    store = MemoryStore()
+    clock, ids = SystemClock(), RandomIds()
+    blobs = FileBlobs(tmp_path, workers=Inline(), clock=clock, ids=ids, total_bytes=1, uploads=1)
+    handlers = ImageHandlers(store, blobs, limits=ImageLimits(), clock=clock, ids=ids, jitter=lambda: 0.5)
+
+    with pytest.raises(InvalidRequest, match="optional or disabled") as refused:
+        await handlers.create_image(header_only(hw_firmware_type="uefi", os_secure_boot="required"), WHO)
+
+    assert refused.value.field == "image.properties[os_secure_boot]"

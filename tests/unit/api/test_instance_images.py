@@ -339,3 +339,36 @@ async def test_a_server_with_uefi_may_be_made_anew_with_uefi_or_without(world: W
         await rebuilt(world, server, image)
 
         assert (await record_of(world, server)).task is TaskState.REBUILDING
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("os_secure_boot", "required"), ("hw_firmware_type", "efi"), ("trait:GPU", "yes")]
+)
+def test_an_image_of_a_server_may_say_no_more_than_one_that_is_uploaded(name: str, value: str) -> None:
+    """Its properties were not looked at, and what it is started with is read from them."""
+
+    @in_a_world
+    async def world_of(world: World) -> None:
+        server = await world.placed()
+
+        with pytest.raises(InvalidRequest) as refused:
+            await asked(world, server, properties={name: value})
+
+        assert refused.value.field == f"properties[{name}]"
+        assert await waiting(world) == []
+
+    world_of()
+
+
+@in_a_world
+async def test_no_server_comes_of_an_older_image_that_insists_on_secure_boot(world: World) -> None:
+    server = await world.placed()
+    base: Image = await world.read(world.store, IMAGE, "i")
+    sealed = replace(base, id="sealed", name="sealed", properties={"os_secure_boot": "required"})
+    await world.store.commit(Txn(put={IMAGE.at("sealed"): encode(sealed)}))
+    await asyncio.sleep(1.0)
+
+    for asking in (world.create("other", image="sealed"), rebuilt(world, server, "sealed")):
+        with pytest.raises(InvalidRequest, match="without Secure Boot") as refused:
+            await asking
+        assert refused.value.field == "image"
