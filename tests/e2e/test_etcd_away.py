@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 
 import pytest
 
+from fabric.client.client import Client
 from fabric.errors import Unavailable
 from tests.e2e.running import (
     CREATE_TIMEOUT_S,
@@ -35,8 +37,9 @@ def test_guests_do_not_notice_that_etcd_is_away(running_fabric: Running) -> None
     assert len(before) == 1
 
     running_fabric.dev("stop", "--now", "etcd-global")
-    running_fabric.dev("stop", "--now", "etcd-cell1")
     try:
+        _servers_take_orders(client, server.id)
+        running_fabric.dev("stop", "--now", "etcd-cell1")
         took_s = [
             refusal_s(call)
             for _ in range(4)
@@ -61,6 +64,20 @@ def test_guests_do_not_notice_that_etcd_is_away(running_fabric: Running) -> None
     client.instances.delete(server.id)
     assert client.instances.wait_until_gone(gone, timeout_s=CREATE_TIMEOUT_S) is None
     assert [each.name for each in client.instances.list().instances] == []
+
+
+def _servers_take_orders(client: Client, server_id: str) -> None:
+    """A cell works on without the global store (failure model, F2): what it keeps is refused, the cell's own servers are not."""
+    refused_s = [
+        refusal_s(lambda: client.instances.create(name="no", flavor="away.small", image="away.os"))
+        for _ in range(4)
+    ]
+    assert sorted(refused_s)[-2] < REFUSE_S, refused_s
+    for action, state in (("pause", "PAUSED"), ("unpause", "ACTIVE")):
+        order = functools.partial(client.instances.act, action, server_id)
+        until(functools.partial(_works, order), f"its cell takes the order to {action}")
+        server = client.instances.get(server_id)
+        assert client.instances.wait_for(server, state, timeout_s=60).status.state == state
 
 
 def refusal_s(call: Callable[[], object]) -> float:
