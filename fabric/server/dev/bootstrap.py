@@ -11,9 +11,11 @@ from fabric.config.settings import TlsSettings
 from fabric.errors import Ambiguous
 from fabric.model.host import Cell, Host
 from fabric.model.network import PHYSICAL_NETWORK
+from fabric.model.traits import PLAIN_FIRMWARE, boot_traits
 from fabric.model.volume import trait_of
 from fabric.network.addresses import slots_in
 from fabric.server.dev.files import OPERATOR, host_serial, store_tls
+from fabric.server.dev.firmware import has_uefi
 from fabric.server.dev.topology import SHARED_VOLUMES, HostTopology, StoreTopology, Topology
 from fabric.store import codec, keys
 from fabric.store.base import Txn
@@ -70,13 +72,20 @@ async def _put_absent(store: EtcdStore, records: Mapping[str, bytes]) -> None:
             await store.commit(Txn(unchanged={key: 0}, put={key: value}))
 
 
+def _traits(topology: Topology) -> tuple[str, ...]:
+    """What each host can: what this machine can."""
+    firmware = "uefi" if has_uefi() else PLAIN_FIRMWARE
+    shared = (trait_of(SHARED_VOLUMES),) if topology.shares_volumes else ()
+    return (*sorted(boot_traits("x86_64", firmware)), *shared)
+
+
 def _host(topology: Topology, host: HostTopology, now_ms: int) -> Host:
     return Host(
         name=host.name,
         cell=host.cell,
         zone=ZONE,
         capacity=host.capacity,
-        traits=("HW_ARCH_X86_64", *((trait_of(SHARED_VOLUMES),) if topology.shares_volumes else ())),
+        traits=_traits(topology),
         cert_serial=host_serial(topology, host.name),
         guest_cidr=host.guest_cidr,
         slots=slots_in(host.guest_cidr),

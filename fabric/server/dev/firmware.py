@@ -1,0 +1,35 @@
+"""Which firmware this machine has for its guests, by the descriptors that it brings for libvirt to choose from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+FOLDERS: Final = (Path("/etc/qemu/firmware"), Path("/usr/share/qemu/firmware"))
+"""Where QEMU's descriptors are, an administrator's and the packages'."""
+
+_MACHINE: Final = "pc-q35-9.0"
+"""One of the machines that guests are, for the patterns that descriptors name machines by."""
+
+
+def has_uefi(folders: Sequence[Path] = FOLDERS) -> bool:
+    """Whether a guest here can boot by UEFI, without Secure Boot: the package `ovmf` brings that."""
+    return any(_serves(path) for folder in folders for path in sorted(folder.glob("*.json")))
+
+
+def _serves(path: Path) -> bool:
+    try:
+        said: Any = json.loads(path.read_bytes())
+        if "uefi" not in said["interface-types"] or "requires-smm" in said["features"]:
+            return False
+        return any(
+            target["architecture"] == "x86_64"
+            and any(fnmatchcase(_MACHINE, pattern) for pattern in target["machines"])
+            for target in said["targets"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not one that libvirt could read: an empty file is how an administrator takes one out.
+        return False
