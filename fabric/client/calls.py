@@ -99,10 +99,13 @@ class Calls:
         request: Request,
         *,
         timeout_s: float | None = None,
+        attempt_timeout_s: float | None = None,
     ) -> Response:
-        """Call and wait for the answer. Raises what the call finally ended with."""
+        """Call and wait for the answer, for as long as `attempt` says. Raises what the call finally ended with."""
         return self.attempt(
-            lambda left_s: method(request, timeout=left_s, metadata=self.metadata()), timeout_s=timeout_s
+            lambda left_s: method(request, timeout=left_s, metadata=self.metadata()),
+            timeout_s=timeout_s,
+            attempt_timeout_s=attempt_timeout_s,
         )
 
     def delete(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> None:

@@ -49,6 +49,9 @@ OnChange = Callable[[Instance], None]
 VISIBLE_AFTER_S = 5.0
 """A server just made may not be found by another API server whose picture is older; after this long it is really not there."""
 
+PASSWORD_ATTEMPT_S = 30.0
+"""For one attempt to set a password, which a guest's agent is given 20 s for: an answer that takes so long is not lost."""
+
 
 @dataclass(frozen=True, slots=True)
 class InstanceList:
@@ -218,7 +221,9 @@ class Instances:
         request = pb.ChangePasswordRequest(
             request_id=self._calls.request_id(), instance=instance, user=user, password=password
         )
-        return self._calls.unary(self._stub.ChangePassword, request).instance
+        return self._calls.unary(
+            self._stub.ChangePassword, request, attempt_timeout_s=PASSWORD_ATTEMPT_S
+        ).instance
 
     def console_log(self, instance: str, *, lines: int = 0) -> bytes:
         """The end of what it wrote to its serial console, as the guest wrote it: do not show it to a terminal unfiltered."""

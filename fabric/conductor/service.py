@@ -113,7 +113,9 @@ class ConductorService:
         self._tombstones: Picture[bytes] = picture(
             TOMBSTONE.under(), bytes, lambda moved: self._on_orders(Tombstone, moved)
         )
-        self._passwords = PasswordTasks(store, clock=clock, ids=ids, patience_s=settings.password_s)
+        self._passwords = PasswordTasks(
+            store, clock=clock, ids=ids, jitter=jitter, patience_s=settings.password_s
+        )
         self._networks = (
             None
             if global_store is None
@@ -172,6 +174,7 @@ class ConductorService:
                 around.reporter,
                 around.quarantines,
                 self._sweeper,
+                self._passwords,
             ):
                 group.create_task(life.run(), name=type(life).__name__)
             if self._networks is not None:

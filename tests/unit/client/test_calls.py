@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from fabric.api.conductors import PASSWORD_TIMEOUT_S
 from fabric.client.retry import RetrySettings
 from fabric.errors import Conflict, FabricError, NotFound, Reason, TooMuch, Unauthenticated, Unavailable
 from tests.unit.client.fake_api import FakeApi
@@ -110,6 +111,20 @@ def test_retries_end_before_the_calls_deadline() -> None:
 
     assert time.now_s <= 103.0
     assert len(api.requests("list_flavors")) > 2
+
+
+def test_a_password_is_waited_for_as_long_as_the_server_may_take() -> None:
+    """Its attempts were cut after 10 s like any other's. With an agent that takes 12 s, which the server allows, each retry had it do the
+    work again, and ended in an error although the password was set.
+    """
+    api = FakeApi()
+    api.fail["change_password"] = [NotFound("there is no web")]
+    client = client_of(api, VirtualTime())
+    with pytest.raises(NotFound):
+        client.instances.change_password("web", "a secret")
+    (given_s,) = client._channel.timeouts  # type: ignore[attr-defined]  # the fake's
+
+    assert given_s > PASSWORD_TIMEOUT_S
 
 
 def test_a_server_that_is_down_gets_no_more_retries_than_the_budget_has() -> None:
