@@ -7,6 +7,7 @@ than a second, and its servers read as UNKNOWN with the cell named (I13).
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -194,7 +195,9 @@ class InstanceReads:
         async def one(name: str) -> str | None:
             try:
                 view = self._cells[name]
-                await view.reach(lambda: view.instances.catch_up(timeout_s=LIST_CATCH_UP_S))
+                # Whether the store answers is for the breaker to know; a picture that is late says nothing about orders to the cell.
+                revision = await view.reach(functools.partial(_now, view))
+                await view.instances.picture.at_least(revision, timeout_s=LIST_CATCH_UP_S)
             except Unavailable as away:
                 return away.message
             return None
@@ -307,3 +310,9 @@ def revision_of(store: str, revision: int) -> types_pb2.Revision:
 def _position(location: Location) -> str:
     """Newest first; of one moment, by id."""
     return f"{(1 << 62) - location.create_time_ms:020d}/{location.instance_id}"
+
+
+async def _now(view: CellView) -> int:
+    """A cell's revision, while a list may wait for it. Raises TimeoutError, Unavailable."""
+    async with within(LIST_CATCH_UP_S):
+        return await view.instances.now()

@@ -59,14 +59,17 @@ class Shelf(Generic[V]):
         """What the picture shows now."""
         return (held.value for held in list(self.picture.entries.values()))
 
+    async def now(self) -> int:
+        """The store's revision. Raises Unavailable."""
+        # The prefix itself is never a key: reading it costs nothing and tells the revision, linearizably.
+        return (await self._store.get(self._prefix)).revision
+
     async def catch_up(self, *, timeout_s: float = CATCH_UP_S) -> int:
         """Show at least everything that is in the store now; returns the revision shown. Raises Unavailable."""
-        # The prefix itself is never a key: reading it costs nothing and tells the revision, linearizably.
         try:
             # The store has a patience of its own, which may be longer than the caller's.
             async with within(timeout_s):
-                now = await self._store.get(self._prefix)
-                await self.picture.at_least(now.revision, timeout_s=timeout_s)
+                await self.picture.at_least(await self.now(), timeout_s=timeout_s)
         except TimeoutError:
             raise Unavailable(
                 f"store {self._store.name} did not answer within {timeout_s:g} s", store=self._store.name

@@ -81,6 +81,8 @@ class Faulty(MemoryStore):
     """How late the watches of prefixes are."""
     holds_s: Mapping[str, float] = MappingProxyType({})
     """How long the next read of a key is held up."""
+    list_s: float = 0.0
+    """How long reading everything under a prefix takes."""
 
     async def get(self, *keys: str) -> Snapshot:
         await self._wait()
@@ -92,6 +94,7 @@ class Faulty(MemoryStore):
 
     async def list(self, prefix: str) -> Snapshot:
         await self._wait()
+        await asyncio.sleep(self.list_s)
         return await super().list(prefix)
 
     async def commit(self, txn: Txn) -> Committed | Refused:
@@ -497,6 +500,22 @@ async def test_an_action_in_a_silent_cell_fails_in_time_naming_it_and_works_when
 
     cell.is_silent = False
     await asyncio.sleep(10.0)
+    assert (await world.stop(server)).status.task_state == "powering_off"
+
+
+@in_a_world
+async def test_lists_that_are_late_close_no_cell_to_orders(world: World) -> None:
+    """A cell with so many servers that reading them anew takes longer than a list waits was held to be away, by orders too, although its
+    store answered: three lists were enough.
+    """
+    server = await world.placed()
+    cell = world.cells["c1"]
+    cell.list_s, cell.lags_s = 60.0, {INSTANCE.under(): 60.0}
+    for number in range(5):
+        await cell.commit(Txn(put={f"elsewhere/{number}": b""}))
+        listed = await world.handlers.list_instances(pb.ListInstancesRequest(), WHO)
+        assert [each.cell for each in listed.unreachable_cells] == ["c1"]
+
     assert (await world.stop(server)).status.task_state == "powering_off"
 
 
