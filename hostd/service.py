@@ -6,6 +6,7 @@ It survives the loss of everything around it: conductors, the hypervisor, its ow
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -165,6 +166,7 @@ class HostDaemon:
             slots=asyncio.Semaphore(self._settings.spawn_concurrency),
             makings=asyncio.Semaphore(self._settings.spawn_concurrency),
             copies=asyncio.Semaphore(_COPIES_AT_ONCE),
+            reaches=defaultdict(lambda: asyncio.Semaphore(self._settings.spawn_concurrency)),
             patience=patience_from(self._settings.timers),
             failpoints=self._failpoints,
         )

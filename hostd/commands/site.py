@@ -34,7 +34,8 @@ class Site:
     """The place of work. `volumes` are the host's own, `shared` those of directories that other hosts have too, by name.
 
     `fence` is asked at the moment of acting, never remembered (R2). `slots` bounds guests that are started at once, `makings` those whose
-    disks are made, `copies` disks that are copied or handed in.
+    disks are made, `copies` disks that are copied or handed in, and `reaches` those whose volumes are looked after in the same shared
+    directories.
     """
 
     driver: Driver
@@ -50,15 +51,19 @@ class Site:
     slots: asyncio.Semaphore
     makings: asyncio.Semaphore
     copies: asyncio.Semaphore
+    reaches: Mapping[frozenset[str], asyncio.Semaphore]
     patience: Patience
     failpoints: Failpoints
     shared: Mapping[str, Volumes] = field(default_factory=dict)
 
-    def slots_for(self, step: Act) -> asyncio.Semaphore | None:
-        """What bounds how many do such a step at once. Who has only to be started waits for nobody's disk to be made, read or fetched, and
-        for nobody's network plan.
+    def slots_for(self, step: Act, directories: frozenset[str]) -> asyncio.Semaphore | None:
+        """What bounds how many do such a step at once, for a guest that has volumes in these shared directories. Who has only to be started
+        waits for nobody's disk to be made, read or fetched, and for nobody's network plan; nor does anybody for a directory of others,
+        which may be out of reach for hours.
         """
         match step:
+            case EnsureVolumes() if directories:
+                return self.reaches[directories]
             case EnsureFiles(made=False) | EnsureVolumes(makes=True):
                 return self.makings
             case EnsureFiles() | EnsureVolumes() | Define() | Start():

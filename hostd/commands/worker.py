@@ -296,7 +296,7 @@ class Worker:
     async def _measure(self, goal: Order | Release) -> Seen:
         domain = await self._site.driver.observe(self.instance_id)
         if not reconcile.looks_everywhere(goal):
-            unmade = await self._unmade(goal)
+            unmade = await self._unless_changed(self._unmade(goal))
             return Seen(domain=domain, macs=await self._site.wires.wired(self.instance_id), unmade=unmade)
         held = await self._site.disks.held()
         wired = await self._site.wires.plugged()
@@ -339,7 +339,8 @@ class Worker:
             raise Fenced
 
     async def _do(self, goal: Order | Release, step: Act) -> None:
-        slots = self._site.slots_for(step)
+        volumes = goal.guest.volumes if isinstance(goal, Order) else ()
+        slots = self._site.slots_for(step, frozenset(each.directory for each in volumes if each.directory))
         if slots is None:
             await self._timed(goal, step)
         else:
@@ -387,7 +388,8 @@ class Worker:
                     order.guest, order.placement_epoch, made=made
                 )
             case EnsureVolumes():
-                found["volumes"] = tuple([await self._volume(each) for each in self._order().guest.volumes])
+                # A shared directory may be out of reach for hours.
+                found["volumes"] = await self._unless_changed(self._ensured(*self._order().guest.volumes))
             case Plug() | Rewire():
                 order = self._order()
                 self._show(goal, "networking", 0)
@@ -412,7 +414,8 @@ class Worker:
             case GoOn():
                 await driver.go_on(self.instance_id)
             case AttachDisk(volume):
-                await driver.attach_disk(self.instance_id, await self._volume(volume))
+                (disk,) = await self._unless_changed(self._ensured(volume))
+                await driver.attach_disk(self.instance_id, disk)
             case DetachDisk(serial):
                 await driver.detach_disk(self.instance_id, serial)
             case AttachInterface(interface):
@@ -445,13 +448,16 @@ class Worker:
             effort = reconcile.after(self._effort, step, now_s=self._site.clock.boot_s())
             self._effort = replace(effort, **found)
 
-    async def _volume(self, volume: GuestVolume) -> DiskFile:
-        """The disk of one of the guest's volumes, for whoever its own disks belong to."""
+    async def _ensured(self, *volumes: GuestVolume) -> tuple[DiskFile, ...]:
+        """The disks of volumes of the guest, for whoever its own disks belong to."""
         order, disks = self._order(), self._site.disks
         owner = await disks.owner(self.instance_id, order.placement_epoch)
-        image = order.guest.image_of(volume.id)
-        source = None if image is None else disks.image_file(image)
-        return await self._volumes(volume.directory).ensure(volume, owner, source)
+        made = []
+        for volume in volumes:
+            image = order.guest.image_of(volume.id)
+            source = None if image is None else disks.image_file(image)
+            made.append(await self._volumes(volume.directory).ensure(volume, owner, source))
+        return tuple(made)
 
     def _volumes(self, directory: str) -> Volumes:
         """The volumes of a directory that hosts share; the host's own, for none. One that is not shared here is out of reach."""

@@ -20,9 +20,10 @@ _log = structlog.get_logger(__name__)
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-def publish(part: Path, target: Path) -> None:
-    """Make a finished file visible: synced, then renamed, then the folder synced. Blocks."""
+def publish(part: Path, target: Path, *, check: Callable[[], None] = lambda: None) -> None:
+    """Make a finished file visible: synced, then renamed, then the folder synced. Blocks. `check` may raise to keep it from that."""
     _sync(part)
+    check()
     part.replace(target)
     _sync(target.parent)
 

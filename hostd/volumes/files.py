@@ -13,10 +13,12 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -38,6 +40,10 @@ _DISK: Final = ".raw"
 _MADE: Final = ".made"
 
 
+class _GivenUp(Exception):
+    """Nobody wants any more what a thread is at."""
+
+
 class FileVolumes:
     """`Volumes` below one folder of this host. One process at a time.
 
@@ -49,30 +55,31 @@ class FileVolumes:
         self._threads = threads
         self._is_root = os.geteuid() == 0
         self._locks: dict[str, asyncio.Lock] = {}
+        self._given_up: dict[str, asyncio.Future[Any]] = {}
 
     async def ensure(
         self, volume: GuestVolume, owner: int | None, source: DiskFile | None = None
     ) -> DiskFile:
         user = owner if self._is_root else None
-        async with self._locks.setdefault(volume.id, asyncio.Lock()):
+        async with self._alone(volume.id):
             with volume_faults("ensure"):
-                part = await self._in_thread(lambda: self._begin(volume, user, source))
+                part = await self._change(volume.id, lambda check: self._begin(volume, user, source, check))
                 if part is not None and source is not None:
                     # By the guest's own user, into its own file: nothing of another's is within reach of what reads the image.
                     await QemuImg(user).flatten(Path(source.path), source.format, part)
-                await self._in_thread(lambda: self._finish(volume, user, part))
+                await self._change(volume.id, lambda check: self._finish(volume, user, part, check))
         return DiskFile(path=self.path(volume.id), format="raw", serial=volume.serial)
 
     async def is_unmade(self, volume_id: str) -> bool:
         return await self._in_thread(lambda: self._is_unmade(Path(self.path(volume_id))))
 
     async def grow(self, volume_id: str, size_gib: int) -> None:
-        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+        async with self._alone(volume_id):
             with volume_faults("grow"):
                 await self._in_thread(lambda: self._grow(Path(self.path(volume_id)), size_gib))
 
     async def remove(self, volume_id: str) -> None:
-        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+        async with self._alone(volume_id):
             with volume_faults("remove"):
                 await self._in_thread(lambda: self._remove(Path(self.path(volume_id))))
         self._locks.pop(volume_id, None)
@@ -89,6 +96,36 @@ class FileVolumes:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
+    @contextlib.asynccontextmanager
+    async def _alone(self, volume_id: str) -> AsyncIterator[None]:
+        """Have the volume for oneself: nobody else changes it, not even a thread whose work was given up."""
+        async with self._locks.setdefault(volume_id, asyncio.Lock()):
+            while (before := self._given_up.get(volume_id)) is not None:
+                await asyncio.wait({before})
+                self._given_up.pop(volume_id, None)
+            yield
+
+    async def _change(self, volume_id: str, work: Callable[[Callable[[], None]], T]) -> T:
+        """Do what changes a volume's files, in a thread.
+
+        What is given up may be in a call that returns hours later, when the directory is back and the volume another host's. So `work` is
+        given a check to make before each change, which raises once nobody wants it any more.
+        """
+        is_given_up = threading.Event()
+
+        def check() -> None:
+            if is_given_up.is_set():
+                raise _GivenUp
+
+        doing = asyncio.get_running_loop().run_in_executor(self._threads, partial(work, check))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            is_given_up.set()
+            if not doing.done():
+                self._given_up[volume_id] = doing
+            raise
+
     # ---------------------------------------------------------------- for those who keep them elsewhere
 
     def prepare(self) -> None:
@@ -102,7 +139,9 @@ class FileVolumes:
 
     # ------------------------------------------------------------------ on the disk
 
-    def _begin(self, volume: GuestVolume, user: int | None, source: DiskFile | None) -> Path | None:
+    def _begin(
+        self, volume: GuestVolume, user: int | None, source: DiskFile | None, check: Callable[[], None]
+    ) -> Path | None:
         """The empty file that the disk is to be made in, the user's own; None where it was made before."""
         self.check()
         self.prepare()
@@ -114,9 +153,12 @@ class FileVolumes:
         if source is not None:
             self._check_source(Path(source.path), volume.size_gib)
         part = path.with_suffix(".part")
+        check()
         part.unlink(missing_ok=True)
+        check()
         part.touch(mode=0o600)
         if user is not None:
+            check()
             os.chown(part, user, user)
         return part
 
@@ -130,15 +172,20 @@ class FileVolumes:
         if measure_free_gib(self._root) * GIB < found.st_blocks * 512:
             raise volume_error(FaultCode.DISK_FULL)
 
-    def _finish(self, volume: GuestVolume, user: int | None, part: Path | None) -> None:
+    def _finish(
+        self, volume: GuestVolume, user: int | None, part: Path | None, check: Callable[[], None]
+    ) -> None:
         """The disk, whole under its name, as large as it is to be, and the user's."""
         path = Path(self.path(volume.id))
-        self._grow(part or path, volume.size_gib)
+        self._grow(part or path, volume.size_gib, check)
         if part is not None:
-            publish(part, path)
+            publish(part, path, check=check)
         if user is not None and path.stat().st_uid != user:
+            check()
             os.chown(path, user, user)
+        check()
         path.chmod(0o600)
+        check()
         # Last, and before anybody can have written to the disk: what is marked made has been whole.
         path.with_suffix(_MADE).touch(mode=0o600)
 
@@ -149,7 +196,7 @@ class FileVolumes:
         except (VolumeError, OSError):
             return False
 
-    def _grow(self, path: Path, size_gib: int) -> None:
+    def _grow(self, path: Path, size_gib: int, check: Callable[[], None] = lambda: None) -> None:
         try:
             now_bytes = path.stat().st_size
         except FileNotFoundError:
@@ -159,6 +206,7 @@ class FileVolumes:
             # Sparse: room is taken as the guest writes. One that could never fit is refused here, where it can be said.
             if measure_free_gib(self._root) * GIB < more_bytes:
                 raise volume_error(FaultCode.DISK_FULL)
+            check()
             os.truncate(path, size_gib * GIB)
 
     def _remove(self, path: Path) -> None:

@@ -8,12 +8,12 @@ locks on the file besides.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from fabric.model.volume import SHARED_MARK
 from hostd.core.faults import FaultCode
+from hostd.threads import DaemonThreads
 from hostd.volumes.files import FileVolumes, volume_error
 
 _THREADS: Final = 4
@@ -22,11 +22,12 @@ _THREADS: Final = 4
 class SharedVolumes(FileVolumes):
     """`Volumes` below a directory that other hosts mount too.
 
-    Its threads are its own: while the server of the directory is away they wait, and nothing else of this host waits with them.
+    Its threads are its own: while the server of the directory is away they wait, and nothing else of this host waits with them, nor does
+    the end of this process.
     """
 
     def __init__(self, root: Path) -> None:
-        super().__init__(root, threads=ThreadPoolExecutor(_THREADS, thread_name_prefix="shared-volumes"))
+        super().__init__(root, threads=DaemonThreads(_THREADS, "shared-volumes"))
         self._mark = root / SHARED_MARK
 
     def prepare(self) -> None:

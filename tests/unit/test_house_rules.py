@@ -78,8 +78,8 @@ ADAPTERS = {
     "hostd/network/speaker.py": "sends frames that no socket of asyncio sends, in a router's namespace",
     "hostd/network/netns.py": "opens sockets in another network namespace, which takes a thread",
     "hostd/processes.py": "runs qemu-img, nft, ip and dnsmasq",
+    "hostd/threads.py": "is the threads of what may be away for hours",
     "hostd/volumes/files.py": "is the disk that volumes are kept on, likewise",
-    "hostd/volumes/shared.py": "is one that may be away, so it has threads of its own",
 }
 """The real adapters, by file or folder: the only shipped code that may use WORLD."""
 

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -249,6 +251,62 @@ async def test_a_shared_directory_that_hangs_holds_up_nothing_else(tmp_path: Pat
     assert is_unmade
     assert made == DiskFile(path=volumes.path(ONE.id), format="raw", serial=ONE.serial)
     assert threading.main_thread() not in volumes.waited
+
+
+async def test_what_was_given_up_while_a_shared_directory_hung_changes_nothing_once_it_is_back(
+    tmp_path: Path,
+) -> None:
+    """The volume may be another host's by then. And whoever wants it here meanwhile waits for the thread that still is at it."""
+    (tmp_path / SHARED_MARK).touch()
+    volumes = HungVolumes(tmp_path)
+    first = asyncio.ensure_future(volumes.ensure(ONE, None))
+    while not volumes.waited:
+        await asyncio.sleep(0.01)
+    first.cancel()
+    async with within(5):
+        await asyncio.wait({first})
+    assert first.cancelled()
+    second = asyncio.ensure_future(volumes.ensure(ONE, None))
+    await asyncio.sleep(0.05)
+    assert len(volumes.waited) == 1
+    second.cancel()
+    await asyncio.wait({second})
+
+    volumes.is_back.set()
+
+    await volumes.held()
+    assert [path.name for path in tmp_path.iterdir()] == [SHARED_MARK]
+    assert (await volumes.ensure(ONE, None)).path == volumes.path(ONE.id)
+
+
+def test_a_daemon_ends_while_a_shared_directory_hangs(tmp_path: Path) -> None:
+    """Python waits at exit for the threads of its own executor: a daemon that was told to stop ran until it was killed."""
+    program = """
+import asyncio, pathlib, threading
+from hostd.volumes.shared import SharedVolumes
+
+class Hung(SharedVolumes):
+    def check(self):
+        threading.Event().wait()
+
+async def main():
+    try:
+        await asyncio.wait_for(Hung(pathlib.Path(".")).held(), 0.1)
+    except TimeoutError:
+        print("told to stop")
+
+asyncio.run(main())
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        timeout=20,
+        check=True,
+    )
+
+    assert ended.stdout == b"told to stop\n"
 
 
 async def test_two_who_want_a_volume_at_once_get_the_same_one(tmp_path: Path) -> None:

@@ -319,6 +319,7 @@ class Daemon:
                 slots=asyncio.Semaphore(1),
                 makings=asyncio.Semaphore(1),
                 copies=asyncio.Semaphore(1),
+                reaches={},
                 patience=Patience(soft_reboot_s=soft_reboot_s),
                 failpoints=NO_FAILPOINTS,
             )

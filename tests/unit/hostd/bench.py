@@ -40,6 +40,7 @@ from hostd.images.fake import FakeDisks
 from hostd.network.fake import FakeWires
 from hostd.service import HostDaemon
 from hostd.settings import HostSettings, Timers
+from hostd.volumes.base import Volumes
 from hostd.volumes.fake import FakeVolumes
 from tests.console_doubles import NoTunnels
 from tests.sim.loop import SimLoop, graveyard
@@ -276,6 +277,7 @@ class Bench:
         self.killer = Killer()
         self.settings = HostSettings(host="h1", conductors=conductors, timers=Timers())
         self.deaths = 0
+        self.shared: Callable[[str], Volumes] = lambda name: FakeVolumes(self.machine, name)
         self._random = Random(seed)
         self.process: Process[HostDaemon] = Process(
             loop, "h1", self._build, lambda daemon: daemon.run(), self._died
@@ -295,7 +297,7 @@ class Bench:
             driver=FakeDriver(self.machine),
             disks=FakeDisks(self.machine),
             volumes=FakeVolumes(self.machine),
-            shared={name: FakeVolumes(self.machine, name) for name in self.machine.shelves},
+            shared={name: self.shared(name) for name in self.machine.shelves},
             wires=FakeWires(self.machine),
             dialer=Net(self.conductors),
             boot_id=f"boot-{self.machine.boot}",

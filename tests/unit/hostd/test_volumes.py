@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from fabric.model.session import HostState, Release
+import asyncio
+import uuid
+from dataclasses import replace
+
+import pytest
+
+from fabric.model.instance import VolumeImage
+from fabric.model.session import HostState, Order, Release
 from fabric.model.states import Want
-from fabric.model.volume import VOLUME_EPOCH
+from fabric.model.volume import VOLUME_EPOCH, GuestVolume
 from hostd.core.faults import FaultCode
+from hostd.driver.base import DiskFile
+from hostd.driver.fake import FakeMachine, FakeShelf
+from hostd.volumes.fake import FakeVolumes
 from tests.unit.hostd.bench import Bench, on_a_bench, raised
-from tests.unit.hostd.orders import VOLUME, instance_id, order, with_ports, with_volume
+from tests.unit.hostd.orders import IMAGE, VOLUME, instance_id, order, with_ports, with_volume
 
 ONE, TWO = instance_id(1), instance_id(2)
 
@@ -153,5 +163,105 @@ def test_an_interface_pulled_out_of_a_guest_that_is_off_is_free_for_another_one(
         await bench.conductor.give(order(number=2))
 
         assert await told(bench, 1, TWO) == (HostState.ACTIVE, "")
+
+    on_a_bench(scenario)
+
+
+class HungVolumes(FakeVolumes):
+    """Of a directory whose server is away: whoever wants something of it waits until it is back."""
+
+    def __init__(self, machine: FakeMachine, directory: str, *, hangs_in_looks: bool = False) -> None:
+        super().__init__(machine, directory)
+        self.is_back = asyncio.Event()
+        self.hangs_in_looks = hangs_in_looks
+        self.waiting = 0
+
+    async def _hang(self) -> None:
+        self.waiting += 1
+        try:
+            await self.is_back.wait()
+        finally:
+            self.waiting -= 1
+
+    async def ensure(
+        self, volume: GuestVolume, owner: int | None, source: DiskFile | None = None
+    ) -> DiskFile:
+        await self._hang()
+        return await super().ensure(volume, owner, source)
+
+    async def is_unmade(self, volume_id: str) -> bool:
+        if self.hangs_in_looks:
+            await self._hang()
+        return await super().is_unmade(volume_id)
+
+
+def hung(bench: Bench, *, hangs_in_looks: bool = False) -> HungVolumes:
+    """Let the bench's host have a shared directory that hangs."""
+    bench.machine.shelves["nfs1"] = FakeShelf()
+    volumes = HungVolumes(bench.machine, "nfs1", hangs_in_looks=hangs_in_looks)
+    bench.shared = lambda _: volumes
+    return volumes
+
+
+def with_shared(before: Order, number: int, *, is_of_image: bool = False) -> Order:
+    """The order for a guest with a volume of the shared directory, which may be still to be made of an image."""
+    volume = GuestVolume(id=str(uuid.UUID(int=0x900 + number)), size_gib=1, directory="nfs1")
+    sources = (VolumeImage(volume_id=volume.id, image=IMAGE),) if is_of_image else ()
+    return replace(before, guest=replace(before.guest, volumes=(volume,), volume_images=sources))
+
+
+@pytest.mark.parametrize("is_of_image", [False, True])
+def test_guests_of_a_shared_directory_that_hangs_hold_up_no_other_guest(*, is_of_image: bool) -> None:
+    """Each of them took one of the places for starts, or for disks that are made, and kept it until the directory's server was back: four
+    stopped every start on the host.
+    """
+
+    async def scenario(bench: Bench) -> None:
+        volumes = hung(bench)
+        bench.process.start()
+        for number in range(2, 8):
+            await bench.conductor.give(with_shared(order(number=number), number, is_of_image=is_of_image))
+        await bench.until(lambda: volumes.waiting > 0)
+        await asyncio.sleep(5)
+
+        await bench.conductor.give(order())
+
+        await bench.until(lambda: HostState.ACTIVE in bench.conductor.states(ONE), within_s=5)
+        assert bench.conductor.states(TWO) == []
+        volumes.is_back.set()
+        for number in range(2, 8):
+            assert await told(bench, 1, instance_id(number)) == (HostState.ACTIVE, "")
+
+    on_a_bench(scenario)
+
+
+@pytest.mark.parametrize("hangs_in_looks", [False, True])
+def test_a_guest_that_waits_for_a_shared_directory_is_deleted_all_the_same(*, hangs_in_looks: bool) -> None:
+    """The delete waited for the directory's server too."""
+
+    async def scenario(bench: Bench) -> None:
+        volumes = hung(bench, hangs_in_looks=hangs_in_looks)
+        bench.process.start()
+        await bench.conductor.give(with_shared(order(), 1, is_of_image=True))
+        await bench.until(lambda: volumes.waiting > 0)
+
+        await bench.conductor.give(with_shared(order(Want.ABSENT, generation=2), 1))
+
+        await bench.until(lambda: HostState.ABSENT in bench.conductor.states(ONE), within_s=5)
+        assert volumes.waiting == 0
+
+    on_a_bench(scenario)
+
+
+def test_a_guest_that_is_given_a_volume_of_a_directory_that_hangs_is_deleted_all_the_same() -> None:
+    async def scenario(bench: Bench) -> None:
+        volumes = hung(bench)
+        await raised(bench)
+        await bench.conductor.give(with_shared(order(generation=2), 1))
+        await bench.until(lambda: volumes.waiting > 0)
+
+        await bench.conductor.give(with_shared(order(Want.ABSENT, generation=3), 1))
+
+        await bench.until(lambda: HostState.ABSENT in bench.conductor.states(ONE), within_s=5)
 
     on_a_bench(scenario)
