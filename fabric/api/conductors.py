@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ import grpc.aio
 
 from fabric.api.placed import Whereabouts
 from fabric.deadlines import within
-from fabric.errors import FabricError, InvalidRequest, Reason, Unavailable
+from fabric.errors import FabricError, InvalidRequest, Reason, TooMuch, Unavailable
 from fabric.model.console import ConsoleKind
 from fabric.model.network_plan import PlanState
 from fabric.model.session import Diagnostics
@@ -24,6 +24,7 @@ from fabric.rpc import frames
 from fabric.rpc.call_stream import BytesCall, CallStream, is_cancelling
 from fabric.rpc.channel import channel
 from fabric.rpc.plan_codec import unpack_plan_state
+from fabric.rpc.server import MAX_STREAMS
 from fabric.rpc.session_codec import unpack_diagnostics
 from fabric.rpc.status import details_of, error_of
 from fabric.rpc.stream import StreamClosed
@@ -46,6 +47,9 @@ PASSWORD_TIMEOUT_S = 24.0
 CHANNELS = 64
 """Conductors that are kept connected; the one not asked for longest is let go."""
 
+CONSOLES = MAX_STREAMS - 10
+"""Consoles that are open through one conductor. What is left of their connection is for those that have ended here and not yet there."""
+
 
 _OPEN_CONSOLE = f"/{pb.DESCRIPTOR.services_by_name['ConductorService'].full_name}/OpenConsole"
 
@@ -54,14 +58,13 @@ class RemoteConductors:
     """Asks conductors. Belongs to the event loop it is first used on.
 
     `most` conductors are kept connected. More are while more are asked at once: a connection is never closed under a call, whose caller
-    gRPC would tell that it was cancelled.
+    gRPC would tell that it was cancelled. Consoles, which last, have connections of their own: a question never waits behind them.
     """
 
-    def __init__(self, tls: TlsFiles | None, *, most: int = CHANNELS) -> None:
-        self._tls = tls
-        self._most = most
-        # In the order they were last asked.
-        self._ways: OrderedDict[str, _Way] = OrderedDict()
+    def __init__(self, tls: TlsFiles | None, *, most: int = CHANNELS, consoles: int = CONSOLES) -> None:
+        self._asked = _Ways(tls, most)
+        self._looked_through = _Ways(tls, most)
+        self._consoles = consoles
 
     async def console_log(self, where: Whereabouts, *, tail_bytes: int) -> bytes:
         """The end of a serial console. Raises Unavailable, NotFound."""
@@ -116,7 +119,13 @@ class RemoteConductors:
         self, where: Whereabouts, kind: ConsoleKind, *, take_over: bool
     ) -> frames.Line[pb.ConsoleOpened]:
         """Open a console. Raises WrongState where somebody has it or the guest is off, TooMuch, Unavailable."""
-        async with self._using(where.conductor) as way:
+        async with self._looked_through.using(where.conductor) as way:
+            if way.calls > self._consoles:  # this one is among them
+                raise TooMuch(
+                    f"too many consoles are open from here through the host's conductor: {self._consoles} may be",
+                    retry_after_s=5.0,
+                    limit=self._consoles,
+                )
             call: BytesCall = way.channel.stream_stream(_OPEN_CONSOLE)()
             # The console is used for longer than it takes to open it.
             way.calls += 1
@@ -153,14 +162,14 @@ class RemoteConductors:
 
     async def close(self) -> None:
         """Let go of the connections. Whoever still waits for a conductor hears Unavailable."""
-        while self._ways:
-            await self._ways.popitem()[1].channel.close()
+        await self._asked.close()
+        await self._looked_through.close()
 
     @asynccontextmanager
     async def _asking(self, endpoint: str) -> AsyncIterator[ConductorServiceAsyncStub]:
         """A conductor to ask, whose errors are raised as ours."""
         try:
-            async with self._using(endpoint) as way:
+            async with self._asked.using(endpoint) as way:
                 yield ConductorServiceStub(way.channel)
         except grpc.aio.AioRpcError as raised:
             raise _error(raised) from None
@@ -169,8 +178,34 @@ class RemoteConductors:
                 raise
             raise _silent() from None
 
+
+@dataclass(slots=True)
+class _Way:
+    """A connection, and how many calls are under way on it."""
+
+    channel: grpc.aio.Channel
+    calls: int = 0
+
+    def left(self, _: object) -> None:
+        """One of them is over."""
+        self.calls -= 1
+
+
+class _Ways:
+    """Connections of one purpose, by conductor."""
+
+    def __init__(self, tls: TlsFiles | None, most: int) -> None:
+        self._tls = tls
+        self._most = most
+        # In the order they were last used.
+        self._ways: OrderedDict[str, _Way] = OrderedDict()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ways)
+
     @asynccontextmanager
-    async def _using(self, endpoint: str) -> AsyncIterator[_Way]:
+    async def using(self, endpoint: str) -> AsyncIterator[_Way]:
+        """A connection on which one more call is under way meanwhile. Raises Unavailable where there is no conductor."""
         if not endpoint:
             raise Unavailable("the host has no session with any conductor", reason=Reason.HOST_UNAVAILABLE)
         if endpoint not in self._ways:
@@ -184,6 +219,11 @@ class RemoteConductors:
         finally:
             way.calls -= 1
 
+    async def close(self) -> None:
+        """Let go of them all."""
+        while self._ways:
+            await self._ways.popitem()[1].channel.close()
+
     async def _make_room(self) -> None:
         idle = [endpoint for endpoint, way in self._ways.items() if not way.calls]
         for endpoint in idle[: max(0, len(self._ways) - self._most)]:
@@ -191,18 +231,6 @@ class RemoteConductors:
             way = self._ways.pop(endpoint, None)
             if way is not None:
                 await way.channel.close()
-
-
-@dataclass(slots=True)
-class _Way:
-    """A connection, and how many calls are under way on it."""
-
-    channel: grpc.aio.Channel
-    calls: int = 0
-
-    def left(self, _: object) -> None:
-        """One of them is over."""
-        self.calls -= 1
 
 
 def _error(raised: grpc.aio.AioRpcError) -> FabricError:

@@ -35,6 +35,9 @@ log = structlog.get_logger()
 MAX_REQUEST_BYTES = 1024 * 1024
 """The largest message of a method without streams, and of a piece of an image with its envelope excepted."""
 
+MAX_STREAMS = 200
+"""Calls that one connection carries at the same time. gRPC has a caller of one more wait, without a word, until another has ended."""
+
 OPTIONS: tuple[tuple[str, int], ...] = (
     *KEEPALIVE,
     # Less than what our clients ping at, or they are sent away for too many pings.
@@ -44,7 +47,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_metadata_size", 16 * 1024),
     # A second process on the same port by mistake must fail to start, not take half the calls.
     ("grpc.so_reuseport", 0),
-    ("grpc.max_concurrent_streams", 200),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     # A storm of reconnecting hosts is queued, not refused: the default guard loses streams (measured).
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 200_000),

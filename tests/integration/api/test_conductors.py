@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,14 +13,14 @@ from fabric.api.conductors import RemoteConductors
 from fabric.api.placed import Whereabouts
 from fabric.clock import SystemClock
 from fabric.deadlines import within
-from fabric.errors import Unavailable
+from fabric.errors import TooMuch, Unavailable
 from fabric.ids import RandomIds
 from fabric.model.console import ConsoleKind
 from fabric.model.identity import Principal
 from fabric.pb.host.v1 import conductor_service_pb2 as pb
 from fabric.rpc import frames, stages
 from fabric.rpc.call import bind
-from fabric.rpc.server import RpcServer, ServerSettings
+from fabric.rpc.server import MAX_STREAMS, RpcServer, ServerSettings
 from fabric.rpc.stream import Stream
 from tests.console_doubles import NoConsoles
 
@@ -94,7 +95,8 @@ async def test_a_call_under_way_outlives_its_turn_to_be_let_go_of(
 
 async def test_an_open_console_outlives_it_too(port: int, conductors: RemoteConductors) -> None:
     line = await conductors.open_console(_at(f"127.0.0.1:{port}"), ConsoleKind.SERIAL, take_over=False)
-    await conductors.progress(f"localhost:{port}", [INSTANCE])
+    other = await conductors.open_console(_at(f"localhost:{port}"), ConsoleKind.SERIAL, take_over=False)
+    await other.close()
     await line.send(b"ls\n")
 
     async with within(10.0):
@@ -105,12 +107,46 @@ async def test_an_open_console_outlives_it_too(port: int, conductors: RemoteCond
 async def test_a_connection_that_nobody_uses_any_more_makes_room(
     port: int, conductors: RemoteConductors
 ) -> None:
-    line = await conductors.open_console(_at(f"127.0.0.1:{port}"), ConsoleKind.SERIAL, take_over=False)
-    await line.close()
     await conductors.progress(f"127.0.0.1:{port}", [INSTANCE])
     await conductors.progress(f"localhost:{port}", [INSTANCE])
+    for conductor in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        line = await conductors.open_console(_at(conductor), ConsoleKind.SERIAL, take_over=False)
+        await line.close()
 
-    assert list(conductors._ways) == [f"localhost:{port}"]
+    assert list(conductors._asked) == [f"localhost:{port}"]
+    assert list(conductors._looked_through) == [f"localhost:{port}"]
+
+
+async def test_questions_do_not_wait_behind_consoles(port: int, conductors: RemoteConductors) -> None:
+    """All of it went over one connection, which carries 200 calls: with 200 consoles open through a conductor, whatever else was asked of
+    it waited inside gRPC until its time was over. Logs, counters and passwords were not to be had, and nothing said why.
+    """
+    where = _at(f"127.0.0.1:{port}")
+    lines = []
+    with contextlib.suppress(TooMuch):
+        for _ in range(MAX_STREAMS):
+            lines.append(await conductors.open_console(where, ConsoleKind.SERIAL, take_over=False))  # noqa: PERF401 - to have some
+
+    assert await conductors.progress(where.conductor, [INSTANCE]) == {INSTANCE: "image 40 %"}
+    assert MAX_STREAMS / 2 < len(lines) < MAX_STREAMS
+
+
+async def test_a_console_too_many_is_refused_until_another_is_over(port: int) -> None:
+    """It waited inside gRPC, until whoever wanted it was told that the conductor had opened none in time."""
+    conductors = RemoteConductors(None, consoles=2)
+    where = _at(f"127.0.0.1:{port}")
+    lines = [await conductors.open_console(where, ConsoleKind.VNC, take_over=False) for _ in range(2)]
+    with pytest.raises(TooMuch, match="2 may be"):
+        await conductors.open_console(where, ConsoleKind.VNC, take_over=False)
+    await conductors.open_console(_at(f"localhost:{port}"), ConsoleKind.VNC, take_over=False)
+
+    await lines[0].close()
+    await asyncio.sleep(0.1)
+    line = await conductors.open_console(where, ConsoleKind.VNC, take_over=False)
+    await line.send(b"RFB")
+    async with within(10.0):
+        assert await line.receive() == b"RFB"
+    await conductors.close()
 
 
 async def test_whoever_still_waits_when_the_server_ends_hears_that_the_host_is_away(
