@@ -14,7 +14,16 @@ from fabric.api.answers import Answers
 from fabric.api.boot_volumes import NO_IMAGE, BootVolumes, sources
 from fabric.api.catalogue import Catalogue
 from fabric.api.cells import Cells, CellView
-from fabric.api.core.accept import Asked, Pledged, admission, first_cell, pledged, request_for, unpledged
+from fabric.api.core.accept import (
+    Asked,
+    Pledged,
+    admission,
+    check_room,
+    first_cell,
+    pledged,
+    request_for,
+    unpledged,
+)
 from fabric.api.core.boot_volume import admitted
 from fabric.api.core.devices import Known, Ref, ending_nowhere
 from fabric.api.core.intent import (
@@ -186,8 +195,8 @@ class InstanceHandlers:
             now_ms=now_ms,
         )
         capacities = unpledged(self._capacities(), self._pledges, now_ms=now_ms)
-        cell = root.entry.cell if root is not None else ""
-        cell = cell or first_cell(await self._enabled_cells(), capacities, wanted)
+        cells = [root.entry.cell] if root is not None and root.entry.cell else await self._enabled_cells()
+        cell = first_cell(cells, capacities, wanted)
         build = Build(
             instance_id=instance_id,
             cell=cell,
@@ -196,6 +205,7 @@ class InstanceHandlers:
             create_time_ms=now_ms,
         )
         if request.validate_only:
+            check_room(cells, capacities, wanted)
             revision = await self._would_charge(wanted, Charge() if root is None else root.charge)
             return pb.CreateInstanceResponse(
                 instance=from_build(build), revision=revision_of("global", revision)

@@ -103,7 +103,11 @@ def server() -> None:
 @click.option(
     "--config-drive/--no-config-drive", default=True, help="Whether it gets its data on a drive too.  [yes]"
 )
-@click.option("--dry-run", is_flag=True, help="Check the request, the quota included, and make nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check names, fit, quota and that some host may have room, and make nothing; no host is chosen, so it may still find none.",
+)
 @click.argument("name")
 @waiting(600)
 @showing

@@ -101,7 +101,8 @@ class Instances:
         config_drive: bool = True,
         validate_only: bool = False,
     ) -> Instance:
-        """Ask for a server; it is durable, and in BUILD, when this returns. With `validate_only` nothing is made.
+        """Ask for a server; it is durable, and in BUILD, when this returns. With `validate_only` nothing is made: the request is checked,
+        as far as that can be done without choosing a host.
 
         It boots from an `image`, from a `volume`, or, with `boot_volume_gib`, from a new volume of so many GiB that is made of the image.
         It is attached to `network`, or to `networks`, or else to the hosts' own network; `security_groups` are for the ports that are made

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fabric.api.core.boot_volume import RootVolume
-from fabric.errors import InvalidRequest
+from fabric.errors import InvalidRequest, NoCapacity
 from fabric.model.flavor import Flavor
 from fabric.model.host import CellCapacity, Resources
 from fabric.model.image import Image, ImageFormat, ImageState
@@ -174,6 +174,25 @@ def first_cell(cells: Sequence[str], capacities: Mapping[str, CellCapacity], req
 
     fitting = [name for name in cells if seems_to_fit(name)]
     return max(sorted(fitting or cells), key=free_ram_mib)
+
+
+def check_room(cells: Sequence[str], capacities: Mapping[str, CellCapacity], request: Request) -> None:
+    """Whether a host may have room, by what every cell has last said of the most that one host has free of each.
+
+    Says no only where it must: a cell that has said nothing may have room, and so may one whose hosts are out of addresses, where the
+    server is to have none of theirs. Raises NoCapacity.
+    """
+    need = request.guest.resources()
+    known = [capacities[name] for name in cells if name in capacities]
+    if not request.network_id or len(known) < len(cells):
+        return
+    in_zone = [each for each in known if not request.zone or request.zone in each.zones]
+    if any(each.largest.covers(need) for each in in_zone):
+        return
+    where = f" in zone {request.zone}" if request.zone else ""
+    raise NoCapacity(
+        f"no host{where} has {need.vcpus} vCPUs, {need.ram_mib} MiB of memory and {need.disk_gib} GiB of disk free"
+    )
 
 
 def admission(request: Request, *, cell: str, answered: Answered, now_ms: int, op_id: str) -> Admission:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 
-from fabric.api.core.accept import PLEDGE_MS, Pledged, first_cell, pledged, unpledged
+import pytest
+
+from fabric.api.core.accept import PLEDGE_MS, Pledged, check_room, first_cell, pledged, unpledged
+from fabric.errors import NoCapacity
 from fabric.model.host import CellCapacity, Resources
 from tests.unit.scheduler.worlds import build
 
@@ -57,3 +61,37 @@ def test_what_was_sent_long_ago_does_not_count_any_more() -> None:
 
 def test_with_no_room_anywhere_a_create_is_accepted_all_the_same() -> None:
     assert first_cell(["a", "b"], {"a": _capacity("a", 0), "b": _capacity("b", 0)}, REQUEST) == "a"
+
+
+SMALL = replace(_capacity("a", 1), largest=replace(NEED, ram_mib=NEED.ram_mib - 1))
+
+
+@pytest.mark.parametrize(
+    ("known", "zone"),
+    [
+        ((SMALL, replace(SMALL, cell="b")), ""),
+        ((_capacity("a", 0), replace(_capacity("b", 0), zones=("z2",))), "z1"),
+        ((replace(SMALL, hosts=0, largest=Resources()), replace(SMALL, cell="b")), ""),
+    ],
+)
+def test_what_fits_no_host_of_any_cell_has_no_room(known: tuple[CellCapacity, ...], zone: str) -> None:
+    with pytest.raises(NoCapacity, match=f"{NEED.ram_mib} MiB"):
+        check_room(["a", "b"], {each.cell: each for each in known}, replace(REQUEST, zone=zone))
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        (SMALL, _capacity("b", 1)),
+        # That it has room may be what b has not said.
+        (SMALL,),
+        (),
+    ],
+)
+def test_what_may_fit_is_not_said_to_have_no_room(known: tuple[CellCapacity, ...]) -> None:
+    check_room(["a", "b"], {each.cell: each for each in known}, REQUEST)
+
+
+def test_a_server_without_the_hosts_own_network_may_fit_where_addresses_are_out() -> None:
+    """A cell says nothing of hosts without an address to give, and such a server needs none."""
+    check_room(["a"], {"a": SMALL}, replace(REQUEST, network_id=""))

@@ -24,6 +24,7 @@ from fabric.errors import (
     Conflict,
     FabricError,
     InvalidRequest,
+    NoCapacity,
     Reason,
     Unavailable,
     WrongState,
@@ -31,7 +32,7 @@ from fabric.errors import (
 from fabric.identity.tokens import Tokens
 from fabric.ids import RandomIds
 from fabric.model.flavor import Flavor
-from fabric.model.host import Cell, Session, SessionState
+from fabric.model.host import Cell, CellCapacity, Resources, Session, SessionState
 from fabric.model.identity import Principal, Role
 from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import ActionMark, Assignment, Build, Instance, OneShot
@@ -47,6 +48,7 @@ from fabric.store.codec import decode, encode
 from fabric.store.keys import (
     ASSIGNMENT,
     BUILD,
+    CAPACITY,
     CELL,
     FLAVOR,
     IMAGE,
@@ -350,6 +352,21 @@ async def test_validate_only_checks_everything_and_writes_nothing(world: World) 
     assert world.store.revision == before
     with pytest.raises(InvalidRequest):
         await world.create(validate_only=True, flavor="no-such")
+
+
+@in_a_world
+async def test_validate_only_says_what_no_host_can_hold(world: World) -> None:
+    """A flavor larger than every host was answered like one that fits: it was asked for, and ended in NO_VALID_HOST."""
+    room = Resources(vcpus=8, ram_mib=256, disk_gib=100)
+    capacity = CellCapacity(cell="c1", hosts=1, free=room, largest=room)
+    await world.store.commit(Txn(put={CAPACITY.at("c1"): encode(capacity)}))
+    await asyncio.sleep(1.0)
+    before = world.store.revision
+
+    with pytest.raises(NoCapacity, match="512 MiB") as refused:
+        await world.create(validate_only=True)
+
+    assert (refused.value.reason, world.store.revision) == (Reason.NO_VALID_HOST, before)
 
 
 # ------------------------------------------------------------------------------------------ actions

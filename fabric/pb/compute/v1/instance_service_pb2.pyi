@@ -749,7 +749,10 @@ class CreateInstanceRequest(_message.Message):
     no_config_drive: _builtins.bool
     """Without a config drive; the metadata service serves either way."""
     validate_only: _builtins.bool
-    """Decide and answer, but make nothing."""
+    """Check, and make nothing: what the request names, that flavor, image and networks go together, the quota, and that some host may have
+    so much free, as cells have last said. No host is chosen: the traits and the free addresses of hosts are not looked at, and the answer,
+    in BUILD, promises nothing.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free metadata."""
