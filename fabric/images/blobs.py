@@ -6,10 +6,12 @@ API servers may share one folder. Every file call runs on workers: a slow disk h
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 PIECE_BYTES = 1024 * 1024
 PARTIAL = "partial"
+
+IN_HAND_S = 0.05
+"""For how long a sweep may have a blob under another name, before whoever wants it is told that there is none."""
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
@@ -69,9 +74,13 @@ class FileBlobs:
         return _FileUpload(self, owner, path, file)
 
     async def read(self, sha256: str, offset_bytes: int = 0) -> AsyncIterator[bytes]:
-        path = self._path(sha256)
+        opening = partial(_open_at, self._path(sha256), offset_bytes)
         try:
-            file = await self._workers.run(lambda: _open_at(path, offset_bytes))
+            try:
+                file = await self._workers.run(opening)
+            except FileNotFoundError:
+                await asyncio.sleep(IN_HAND_S)
+                file = await self._workers.run(opening)
         except FileNotFoundError:
             raise NotFound("the image's bytes are not here", sha256=sha256) from None
         try:
@@ -101,24 +110,39 @@ class FileBlobs:
         return found
 
     async def delete(self, sha256: str, *, older_than_s: float) -> bool:
-        path, now_s = self._path(sha256), self._clock.now_ms() / 1000
+        """Remove a blob unless it is younger than that by now; returns whether it is gone.
 
-        def delete() -> int:
-            # Looked at again right before: somebody may just have put the same bytes.
-            stat = path.stat()
-            if _age_s(stat, now_s) < older_than_s:
-                return -1
-            path.unlink()
-            return stat.st_size
+        A file that is old may be replaced by a new one of the same bytes before it can be removed, by a server that shares the folder. So
+        what is removed is first had under a name that nobody else has, and put back where it is young after all. Who opens it in between
+        tries again once (`read`); should this process die in between, or the disk take longer, there is no blob until the same bytes are
+        put again. A `touch` in between comes too late, as one that comes just after the removal does.
+        """
+        path, now_s = self._path(sha256), self._clock.now_ms() / 1000
+        aside = self._folder / PARTIAL / self._ids.new_id()
+
+        def delete() -> tuple[bool, int]:
+            # What is young now need not be taken away to be looked at.
+            if _age_s(path.stat(), now_s) < older_than_s:
+                return False, 0
+            aside.parent.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+            path.rename(aside)
+            stat = aside.stat()
+            is_old = _age_s(stat, now_s) >= older_than_s
+            freed = stat.st_size
+            if not is_old:
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, path)
+                    _sync_folder(path.parent)
+                    freed = 0
+            aside.unlink()
+            return is_old, freed
 
         try:
-            freed = await self._workers.run(delete)
+            is_gone, freed = await self._workers.run(delete)
         except FileNotFoundError:
             return True
-        if freed < 0:
-            return False
         self._used_bytes = None if self._used_bytes is None else max(0, self._used_bytes - freed)
-        return True
+        return is_gone
 
     async def clean(self, *, older_than_s: float) -> int:
         now_s = self._clock.now_ms() / 1000

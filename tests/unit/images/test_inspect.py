@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -282,6 +282,49 @@ async def test_a_file_younger_than_the_clock_is_new_and_no_younger(tmp_path: Pat
     left = await blobs.begin("p")
     assert await blobs.clean(older_than_s=0) == 1
     await left.discard()
+
+
+async def test_bytes_that_are_put_while_the_same_are_swept_away_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep looked how old a file was and removed what was there then, which somebody had just put: their image had no bytes, and nobody
+    was told.
+    """
+    clock, sha256 = _Clock(), "ab" * 32
+    blobs = _blobs(tmp_path, clock=clock)
+    place = tmp_path / "ab" / sha256
+    await (await blobs.begin("p")).keep(sha256)
+    os.utime(place, (0, 0))
+    clock.ms = 8_000_000
+    new = tmp_path / "new"
+    new.write_bytes(b"the same")
+    os.utime(new, (8_000, 8_000))
+    stat = Path.stat
+
+    def look(path: Path, **options: Any) -> os.stat_result:
+        found = stat(path, **options)
+        if path == place and new.exists():
+            new.replace(place)
+        return found
+
+    # The other server comes at one instant in the middle of a call, where no fake of ours is asked.
+    monkeypatch.setattr(Path, "stat", look)
+
+    assert not await blobs.delete(sha256, older_than_s=7200)
+    assert b"".join([piece async for piece in blobs.read(sha256)]) == b"the same"
+    assert _files(tmp_path) == [place]
+
+
+async def test_what_a_sweep_has_in_its_hands_is_still_read(tmp_path: Path) -> None:
+    """For an instant a blob is under another name, and whoever wanted it then was told that there was none."""
+    blobs, sha256 = _blobs(tmp_path), "ab" * 32
+    upload = await blobs.begin("p")
+    await upload.write(b"some")
+    await upload.keep(sha256)
+    aside = (tmp_path / "ab" / sha256).rename(tmp_path / "partial" / "aside")
+    asyncio.get_running_loop().call_later(0.005, aside.rename, tmp_path / "ab" / sha256)
+
+    assert b"".join([piece async for piece in blobs.read(sha256)]) == b"some"
 
 
 async def _no_blobs() -> frozenset[str]:
