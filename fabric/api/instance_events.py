@@ -12,7 +12,7 @@ from fabric.api.watching import Watching
 from fabric.deadlines import within
 from fabric.errors import NotFound, Unavailable
 from fabric.ids import is_id
-from fabric.lifecycle.events import accepted
+from fabric.lifecycle.events import accepted, written_down
 from fabric.model.event import Event, EventStep, Outcome
 from fabric.model.faults import FAULT_TEXT
 from fabric.model.identity import Principal
@@ -81,14 +81,14 @@ class InstanceEventHandlers:
         )
 
     async def _known(self, view: CellView, instance_id: str) -> list[Event]:
-        """What the cell knows: of the latest action its record, of the earlier ones their own keys."""
+        """What the cell knows: of the latest action and of devices on their way its record, of the earlier ones their own keys."""
         key = INSTANCE.at(instance_id)
         stored = (await view.get(key)).value(key)
         # After the record: an action that it leaves behind meanwhile is then among them.
         earlier = await view.reach(lambda: view.store.list(EVENT.under(instance_id)))
-        latest = None if stored is None else codec.decode(Instance, stored).event
+        carried = () if stored is None else written_down(codec.decode(Instance, stored))
         kept = [codec.decode(Event, entry.value) for entry in earlier.entries.values()]
-        events = {event.seq: event for event in (*([latest] if latest else []), *kept)}
+        events = {event.seq: event for event in (*carried, *kept)}
         return [events[seq] for seq in sorted(events, reverse=True)]
 
     async def _unclaimed(self, location: Location) -> list[Event]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from fabric.errors import WrongState
 from fabric.lifecycle.devices import barred, plugged
-from fabric.lifecycle.events import closed, noted, opened
+from fabric.lifecycle.events import behind, closed, noted, opened
 from fabric.lifecycle.moves import MOVING, heard, returned
 from fabric.lifecycle.table import (
     BY_ACTION,
@@ -125,6 +125,7 @@ def begin(
         now,
         request=_unrescued(now.request) if action in _ENDS_RESCUE else now.request,
         event=event if is_under_way else closed(event, now_ms=now_ms),
+        plugging=behind(now, event, now.plugs),
         # One that failed where it was resized to is being reverted like any other: what is to leave its host in ERROR would be deleted.
         vm_state=VmState.RESIZED if action is Action.REVERT_RESIZE else now.vm_state,
         task=rule.task,
@@ -289,7 +290,8 @@ def settle(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance | 
         moved = plugged(now, told, said.state, said.fault_code)
         after = after if moved == told else moved
     if isinstance(after, Instance):
-        return noted(now, after, said.steps, now_ms=now_ms, op_id=op_id)
+        fault = _fault(said, now_ms=now_ms) if _has_failed(said) else None
+        return noted(now, after, said.steps, now_ms=now_ms, op_id=op_id, fault=fault)
     if isinstance(after, Freed):
         return Freed(after.why, noted(now, after.after, said.steps, now_ms=now_ms, op_id=op_id))
     return after
@@ -311,7 +313,7 @@ def _settled(now: Instance, said: Said, *, now_ms: int, op_id: str) -> Instance 
     )
     if said.state is HostState.ABSENT:
         return _let_go(now, seen, now_ms=now_ms, op_id=op_id)
-    fault = _fault(said, now_ms=now_ms) if said.fault_code or said.state is HostState.ERROR else None
+    fault = _fault(said, now_ms=now_ms) if _has_failed(said) else None
     moved = heard(now, seen, said.state, fault, now_ms=now_ms, op_id=op_id)
     if moved is not None:
         return Refused.KNOWN if _same_but_for_times(now, moved) else moved
@@ -446,6 +448,10 @@ _BOOTING: Final = frozenset({TaskState.POWERING_ON, TaskState.POWERING_OFF, Task
 """Tasks between running and not running, whatever the server was before."""
 
 
+def _has_failed(said: Said) -> bool:
+    return bool(said.fault_code) or said.state is HostState.ERROR
+
+
 def _fault(said: Said, *, now_ms: int) -> Fault:
     return Fault(code=said.fault_code, message=said.fault_message, host=said.host, time_ms=now_ms)
 
@@ -470,7 +476,10 @@ def failed(now: Instance, fault: Fault, *, now_ms: int, op_id: str) -> Instance:
         task=TaskState.NONE,
         task_deadline_ms=0,
         fault=fault,
-        event=None if now.event is None else closed(now.event, now_ms=now_ms, fault=fault),
+        # With nothing in flight, the latest action may be a device's, which ends with its plug.
+        event=now.event
+        if rule is None or now.event is None
+        else closed(now.event, now_ms=now_ms, fault=fault),
         update_time_ms=now_ms,
         op_id=op_id,
     )

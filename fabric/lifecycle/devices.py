@@ -6,6 +6,9 @@ dies:
 - a volume or an address leaves the wanted ones first, and is free for others only when the host has said, of that generation or a later one
   and without a fault, that it is so: until then the guest may write to it;
 - what could not be plugged in is taken back as a whole, with the fault to tell why: nothing is half attached.
+
+The event of an action goes on for as long as a plug names it. What could not be done, or what the guest keeps though it was asked for it,
+has failed: the plug may be on its way for long after that, and names no event any more.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from fabric.lifecycle.events import reopened
 from fabric.model.faults import FaultCode
 from fabric.model.instance import ImageRef, Instance, Tombstone, VolumeImage
 from fabric.model.network import NO_SLOT, Port, slot_of
@@ -77,10 +81,10 @@ def with_volume(now: Instance, volume: GuestVolume, image: ImageRef | None = Non
     """The record with one more volume wanted, whose data starts as that of an image, or empty."""
     generation = now.generation + 1
     source = () if image is None else (VolumeImage(volume_id=volume.id, image=image),)
-    return replace(
+    return _on_its_way(
         _with_volumes(now, (*now.request.guest.volumes, volume), source),
-        generation=generation,
-        plugs=(*now.plugs, Plug(generation=generation, volume_id=volume.id)),
+        Plug(generation=generation, volume_id=volume.id),
+        beside=now.plugs,
     )
 
 
@@ -88,21 +92,21 @@ def without_volume(now: Instance, volume_id: str) -> Instance:
     """The record with the volume wanted no more, or, where it is leaving already, with its host asked once more."""
     generation = now.generation + 1
     others = tuple(each for each in now.plugs if each.volume_id != volume_id)
-    return replace(
+    return _on_its_way(
         _with_volumes(now, tuple(each for each in now.request.guest.volumes if each.id != volume_id)),
-        generation=generation,
-        plugs=(*others, Plug(generation=generation, volume_id=volume_id, is_leaving=True)),
+        Plug(generation=generation, volume_id=volume_id, is_leaving=True),
+        beside=others,
     )
 
 
 def with_port(now: Instance, port: Port) -> Instance:
     """The record with one more port wanted. One of a tenant network goes with the server, wherever it is."""
     generation = now.generation + 1
-    return replace(
-        now if port.is_host_local else _with_tenant_ports(now, (*now.request.guest.ports, port)),
-        ports=(*now.ports, port),
-        generation=generation,
-        plugs=(*now.plugs, Plug(generation=generation, port_id=port.id)),
+    wired = now if port.is_host_local else _with_tenant_ports(now, (*now.request.guest.ports, port))
+    return _on_its_way(
+        replace(wired, ports=(*now.ports, port)),
+        Plug(generation=generation, port_id=port.id),
+        beside=now.plugs,
     )
 
 
@@ -113,11 +117,23 @@ def without_port(now: Instance, port_id: str) -> Instance:
     others = tuple(each for each in now.plugs if each.port_id != port_id)
     slot = slot_of(gone) if gone.is_host_local else NO_SLOT
     leaving = Plug(generation=generation, port_id=port_id, slot=slot, is_leaving=True)
+    rest = _with_tenant_ports(now, tuple(each for each in now.request.guest.ports if each.id != port_id))
+    return _on_its_way(
+        replace(rest, ports=tuple(each for each in now.ports if each.id != port_id)), leaving, beside=others
+    )
+
+
+def _on_its_way(now: Instance, plug: Plug, *, beside: tuple[Plug, ...]) -> Instance:
+    """The record with one more plug, for which its latest event goes on. That of a plug which this one stands for now does not."""
+    event = None if now.event is None else reopened(now.event)
+    plugs = (*beside, replace(plug, event_seq=0 if event is None else event.seq))
+    waited_for = {each.event_seq for each in plugs}
     return replace(
-        _with_tenant_ports(now, tuple(each for each in now.request.guest.ports if each.id != port_id)),
-        ports=tuple(each for each in now.ports if each.id != port_id),
-        generation=generation,
-        plugs=(*others, leaving),
+        now,
+        generation=plug.generation,
+        plugs=plugs,
+        event=event,
+        plugging=tuple(each for each in now.plugging if each.seq in waited_for),
     )
 
 
@@ -128,21 +144,41 @@ def plugged(now: Instance, after: Instance, state: HostState, fault_code: str) -
     plugged in is taken back, and whatever else is on its way is asked for anew; but not what the guest keeps, which it was asked for long
     enough: that is told again when it lets go.
     """
-    if not now.plugs or state in {HostState.ERROR, HostState.ABSENT, HostState.UNSPECIFIED}:
+    if not now.plugs or state in {HostState.ABSENT, HostState.UNSPECIFIED}:
         return after
+    if state is HostState.ERROR:
+        return _given_up(after)
     if not fault_code:
         is_kept = after.fault is not None and after.fault.code == FaultCode.DEVICE_HELD
         return replace(after, plugs=(), fault=None if is_kept else after.fault)
     arriving = [each for each in now.plugs if not each.is_leaving]
     if not arriving and fault_code == FaultCode.DEVICE_HELD:
-        return after
+        return _given_up(after)
     back = after
     for each in arriving:
         back = without_volume(back, each.volume_id) if each.volume_id else without_port(back, each.port_id)
     generation = after.generation + 1
+    taken_back = {(each.volume_id, each.port_id) for each in arriving}
     return replace(
-        back, generation=generation, plugs=tuple(replace(each, generation=generation) for each in back.plugs)
+        back,
+        generation=generation,
+        plugs=tuple(
+            replace(
+                each,
+                generation=generation,
+                event_seq=0 if (each.volume_id, each.port_id) in taken_back else each.event_seq,
+            )
+            for each in back.plugs
+        ),
+        # What is taken back is nobody's request: the event of its attachment ends.
+        event=after.event,
+        plugging=after.plugging,
     )
+
+
+def _given_up(now: Instance) -> Instance:
+    """The record whose devices are on their way still, but nobody waits for them any more."""
+    return replace(now, plugs=tuple(replace(each, event_seq=0) for each in now.plugs))
 
 
 @dataclass(frozen=True, slots=True)

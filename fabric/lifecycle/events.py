@@ -3,17 +3,21 @@
 The record of a server carries its latest action. One that a later action, or the server's end, leaves behind is kept under a key of its
 own, of which there are `KEPT` for each server: the oldest makes room. So an action is written down by the transactions that it takes
 anyhow, and nothing has to be read for it: `left_behind` says from the record before and after what is to be put.
+
+Plugging something in or out has no task, and other actions may be begun meanwhile: its event goes on in the record, beside the latest one,
+until the host has said how it went (`Instance.plugging`; a plug names its event). It ends with its plug, whatever becomes of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from fabric.model.event import Event, EventStep, Outcome, StepName
 from fabric.model.instance import Build, Fault, Instance
 from fabric.model.states import Action, TaskState
+from fabric.model.volume import Plug
 
 KEPT: Final = 32
 """How many actions of one server are kept, beside the latest; when the server is gone, as long as what tells that it is over."""
@@ -116,10 +120,23 @@ def stepped(event: Event, steps: Iterable[EventStep]) -> Event:
     return replace(event, steps=tuple(every[-STEPS_LIMIT:]))
 
 
+_OF_DEVICES: Final = frozenset({StepName.ATTACH, StepName.DETACH})
+"""Steps that belong to devices, also where they were taken towards something else."""
+
+
 def noted(
-    before: Instance, after: Instance, steps: Iterable[EventStep], *, now_ms: int, op_id: str
+    before: Instance,
+    after: Instance,
+    steps: Sequence[EventStep],
+    *,
+    now_ms: int,
+    op_id: str,
+    fault: Fault | None = None,
 ) -> Instance:
-    """The record with what its host's word means for its event: the latest action ends with its task; drift is one of its own."""
+    """The record with what its host's word means for its events: the latest action ends with its task, that of a device with its plug;
+    drift is one of its own. `fault` is what the host says that it could not do.
+    """
+    after = _plugs_noted(before, after, steps, fault, now_ms=now_ms)
     if before.task is not TaskState.NONE:
         event = before.event if after.event is None else after.event
         if event is None:
@@ -128,7 +145,37 @@ def noted(
         return replace(after, event=closed(event, now_ms=now_ms) if after.task is TaskState.NONE else event)
     if after.vm_state is before.vm_state:
         return after
-    return replace(after, event=_drifted(before, after, now_ms=now_ms, op_id=op_id))
+    drift = _drifted(before, after, now_ms=now_ms, op_id=op_id)
+    return replace(after, event=drift, plugging=behind(after, drift, before.plugs))
+
+
+def _plugs_noted(
+    before: Instance, after: Instance, steps: Sequence[EventStep], fault: Fault | None, *, now_ms: int
+) -> Instance:
+    """The record with those events ended whose devices are not on their way any more. Ended, they stay until the next action begins."""
+    over = {each.event_seq for each in before.plugs} - {each.event_seq for each in after.plugs}
+    if not over:
+        return after
+    if before.task is not TaskState.NONE:
+        steps = [each for each in steps if each.name in _OF_DEVICES]
+
+    def ended(event: Event) -> Event:
+        if event.seq not in over or event.outcome is not Outcome.RUNNING:
+            return event
+        return closed(stepped(event, steps), now_ms=now_ms, fault=fault)
+
+    return replace(
+        after,
+        event=None if after.event is None else ended(after.event),
+        plugging=tuple(map(ended, after.plugging)),
+    )
+
+
+def behind(now: Instance, latest: Event, plugs: Iterable[Plug]) -> tuple[Event, ...]:
+    """The events that go on beside the one that is to be the latest: those of the plugs."""
+    on_their_way = {each.event_seq for each in plugs}
+    every = now.plugging if now.event is None else (*now.plugging, now.event)
+    return tuple(each for each in every if each.seq in on_their_way and each.seq != latest.seq)
 
 
 def _drifted(before: Instance, after: Instance, *, now_ms: int, op_id: str) -> Event:
@@ -148,9 +195,20 @@ def _drifted(before: Instance, after: Instance, *, now_ms: int, op_id: str) -> E
     )
 
 
-def left_behind(before: Instance, after: Instance | None, *, now_ms: int) -> Event | None:
-    """The event that `after` does not carry any more (None: there is no record any more), as it is to be kept. None: there is none."""
-    event = before.event
-    if event is None or (after is not None and after.event is not None and after.event.seq == event.seq):
-        return None
-    return closed(event, now_ms=now_ms, outcome=Outcome.SUPERSEDED)
+def left_behind(before: Instance, after: Instance | None, *, now_ms: int) -> tuple[Event, ...]:
+    """The events that `after` does not carry any more (None: there is no record any more), as they are to be kept.
+
+    One that has gone on for so long that a later one has its place is not.
+    """
+    carried = set() if after is None else {each.seq for each in written_down(after)}
+    newest = max((each.seq for each in written_down(after or before)), default=0)
+    return tuple(
+        closed(each, now_ms=now_ms, outcome=Outcome.SUPERSEDED)
+        for each in written_down(before)
+        if each.seq not in carried and each.seq > newest - KEPT
+    )
+
+
+def written_down(now: Instance) -> tuple[Event, ...]:
+    """The events that the record itself carries, the latest first."""
+    return now.plugging if now.event is None else (now.event, *now.plugging)

@@ -221,7 +221,7 @@ class Instance:
     back to where it came from has a lower one. `move` is there while the server has a claim on a second host. `disk` is what the root disk
     of this placement is a copy of, where that is not the guest's image, and `carrier_id` the image that is kept only because it carries the
     server's disk: from one host to another, or while the server is shelved. `plugs` are the devices that its host has still to plug in or
-    out.
+    out, and `plugging` what is written down of those among them that are not the latest action any more.
     """
 
     id: str
@@ -264,6 +264,7 @@ class Instance:
     tags: tuple[str, ...] = ()
     plugs: tuple[Plug, ...] = ()
     purge_time_ms: int = 0
+    plugging: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,7 +109,8 @@ class Plug:
     """A device on its way into a guest or out of it: the guest's host has not yet said of `generation` that it is so.
 
     Either a volume or a port. `slot` is the address slot of a port that leaves: nobody has it until the host has let go of it. A port of a
-    tenant network has none (`NO_SLOT`), and is nobody else's until then either.
+    tenant network has none (`NO_SLOT`), and is nobody else's until then either. `event_seq` is the event of the record that goes on until
+    then; 0: there is none, or it has ended.
     """
 
     generation: int
@@ -117,6 +118,7 @@ class Plug:
     port_id: str = ""
     slot: int = 0
     is_leaving: bool = False
+    event_seq: int = 0
 
 
 def serial_of(volume_id: str) -> str:

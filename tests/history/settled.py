@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from fabric.lifecycle.events import written_down
+from fabric.model.event import Outcome
 from fabric.model.image import ImageState
 from fabric.model.states import VmState, Want
 from fabric.model.volume import VolumeState
@@ -67,6 +69,9 @@ def unsettled(checker: Checker, holdings: Iterable[HostHoldings], leftovers: Lef
             return f"I7 {instance_id} is still being deleted"
         if not is_at_rest(record):
             return f"I7 {instance_id} is stuck: {record.vm_state.name} {record.task.name} {record.observed_generation}/{record.generation}"
+        for event in written_down(record):
+            if event.outcome is Outcome.RUNNING:
+                return f"I7 {instance_id} is at rest, and its {event.action} ({event.seq}) is still said to go on"
         if instance_id not in checker.locations:
             return f"I9 {instance_id} has a record and no owner"
         charge = checker.locations[instance_id].charge

@@ -6,7 +6,7 @@ request_id, which is also the mark by which a write whose answer was lost is set
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fabric.api.core.devices import Beside, Known
@@ -183,7 +183,12 @@ def written(
         write = Write(
             mark=answer_key,
             unchanged={**unchanged, **dict.fromkeys(ended, 0)},
-            put={**put, **ended, **_kept(done), **errands(instance, None)},
+            put={
+                **put,
+                **ended,
+                **_kept(left_behind(replace(after, event=done), None, now_ms=now_ms)),
+                **errands(instance, None),
+            },
             delete=(instance_key,),
         )
         return Written(write, None)
@@ -248,9 +253,9 @@ def cancelled(seen: Snapshot, build: Build, answered: Answered, *, user_id: str,
     )
 
 
-def _kept(event: Event | None) -> dict[str, object]:
-    """An earlier action's key. Who writes the record compares it, so nobody else writes this one."""
-    return {} if event is None else {EVENT.at(event.instance_id, slot(event)): event}
+def _kept(events: Sequence[Event]) -> dict[str, object]:
+    """Earlier actions' keys. Who writes the record compares it, so nobody else writes these."""
+    return {EVENT.at(each.instance_id, slot(each)): each for each in events}
 
 
 def _ended(instance: Instance, *, now_ms: int) -> dict[str, object]:

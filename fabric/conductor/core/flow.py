@@ -198,9 +198,9 @@ def write(draft: Draft, now: Instance, after: Instance, *, gone_from: str = "") 
         draft.put(ASSIGNMENT, after.host, after.id, value=ordered(assignment, after))
 
 
-def keep(draft: Draft, event: Event | None) -> None:
-    """Keep an action that its record does not carry any more. Who writes the record compares it, so nobody else writes this key."""
-    if event is not None:
+def keep(draft: Draft, events: Sequence[Event]) -> None:
+    """Keep actions that their record does not carry any more. Who writes the record compares it, so nobody else writes these keys."""
+    for event in events:
         draft.create(EVENT, event.instance_id, slot(event), value=event)
 
 
@@ -218,8 +218,8 @@ def let_go(
     Its host has said that its copy is gone; where it has another, that one is told. `steps` are its host's last. Where it has not said so
     (`is_gone`), the volumes are returned that its copy may still write to.
     """
-    if now.event is not None:
-        keep(draft, closed(stepped(now.event, steps), now_ms=now_ms))
+    event = None if now.event is None else closed(stepped(now.event, steps), now_ms=now_ms)
+    keep(draft, left_behind(replace(now, event=event), None, now_ms=now_ms))
     draft.delete(INSTANCE, now.id)
     drop_left(draft, now, None, gone_from=now.host, op_id=op_id)
     held = drop_devices(draft, now, None, is_gone=is_gone, now_ms=now_ms, op_id=op_id)

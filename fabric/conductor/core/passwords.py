@@ -9,8 +9,9 @@ from fabric.conductor.core import fence
 from fabric.conductor.core.draft import Draft, Ref, ref
 from fabric.conductor.core.flow import write
 from fabric.lifecycle.core import failed
-from fabric.lifecycle.events import closed
-from fabric.model.instance import Fault
+from fabric.lifecycle.events import closed, stepped
+from fabric.model.event import EventStep, StepName
+from fabric.model.instance import Fault, Instance
 from fabric.model.states import TaskState
 from fabric.store.keys import INSTANCE, SESSION
 
@@ -42,17 +43,33 @@ def end(
     if now.task is not TaskState.UPDATING_PASSWORD or now.task_request_id != request_id:
         return
     draft.rely_on(SESSION, host)
+    code = fault_code or UNANSWERED if message else ""
+    told = _stepped(now, host, code, now_ms=now_ms)
     if message:
-        fault = Fault(code=fault_code or UNANSWERED, message=message, host=host, time_ms=now_ms)
-        after = failed(now, fault, now_ms=now_ms, op_id=op_id)
+        fault = Fault(code=code, message=message, host=host, time_ms=now_ms)
+        after = failed(told, fault, now_ms=now_ms, op_id=op_id)
     else:
         after = replace(
-            now,
+            told,
             task=TaskState.NONE,
             task_deadline_ms=0,
             fault=None,
-            event=None if now.event is None else closed(now.event, now_ms=now_ms),
+            event=None if told.event is None else closed(told.event, now_ms=now_ms),
             update_time_ms=now_ms,
             op_id=op_id,
         )
     write(draft, now, after)
+
+
+def _stepped(now: Instance, host: str, fault_code: str, *, now_ms: int) -> Instance:
+    """The record with the one step that this takes: from when it was asked for to now."""
+    if now.event is None:
+        return now
+    step = EventStep(
+        name=StepName.SET_PASSWORD,
+        host=host,
+        start_ms=now.task_start_ms,
+        finish_ms=now_ms,
+        fault_code=fault_code,
+    )
+    return replace(now, event=stepped(now.event, (step,)))

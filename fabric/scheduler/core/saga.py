@@ -209,7 +209,7 @@ def cancel(
     order_key = keys.ASSIGNMENT.at(instance.host, key)
     put: dict[str, object] = {
         keys.INSTANCE.at(key): after,
-        **_kept(left_behind(instance, after, now_ms=now_ms)),
+        **_kept(*left_behind(instance, after, now_ms=now_ms)),
     }
     if assignment.value is not None:
         put[order_key] = replace(
@@ -220,8 +220,8 @@ def cancel(
     )
 
 
-def _kept(event: Event | None) -> dict[str, object]:
-    return {} if event is None else {keys.EVENT.at(event.instance_id, slot(event)): event}
+def _kept(*events: Event) -> dict[str, object]:
+    return {keys.EVENT.at(each.instance_id, slot(each)): each for each in events}
 
 
 def _end(build: Build, traces: Traces, *, now_ms: int) -> Change:

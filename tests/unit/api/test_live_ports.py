@@ -26,12 +26,13 @@ from fabric.model.session import HostState, Status
 from fabric.model.states import PowerState, VmState
 from fabric.network.core.rules import default_group_id
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
+from fabric.pb.compute.v1.instance_event_service_pb2 import ListInstanceEventsRequest
 from fabric.scheduler.port_ends import PortEnds
 from fabric.scheduler.ports import Ports
 from fabric.scheduler.settings import SchedulerSettings
 from fabric.store.base import Txn
 from fabric.store.codec import encode
-from fabric.store.keys import ASSIGNMENT, HOST, INSTANCE, LOCATION, OVER, PORT_LEFT
+from fabric.store.keys import ASSIGNMENT, EVENT, HOST, INSTANCE, LOCATION, OVER, PORT_LEFT
 from tests.unit.api import network_books
 from tests.unit.api.network_world import ADMIN
 from tests.unit.api.test_instance_ports import OWN, Wired, fixed
@@ -380,6 +381,32 @@ async def test_a_server_that_is_being_placed_is_asked_only_to_end(world: Live) -
         await _group(world, "add", WHO)
 
     await cell.commit(Txn(put={key: encode(record)}, delete=[over]))
+
+
+@a_world
+async def test_what_is_plugged_in_is_written_down_as_done_when_the_host_has_said_so(world: Live) -> None:
+    """Each was "done" in the write that asked for it. Two at once are two, and what is begun meanwhile hides neither of them."""
+
+    async def results() -> dict[str, str]:
+        request = ListInstanceEventsRequest(instance=world.server)
+        listed = await world.events.list_instance_events(request, WHO)
+        return {each.request_id: each.result for each in listed.events}
+
+    await world.attach("red-in", network="red")
+    await world.attach("blue-in", network="blue")
+    rename = pb.RenameInstanceRequest(request_id="name", instance=world.server, name="other")
+    await vars(world.handlers)["rename_instance"](rename, WHO)
+    assert await results() == {"red-in": "running", "blue-in": "running", "name": "done"}
+    assert (await world.cells["c1"].list(EVENT.under(world.server))).entries == {}
+
+    await world.said()
+    assert await results() == dict.fromkeys(("red-in", "blue-in", "name"), "done")
+
+    await world.attach("red-again", network="red")
+    await world.said(FaultCode.INTERFACE_ATTACH_FAILED)
+    assert (await results())["red-again"] == "failed"
+    assert len((await world.cells["c1"].list(EVENT.under(world.server))).entries) == 3
+    await world.said()
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [

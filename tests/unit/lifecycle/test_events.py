@@ -74,9 +74,8 @@ def test_an_action_that_takes_over_leaves_the_other_behind_as_superseded() -> No
     rebooting = _begun(instance(), Action.REBOOT_SOFT)
     harder = _begun(rebooting, Action.REBOOT_HARD, request_id="r2")
 
-    left = left_behind(rebooting, harder, now_ms=NOW_MS)
+    (left,) = left_behind(rebooting, harder, now_ms=NOW_MS)
 
-    assert left is not None
     assert (left.action, left.outcome, left.finish_ms) == ("reboot-soft", Outcome.SUPERSEDED, NOW_MS)
     assert _event(harder).seq == left.seq + 1
 
@@ -84,8 +83,8 @@ def test_an_action_that_takes_over_leaves_the_other_behind_as_superseded() -> No
 def test_nothing_is_left_behind_while_an_action_goes_on_or_ends() -> None:
     starting = _begun(instance(VmState.STOPPED), Action.START)
 
-    assert left_behind(starting, _settled(starting, HostState.ACTIVE), now_ms=LATER_MS) is None
-    assert left_behind(instance(), starting, now_ms=NOW_MS) is None
+    assert left_behind(starting, _settled(starting, HostState.ACTIVE), now_ms=LATER_MS) == ()
+    assert left_behind(instance(), starting, now_ms=NOW_MS) == ()
 
 
 def test_an_action_begun_again_under_its_request_id_is_the_same_one() -> None:
@@ -118,7 +117,7 @@ def test_a_host_that_flaps_costs_the_history_one_place() -> None:
 
     assert (_event(paused).action, _event(again).action) == (DRIFT, DRIFT)
     assert _event(again).seq == _event(paused).seq == _event(asked).seq + 1
-    assert left_behind(paused, again, now_ms=LATER_MS) is None
+    assert left_behind(paused, again, now_ms=LATER_MS) == ()
 
 
 def test_a_state_that_is_only_seen_again_is_no_event() -> None:
@@ -161,6 +160,6 @@ def test_a_server_has_no_more_keys_of_events_than_are_kept(seq: int) -> None:
 def test_a_record_of_before_events_were_written_down_gets_its_first_one() -> None:
     old = replace(instance(), event=None, task=TaskState.POWERING_OFF, want=Want.STOP)
 
-    assert left_behind(old, None, now_ms=1) is None
+    assert left_behind(old, None, now_ms=1) == ()
     assert _settled(old, HostState.STOPPED).event is None
     assert _event(_begun(_settled(old, HostState.STOPPED), Action.START)).seq == 1

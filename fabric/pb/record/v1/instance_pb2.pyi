@@ -842,6 +842,7 @@ class Instance(_message.Message):
     CARRIER_ID_FIELD_NUMBER: _builtins.int
     PLUGS_FIELD_NUMBER: _builtins.int
     PURGE_TIME_MS_FIELD_NUMBER: _builtins.int
+    PLUGGING_FIELD_NUMBER: _builtins.int
     schema_version: _builtins.int
     """The schema this record was written under."""
     id: _builtins.str
@@ -896,6 +897,8 @@ class Instance(_message.Message):
     def disk(self) -> Global___ImageRef: ...
     @_builtins.property
     def plugs(self) -> _containers.RepeatedCompositeFieldContainer[_volume_pb2.Plug]: ...
+    @_builtins.property
+    def plugging(self) -> _containers.RepeatedCompositeFieldContainer[_event_pb2.Event]: ...
     def __init__(
         self,
         *,
@@ -940,10 +943,11 @@ class Instance(_message.Message):
         carrier_id: _builtins.str = ...,
         plugs: _abc.Iterable[_volume_pb2.Plug] | None = ...,
         purge_time_ms: _builtins.int = ...,
+        plugging: _abc.Iterable[_event_pb2.Event] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "move", b"move", "request", b"request", "uploaded", b"uploaded"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "carrier_id", b"carrier_id", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "plugs", b"plugs", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "purge_time_ms", b"purge_time_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "alternates", b"alternates", "attempt", b"attempt", "carrier_id", b"carrier_id", "create_time_ms", b"create_time_ms", "decision", b"decision", "disk", b"disk", "event", b"event", "fault", b"fault", "generation", b"generation", "highest_epoch", b"highest_epoch", "host", b"host", "id", b"id", "launch_time_ms", b"launch_time_ms", "locked", b"locked", "locked_by_admin", b"locked_by_admin", "locked_reason", b"locked_reason", "move", b"move", "observed_action", b"observed_action", "observed_generation", b"observed_generation", "op_id", b"op_id", "placement_epoch", b"placement_epoch", "plugging", b"plugging", "plugs", b"plugs", "ports", b"ports", "power", b"power", "power_seen_ms", b"power_seen_ms", "purge_time_ms", b"purge_time_ms", "request", b"request", "schema_version", b"schema_version", "slot", b"slot", "tags", b"tags", "task", b"task", "task_by", b"task_by", "task_deadline_ms", b"task_deadline_ms", "task_request_id", b"task_request_id", "task_start_ms", b"task_start_ms", "update_time_ms", b"update_time_ms", "uploaded", b"uploaded", "vm_state", b"vm_state", "vm_state_time_ms", b"vm_state_time_ms", "want", b"want"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -238,11 +238,13 @@ class Plug(_message.Message):
     PORT_ID_FIELD_NUMBER: _builtins.int
     SLOT_FIELD_NUMBER: _builtins.int
     IS_LEAVING_FIELD_NUMBER: _builtins.int
+    EVENT_SEQ_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     volume_id: _builtins.str
     port_id: _builtins.str
     slot: _builtins.int
     is_leaving: _builtins.bool
+    event_seq: _builtins.int
     def __init__(
         self,
         *,
@@ -251,10 +253,11 @@ class Plug(_message.Message):
         port_id: _builtins.str = ...,
         slot: _builtins.int = ...,
         is_leaving: _builtins.bool = ...,
+        event_seq: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "is_leaving", b"is_leaving", "port_id", b"port_id", "slot", b"slot", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_seq", b"event_seq", "generation", b"generation", "is_leaving", b"is_leaving", "port_id", b"port_id", "slot", b"slot", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
