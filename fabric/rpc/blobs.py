@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 import grpc
 import grpc.aio
@@ -18,10 +18,22 @@ from fabric.rpc.uploads import send_all
 
 
 class RemoteBlobs:
-    """Asks one API server after the other until one answers. Belongs to the event loop it is first used on."""
+    """Asks one API server after the other until one answers. Belongs to the event loop it is first used on.
 
-    def __init__(self, endpoints: Sequence[str], tls: TlsFiles | None) -> None:
+    Which one is asked first is chance, so that all of them carry the bytes: each of them has every blob. In turn, of images that come in
+    pairs, a kernel and its disk, all disks would be one server's.
+    """
+
+    def __init__(
+        self, endpoints: Sequence[str], tls: TlsFiles | None, *, jitter: Callable[[], float]
+    ) -> None:
         self._channels = tuple(channel(endpoint, tls) for endpoint in endpoints)
+        self._jitter = jitter
+
+    def _from_any(self) -> tuple[grpc.aio.Channel, ...]:
+        """All of them, from any one on."""
+        first = int(self._jitter() * len(self._channels))
+        return self._channels[first:] + self._channels[:first]
 
     async def read(self, sha256: str, offset_bytes: int) -> AsyncIterator[bytes]:
         """A blob's bytes from an offset. Raises NotFound, Unavailable.
@@ -29,7 +41,7 @@ class RemoteBlobs:
         Another server is asked only as long as nothing was read: from then on the host goes on from where it is.
         """
         failure: FabricError = Unavailable("no API server is configured to have images from")
-        for each in self._channels:
+        for each in self._from_any():
             is_begun = False
             request = blob_service_pb2.ReadBlobRequest(sha256=sha256, offset_bytes=offset_bytes)
             stub = blob_service_pb2_grpc.BlobServiceStub(each)
@@ -70,7 +82,7 @@ class RemoteBlobs:
                 has_begun = True
                 yield blob_service_pb2.TakeImageRequest(data=chunk)
 
-        for each in self._channels:
+        for each in self._from_any():
             try:
                 # A server that is away shows before the first byte: the header is written to a connection that stands.
                 taken = await send_all(blob_service_pb2_grpc.BlobServiceStub(each).TakeImage(), requests())

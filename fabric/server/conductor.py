@@ -39,7 +39,7 @@ async def serve(settings: ConductorSettings) -> None:
     store = store_of(settings.store, settings.cell, clock)
     shared = settings.global_store
     networks = None if shared is None else store_of(shared, "global", clock)
-    blobs = RemoteBlobs(settings.api_endpoints, tls_of(settings.tls))
+    blobs = RemoteBlobs(settings.api_endpoints, tls_of(settings.tls), jitter=random.random)
     service = ConductorService(
         ServiceSettings(
             cell=settings.cell,

@@ -83,7 +83,7 @@ async def remote(api: Api, tmp_path: Path, unused_tcp_port: int) -> AsyncIterato
     port = await server.start()
     # The first of them is away: that is found out before a byte was taken from the host.
     endpoints = (f"127.0.0.1:{unused_tcp_port}", f"127.0.0.1:{port}")
-    made = RemoteBlobs(endpoints, save(asking, authority, tmp_path, "conductor"))
+    made = RemoteBlobs(endpoints, save(asking, authority, tmp_path, "conductor"), jitter=lambda: 0.0)
     yield made
     await made.close()
     await server.stop()
@@ -139,7 +139,7 @@ async def test_what_breaks_on_the_way_is_not_kept(api: Api, remote: RemoteBlobs)
 
 
 async def test_with_no_server_to_ask_nothing_is_taken_from_the_host(unused_tcp_port: int) -> None:
-    away = RemoteBlobs((f"127.0.0.1:{unused_tcp_port}",), None)
+    away = RemoteBlobs((f"127.0.0.1:{unused_tcp_port}",), None, jitter=lambda: 0.0)
 
     with pytest.raises(Unavailable):
         await away.take(an_offer(), chunks())
