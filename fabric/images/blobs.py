@@ -51,6 +51,7 @@ class FileBlobs:
         self._uploads_of: Counter[str] = Counter()
         self._used_bytes: int | None = None
         self._under_way_bytes = 0
+        self._closing: set[asyncio.Future[None]] = set()
 
     async def begin(self, owner: str) -> Upload:
         if self._free_uploads <= 0:
@@ -83,11 +84,29 @@ class FileBlobs:
                 file = await self._workers.run(opening)
         except FileNotFoundError:
             raise NotFound("the image's bytes are not here", sha256=sha256) from None
+        reading: asyncio.Future[bytes] | None = None
         try:
-            while data := await self._workers.run(lambda: file.read(PIECE_BYTES)):
+            while True:
+                reading = asyncio.ensure_future(self._workers.run(partial(file.read, PIECE_BYTES)))
+                data = await asyncio.shield(reading)
+                if not data:
+                    return
                 yield data
         finally:
-            file.close()
+            # A task of its own, which whoever hangs up again does not end.
+            closing = asyncio.ensure_future(self._close(file, reading))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+            await asyncio.shield(closing)
+
+    async def _close(self, file: BinaryIO, reading: asyncio.Future[bytes] | None) -> None:
+        """Close a file that is read, once nobody is at it any more: to close it before is to wait for its lock."""
+        if reading is not None:
+            await asyncio.wait({reading})
+        try:
+            await self._workers.run(file.close)
+        except TooMuch:
+            file.close()  # nothing is left to be written, so it takes no time
 
     async def touch(self, sha256: str) -> None:
         path = self._path(sha256)

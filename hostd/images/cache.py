@@ -139,11 +139,12 @@ class ImageCache:
                 if received > image.size_bytes:
                     raise disk_error(FaultCode.IMAGE_CORRUPT, "there are more bytes than its record says")
                 with disk_faults("image"):
-                    await asyncio.to_thread(_append, file, digest, chunk)
+                    await to_its_end(partial(_append, file, digest, chunk))
                 progress(_DOWNLOAD_SHARE * received // max(image.size_bytes, 1))
         finally:
+            # In a thread too: it writes what is left, after whoever still writes.
             with disk_faults("image"):
-                file.close()
+                await to_its_end(file.close)
         if digest.hexdigest() != image.sha256:
             raise disk_error(FaultCode.IMAGE_CORRUPT)
 

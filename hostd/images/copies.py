@@ -95,12 +95,13 @@ class Copies:
         try:
             while True:
                 with disk_faults("copy", FaultCode.SNAPSHOT_FAILED):
-                    piece = await asyncio.to_thread(file.read, _PIECE_BYTES)
+                    piece = await to_its_end(partial(file.read, _PIECE_BYTES))
                 if not piece:
                     return
                 yield piece
         finally:
-            file.close()
+            # In a thread too: it waits for whoever still reads.
+            await to_its_end(file.close)
 
     @staticmethod
     def drop(folder: Path) -> None:

@@ -8,12 +8,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
 from hostd.core.faults import FaultCode, fault_text
 from hostd.images.base import DiskError
 from hostd.processes import ProgramFailed
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -28,11 +31,11 @@ def publish(part: Path, target: Path, *, check: Callable[[], None] = lambda: Non
     _sync(target.parent)
 
 
-async def to_its_end(work: Callable[[], None]) -> None:
-    """Do what blocks, in a thread. Cancelled, this waits for it: whoever comes next may use the same names."""
+async def to_its_end(work: Callable[[], T]) -> T:
+    """Do what blocks, in a thread. Cancelled, this waits for it: whoever comes next may use the same names, or files."""
     doing = asyncio.ensure_future(asyncio.to_thread(work))
     try:
-        await asyncio.shield(doing)
+        return await asyncio.shield(doing)
     except asyncio.CancelledError:
         await asyncio.wait({doing})
         raise

@@ -11,9 +11,11 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +25,11 @@ from fabric.model.image import ImageFormat
 from fabric.model.instance import ImageRef, Rescue
 from fabric.model.volume import GuestVolume
 from hostd.core.faults import FaultCode
+from hostd.driver.base import DiskFile
 from hostd.driver.fake import INSTANT, FakeMachine
 from hostd.images.base import DiskError, Held
 from hostd.images.cache import ImageCache
-from hostd.images.copies import ABANDONED_S
+from hostd.images.copies import ABANDONED_S, Copies
 from hostd.images.disks import DiskSettings, LocalDisks
 from hostd.images.fake import FakeDisks
 from hostd.volumes.files import FileVolumes
@@ -489,3 +492,71 @@ async def test_an_image_given_up_at_its_end_puts_nobody_else_s_download_in_its_p
         await second
 
     assert cache.path(kernel).read_bytes() == Source().content
+
+
+class SlowDisk:
+    """A file that whoever is at it waits for, as on a disk that does not answer, until it is let go: then so much is written to it."""
+
+    def __init__(self, path: Path, written_bytes: int = 0) -> None:
+        os.mkfifo(path)
+        # Both ends, so that it can be opened, and neither comes to an end.
+        self._ends = os.open(path, os.O_RDWR)
+        self._left_bytes = written_bytes
+        # Bounded, so that a test that fails ends.
+        self._timer = threading.Timer(5, self._go_on)
+        self._timer.start()
+
+    async def let_go(self) -> None:
+        self._timer.cancel()
+        if self._ends >= 0:
+            await asyncio.to_thread(self._go_on)
+
+    def _go_on(self) -> None:
+        while self._left_bytes > 0:
+            self._left_bytes -= len(os.read(self._ends, self._left_bytes))
+        ends, self._ends = self._ends, -1
+        os.close(ends)
+
+
+async def hung_up_on(doing: asyncio.Task[Any], disk: SlowDisk) -> float:
+    """How long the event loop stands still when what waits for the disk is cancelled."""
+    await asyncio.sleep(0.1)
+    assert not doing.done()
+    began_s = time.monotonic()
+    doing.cancel()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    stood_s = time.monotonic() - began_s
+    await disk.let_go()
+    await asyncio.wait({doing})
+    assert doing.cancelled()
+    return stood_s
+
+
+async def test_a_snapshot_that_is_given_up_does_not_stop_the_daemon(tmp_path: Path) -> None:
+    """The file was closed on the event loop, which waits for whoever is reading: beats and all stood still with the disk."""
+
+    def no_root(_: Path) -> DiskFile:
+        raise NotImplementedError
+
+    disk = SlowDisk(tmp_path / "copy.1.qcow2")
+    copies = Copies(no_root, is_root=False)
+
+    async def first() -> bytes:
+        return await anext(copies.read(tmp_path, 1))
+
+    assert await hung_up_on(asyncio.create_task(first()), disk) < 2
+
+
+async def test_a_download_that_is_given_up_does_not_stop_the_daemon(state: Path) -> None:
+    """The same, of an image that is being written."""
+    kernel = replace(IMAGE, format=ImageFormat.KERNEL, size_bytes=1 << 30)
+    (state / "images").mkdir(exist_ok=True)
+    disk = SlowDisk(state / "images" / f"{kernel.sha256}.download.part", 1 << 20)
+    cache = ImageCache(state / "images", user=None, clock=SystemClock(), max_age_s=0)
+
+    async def endless(_: ImageRef) -> AsyncIterator[bytes]:
+        while True:
+            yield b"x" * (1 << 20)
+
+    assert await hung_up_on(asyncio.create_task(cache.ensure(kernel, endless, ignore)), disk) < 2

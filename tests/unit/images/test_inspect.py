@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fabric.clock import Clock, SystemClock
 from fabric.errors import InvalidRequest, Reason, TooMuch
 from fabric.ids import RandomIds
-from fabric.images.blobs import FileBlobs
+from fabric.images.blobs import PIECE_BYTES, FileBlobs
 from fabric.images.core.inspect import ImageLimits, Inspection
 from fabric.images.memory import MemoryBlobs
 from fabric.images.service import receive, sweep
@@ -325,6 +325,73 @@ async def test_what_a_sweep_has_in_its_hands_is_still_read(tmp_path: Path) -> No
     asyncio.get_running_loop().call_later(0.005, aside.rename, tmp_path / "ab" / sha256)
 
     assert b"".join([piece async for piece in blobs.read(sha256)]) == b"some"
+
+
+class _Held(Inline):
+    """Workers that are at something for as long as a test likes, whoever hangs up, and that are full then."""
+
+    def __init__(self) -> None:
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self.is_full = False
+        self.failed: list[Exception] = []
+
+    async def run(self, work: Callable[[], T]) -> T:
+        if self.is_full:
+            raise TooMuch("too much of this is being asked at once", retry_after_s=1.0)
+        return await asyncio.shield(asyncio.ensure_future(self._in_time(work)))
+
+    async def _in_time(self, work: Callable[[], T]) -> T:
+        await self.may_go_on.wait()
+        try:
+            return work()
+        except Exception as error:
+            self.failed.append(error)
+            raise
+
+
+def _is_open(path: Path) -> bool:
+    links = list(Path("/proc/self/fd").iterdir())
+    return str(path) in {str(link.readlink()) for link in links if link.is_symlink()}
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+@pytest.mark.parametrize("hang_ups", [1, 2])
+async def test_hanging_up_on_a_download_leaves_its_file_to_whoever_reads_it(
+    tmp_path: Path, *, is_full: bool, hang_ups: int
+) -> None:
+    """The file was closed on the event loop, which waits for the reader's lock: whoever hung up while the disk was slow stopped the server
+    until it was done.
+    """
+    workers, sha256 = _Held(), "ab" * 32
+    blobs = FileBlobs(
+        tmp_path, workers=workers, clock=SystemClock(), ids=RandomIds(), total_bytes=1 << 30, uploads=1
+    )
+    upload = await blobs.begin("p")
+    await upload.write(b"x" * (2 * PIECE_BYTES))
+    await upload.keep(sha256)
+    pieces = blobs.read(sha256)
+    await anext(pieces)
+    workers.may_go_on.clear()
+    reading = asyncio.ensure_future(anext(pieces))
+    await _turns()
+    for _ in range(hang_ups):
+        reading.cancel()
+        await _turns()
+    assert _is_open(tmp_path / "ab" / sha256)
+    workers.is_full = is_full
+
+    workers.may_go_on.set()
+
+    await asyncio.wait({reading})
+    await _turns()
+    assert workers.failed == []
+    assert not _is_open(tmp_path / "ab" / sha256)
+
+
+async def _turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 async def _no_blobs() -> frozenset[str]:
