@@ -39,7 +39,7 @@ class Visibility(enum.IntEnum):
 class Image:
     """An image's record. Bytes are in the blob store, under `sha256`.
 
-    `properties` understands `hw_architecture`, `hw_firmware_type` (bios | uefi), `os_secure_boot` (anything but required, so far) and
+    `properties` understands `hw_architecture`, `hw_firmware_type` (bios | uefi), `os_secure_boot` (required | optional | disabled) and
     `trait:NAME` = `required`, as the ImagePropertiesFilter of the reference does. A `hidden` one serves a move of a server, and is in no
     list.
     """

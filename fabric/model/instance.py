@@ -105,6 +105,7 @@ class Guest:
     rescue: Rescue | None = None
     volumes: tuple[GuestVolume, ...] = ()
     volume_images: tuple[VolumeImage, ...] = ()
+    secure_boot: bool = False
 
     @property
     def root_volume(self) -> GuestVolume | None:

@@ -72,6 +72,7 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         ramdisk=ref_of(asked.ramdisk) if asked.ramdisk is not None else None,
         kernel_args=asked.image.properties.get("os_command_line", ""),
         firmware=asked.image.properties.get("hw_firmware_type", "bios"),
+        secure_boot=boots_securely(asked.image),
         public_keys={asked.keypair.name: asked.keypair.public_key} if asked.keypair is not None else {},
         user_data=asked.user_data,
         metadata=dict(asked.metadata or {}),
@@ -252,14 +253,19 @@ def check_image(image: Image) -> None:
         )
 
 
+def boots_securely(image: Image) -> bool:
+    """Whether the image insists on Secure Boot."""
+    return image.properties.get(SECURE_BOOT) == "required"
+
+
 def check_boots_as_it_asks(image: Image, *, field: str = "image") -> None:
-    """Whether guests boot the way that the image insists on. Its own check refuses one that does not; it may be older than that.
+    """Whether guests can boot the way that the image insists on. Its own check refuses one that cannot; it may be older than that.
 
     Raises InvalidRequest, naming the field.
     """
-    if image.properties.get(SECURE_BOOT) == "required":
+    if boots_securely(image) and image.properties.get("hw_firmware_type") != "uefi":
         raise InvalidRequest(
-            f"image {image.name} has {SECURE_BOOT}=required, and servers boot without Secure Boot so far: take an image without that",
+            f"image {image.name} has {SECURE_BOOT}=required, which takes hw_firmware_type=uefi: give it that, too",
             field=field,
         )
 
@@ -311,7 +317,7 @@ def ref_of(image: Image) -> ImageRef:
 def image_traits(image: Image) -> dict[str, str]:
     """What an image says of hosts' traits: each required or forbidden."""
     traits = traits_of(image.properties)
-    if image.properties.get(SECURE_BOOT) == "required":
+    if boots_securely(image):
         traits["SECURE_BOOT"] = "required"
     return traits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from fabric.api.core.accept import check_boots_as_it_asks, check_image, image_traits
+from fabric.api.core.accept import boots_securely, check_boots_as_it_asks, check_image, image_traits
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
 from fabric.model.instance import Instance
@@ -26,6 +26,12 @@ def check_fits_server(image: Image, now: Instance, host_traits: HostTraits) -> N
     if request.guest.ram_mib < image.min_ram_mib:
         raise InvalidRequest(
             f"the server has {request.guest.ram_mib} MiB of memory; image {image.name} needs {image.min_ram_mib}",
+            field="image",
+        )
+    if boots_securely(image) and not request.guest.secure_boot:
+        # The keys are in the variables of its firmware, which it has from its first boot on.
+        raise InvalidRequest(
+            f"image {image.name} insists on Secure Boot, and the server was not made with it: make a new server of this image",
             field="image",
         )
     architecture = image.properties.get("hw_architecture", "")

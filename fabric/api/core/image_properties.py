@@ -11,7 +11,7 @@ from fabric.errors import InvalidRequest
 _VALUES: Final = {
     "hw_architecture": ("x86_64", "aarch64"),
     "hw_firmware_type": ("bios", "uefi"),
-    SECURE_BOOT: ("optional", "disabled"),
+    SECURE_BOOT: ("required", "optional", "disabled"),
 }
 """Properties that we understand, and what they may be. Others are kept as they are, for people."""
 
@@ -22,10 +22,9 @@ def check_properties(properties: Mapping[str, str], *, field: str) -> None:
         values = TRAIT_VALUES if name.startswith(TRAIT) else _VALUES.get(name)
         if values is None or value in values:
             continue
-        words = f"{field}[{name}] must be {' or '.join(values)}"
-        if name == SECURE_BOOT and value == "required":
-            words = (
-                f"{field}[{name}] cannot be required: servers boot without Secure Boot so far;"
-                f" it may be {' or '.join(values)}, or left out"
-            )
-        raise InvalidRequest(words, field=f"{field}[{name}]")
+        raise InvalidRequest(f"{field}[{name}] must be {' or '.join(values)}", field=f"{field}[{name}]")
+    if properties.get(SECURE_BOOT) == "required" and properties.get("hw_firmware_type") != "uefi":
+        raise InvalidRequest(
+            f"{field}[{SECURE_BOOT}] can be required where {field}[hw_firmware_type] is uefi",
+            field=f"{field}[{SECURE_BOOT}]",
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fabric.api.core.accept import GIB, ref_of
+from fabric.api.core.accept import GIB, boots_securely, ref_of
 from fabric.api.core.edits import renamed
 from fabric.api.core.fit import HostTraits, check_fits_server
 from fabric.errors import InvalidRequest
@@ -44,6 +44,7 @@ class Rebuild:
             ramdisk=None if self.ramdisk is None else ref_of(self.ramdisk),
             kernel_args=image.properties.get("os_command_line", ""),
             firmware=image.properties.get("hw_firmware_type", "bios"),
+            secure_boot=boots_securely(image),
             public_keys=guest.public_keys
             if self.keypair is None
             else {self.keypair.name: self.keypair.public_key},

@@ -50,6 +50,7 @@ def queued(
     guest = instance.request.guest
     inherited = {
         "hw_firmware_type": guest.firmware,
+        **({"os_secure_boot": "required"} if guest.secure_boot else {}),
         **({"hw_architecture": instance.request.architecture} if instance.request.architecture else {}),
         **({"os_command_line": guest.kernel_args} if guest.kernel_args else {}),
     }

@@ -15,7 +15,7 @@ from fabric.model.traits import PLAIN_FIRMWARE, boot_traits
 from fabric.model.volume import trait_of
 from fabric.network.addresses import slots_in
 from fabric.server.dev.files import OPERATOR, host_serial, store_tls
-from fabric.server.dev.firmware import has_uefi
+from fabric.server.dev.firmware import has_secure_boot, has_uefi
 from fabric.server.dev.topology import SHARED_VOLUMES, HostTopology, StoreTopology, Topology
 from fabric.store import codec, keys
 from fabric.store.base import Txn
@@ -76,7 +76,8 @@ def _traits(topology: Topology) -> tuple[str, ...]:
     """What each host can: what this machine can."""
     firmware = "uefi" if has_uefi() else PLAIN_FIRMWARE
     shared = (trait_of(SHARED_VOLUMES),) if topology.shares_volumes else ()
-    return (*sorted(boot_traits("x86_64", firmware)), *shared)
+    secure = ("SECURE_BOOT",) if has_secure_boot() else ()
+    return (*sorted(boot_traits("x86_64", firmware)), *secure, *shared)
 
 
 def _host(topology: Topology, host: HostTopology, now_ms: int) -> Host:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +17,25 @@ _MACHINE: Final = "pc-q35-9.0"
 
 def has_uefi(folders: Sequence[Path] = FOLDERS) -> bool:
     """Whether a guest here can boot by UEFI, without Secure Boot: the package `ovmf` brings that."""
-    return any(_serves(path) for folder in folders for path in sorted(folder.glob("*.json")))
+    return any("secure-boot" not in features for features in _served(folders))
+
+
+def has_secure_boot(folders: Sequence[Path] = FOLDERS) -> bool:
+    """Whether a guest here can boot by UEFI that boots only what is signed, by keys that it comes with."""
+    return any({"secure-boot", "enrolled-keys"} <= features for features in _served(folders))
+
+
+def _served(folders: Sequence[Path]) -> Iterator[frozenset[str]]:
+    """The features of each UEFI firmware that serves guests like ours."""
+    for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
+        if _serves(path):
+            yield frozenset(json.loads(path.read_bytes())["features"])
 
 
 def _serves(path: Path) -> bool:
     try:
         said: Any = json.loads(path.read_bytes())
-        if "uefi" not in said["interface-types"] or "requires-smm" in said["features"]:
+        if "uefi" not in said["interface-types"] or not isinstance(said["features"], list):
             return False
         return any(
             target["architecture"] == "x86_64"

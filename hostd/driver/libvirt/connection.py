@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 
 import libvirt
@@ -22,6 +20,7 @@ import structlog
 from fabric.deadlines import within
 from hostd.core.faults import FaultCode
 from hostd.driver.base import DriverError, driver_error
+from hostd.threads import DaemonThreads
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -86,43 +85,6 @@ class _EventThread:
                 libvirt.virEventRunDefaultImpl()
 
 
-class _Workers:
-    """A few threads for calls that block, started at first use.
-
-    Not Python's executor: at exit that waits for every call, and one to a libvirtd that hangs may never return.
-    """
-
-    def __init__(self) -> None:
-        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._started = 0
-
-    def submit(self, function: Callable[[], _T]) -> Future[_T]:
-        """Have a thread call it; a future that is cancelled before is skipped."""
-        future: Future[_T] = Future()
-        self._work.put((future, function))
-        if self._started < _WORKERS:
-            self._started += 1
-            threading.Thread(target=self._run, name="libvirt-call", daemon=True).start()
-        return future
-
-    def end(self) -> None:
-        """Let every thread end after the call that it is in."""
-        for _ in range(self._started):
-            self._work.put(None)
-        self._started = 0
-
-    def _run(self) -> None:
-        while (item := self._work.get()) is not None:
-            future, function = item
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:  # noqa: BLE001 - it is the waiter's
-                    future.set_exception(error)
-            # What nobody waits for any more is let go of now, and not with this thread's next call.
-            del item, future, function
-
-
 REBOOT: Final = -1
 """Stands among VIR_DOMAIN_EVENT_* for the reboot of a guest, which libvirt tells by an event of its own."""
 
@@ -143,7 +105,7 @@ class Connection:
         self._uri = uri
         self._call_deadline_s = call_deadline_s
         self._open_deadline_s = min(_OPEN_DEADLINE_S, call_deadline_s)
-        self._workers = _Workers()
+        self._workers = DaemonThreads(_WORKERS, "libvirt-call")
         self._opening: asyncio.Future[libvirt.virConnect] | None = None
         self._connect: libvirt.virConnect | None = None
         self._listeners: list[asyncio.Queue[Lifecycle | None]] = []

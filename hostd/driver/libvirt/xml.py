@@ -22,6 +22,9 @@ ET.register_namespace("cellfabric", NAMESPACE)
 _MACHINES: Final = {"x86_64": "q35", "aarch64": "virt"}
 _X86: Final = "x86_64"
 
+_SECURE_FIRMWARE: Final = ("secure-boot", "enrolled-keys")
+"""What firmware must have to boot only what is signed, by keys that it comes with."""
+
 _PCIE_PORTS: Final = 20
 """PCI Express ports of a guest, each for one device. Without one free nothing can be plugged in later: this is room for eight volumes
 and four more interfaces beside what every guest has."""
@@ -84,6 +87,9 @@ def domain_xml(spec: DomainSpec, platform: Platform) -> str:
     ET.SubElement(features, "acpi")
     if platform.architecture == _X86:
         ET.SubElement(features, "apic")
+    if guest.secure_boot:
+        # Without it a guest's kernel could write the variables that hold the keys.
+        ET.SubElement(features, "smm", {"state": "on"})
     # The emulated CPU with everything QEMU can do: current distributions refuse to run on less than x86-64-v2.
     ET.SubElement(domain, "cpu", {"mode": "host-model" if kvm else "maximum"})
     _clock(domain, platform, kvm=kvm)
@@ -214,6 +220,11 @@ def _boot(domain: ET.Element, spec: DomainSpec, platform: Platform) -> None:
     uefi = spec.guest.firmware == "uefi"
     system = ET.SubElement(domain, "os", {"firmware": "efi"} if uefi else {})
     _text(system, "type", "hvm", arch=platform.architecture, machine=_MACHINES[platform.architecture])
+    if uefi:
+        # Said either way: left to itself libvirt takes what the distribution prefers, which boots nothing that is not signed.
+        wanted = ET.SubElement(system, "firmware")
+        for feature in _SECURE_FIRMWARE if spec.guest.secure_boot else _SECURE_FIRMWARE[:1]:
+            ET.SubElement(wanted, "feature", {"enabled": _yes(spec.guest.secure_boot), "name": feature})
     if spec.kernel_path:
         _text(system, "kernel", spec.kernel_path)
         if spec.ramdisk_path:
@@ -224,6 +235,10 @@ def _boot(domain: ET.Element, spec: DomainSpec, platform: Platform) -> None:
         ET.SubElement(system, "boot", {"dev": "hd"})
     if platform.architecture == _X86:
         ET.SubElement(system, "smbios", {"mode": "sysinfo"})
+
+
+def _yes(is_so: bool) -> str:
+    return "yes" if is_so else "no"
 
 
 def _clock(domain: ET.Element, platform: Platform, *, kvm: bool) -> None:

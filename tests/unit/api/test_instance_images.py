@@ -18,7 +18,7 @@ from fabric.model.states import TaskState, VmState, Want
 from fabric.pb.compute.v1 import instance_service_pb2 as pb
 from fabric.store.base import Txn
 from fabric.store.codec import encode
-from fabric.store.keys import ASSIGNMENT, HOST, IMAGE, INSTANCE, LOCATION
+from fabric.store.keys import ASSIGNMENT, BUILD, HOST, IMAGE, INSTANCE, LOCATION
 from tests.unit.api.test_instances import WHO, World, in_a_world
 
 
@@ -361,6 +361,25 @@ def test_an_image_of_a_server_may_say_no_more_than_one_that_is_uploaded(name: st
 
 
 @in_a_world
+async def test_secure_boot_is_for_servers_that_were_made_with_it(world: World) -> None:
+    """The keys are in variables that a guest's firmware has from its first boot on: a rebuild would have had the word and not the thing."""
+    base: Image = await world.read(world.store, IMAGE, "i")
+    properties = {"hw_firmware_type": "uefi", "os_secure_boot": "required"}
+    sealed = replace(base, id="sealed", name="sealed", properties=properties)
+    await world.store.commit(Txn(put={IMAGE.at("sealed"): encode(sealed)}))
+    await asyncio.sleep(1.0)
+    server = await world.placed()
+    with pytest.raises(InvalidRequest, match="was not made with it"):
+        await rebuilt(world, server, "sealed")
+
+    made = await world.create("new", image="sealed")
+
+    build = await world.read(world.store, BUILD, "c1", made.id)
+    assert build.request.guest.secure_boot
+    assert "SECURE_BOOT" in build.request.required_traits
+
+
+@in_a_world
 async def test_no_server_comes_of_an_older_image_that_insists_on_secure_boot(world: World) -> None:
     server = await world.placed()
     base: Image = await world.read(world.store, IMAGE, "i")
@@ -369,6 +388,6 @@ async def test_no_server_comes_of_an_older_image_that_insists_on_secure_boot(wor
     await asyncio.sleep(1.0)
 
     for asking in (world.create("other", image="sealed"), rebuilt(world, server, "sealed")):
-        with pytest.raises(InvalidRequest, match="without Secure Boot") as refused:
+        with pytest.raises(InvalidRequest, match="takes hw_firmware_type=uefi") as refused:
             await asking
         assert refused.value.field == "image"

@@ -1368,6 +1368,7 @@ class Guest(_message.Message):
     RESCUE_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     VOLUME_IMAGES_FIELD_NUMBER: _builtins.int
+    SECURE_BOOT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The instance's id."""
     name: _builtins.str
@@ -1398,6 +1399,8 @@ class Guest(_message.Message):
     """When it was asked for, milliseconds since 1970."""
     standalone: _builtins.bool
     """Whether the root disk is a whole copy of the image, which may be gone as soon as it is made."""
+    secure_boot: _builtins.bool
+    """Whether its firmware, which is UEFI then, boots only what is signed by a key that it knows."""
     @_builtins.property
     def image(self) -> Global___ImageRef:
         """What the root disk starts as; absent where a volume is the root disk."""
@@ -1461,10 +1464,11 @@ class Guest(_message.Message):
         rescue: Global___Rescue | None = ...,
         volumes: _abc.Iterable[Global___GuestVolume] | None = ...,
         volume_images: _abc.Iterable[Global___VolumeImage] | None = ...,
+        secure_boot: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "kernel", b"kernel", "ramdisk", b"ramdisk", "rescue", b"rescue"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volume_images", b"volume_images", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["availability_zone", b"availability_zone", "config_drive", b"config_drive", "create_time_ms", b"create_time_ms", "disk_gib", b"disk_gib", "firmware", b"firmware", "hostname", b"hostname", "id", b"id", "image", b"image", "kernel", b"kernel", "kernel_args", b"kernel_args", "metadata", b"metadata", "name", b"name", "ports", b"ports", "project_id", b"project_id", "public_keys", b"public_keys", "ram_mib", b"ram_mib", "ramdisk", b"ramdisk", "rescue", b"rescue", "secure_boot", b"secure_boot", "standalone", b"standalone", "user_data", b"user_data", "user_id", b"user_id", "vcpus", b"vcpus", "volume_images", b"volume_images", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

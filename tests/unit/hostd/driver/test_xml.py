@@ -162,6 +162,23 @@ def test_a_kernel_is_booted_with_its_arguments_and_else_the_disk() -> None:
     assert one(built(), "os/boot").get("dev") == "hd"
 
 
+@pytest.mark.parametrize(
+    ("is_secure", "features"),
+    [(False, {"secure-boot": "no"}), (True, {"secure-boot": "yes", "enrolled-keys": "yes"})],
+)
+def test_which_uefi_is_said_and_not_left_to_the_distribution(
+    is_secure: bool, features: dict[str, str]
+) -> None:
+    """Debian's first choice boots nothing that is not signed: an image for UEFI whose loader is not ended in the firmware's menu, and one
+    that insisted on Secure Boot had it by luck.
+    """
+    domain = built(replace(SPEC, guest=replace(SPEC.guest, firmware="uefi", secure_boot=is_secure)))
+
+    asked = {each.get("name"): each.get("enabled") for each in one(domain, "os/firmware").findall("feature")}
+    assert asked == features
+    assert (domain.find("features/smm") is not None) is is_secure
+
+
 def test_uefi_is_asked_for_by_firmware() -> None:
     assert (
         one(built(replace(SPEC, guest=replace(SPEC.guest, firmware="uefi"))), "os").get("firmware") == "efi"

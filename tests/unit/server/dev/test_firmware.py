@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fabric.server.dev.firmware import has_uefi
+from fabric.server.dev.firmware import has_secure_boot, has_uefi
 
 OVMF = {
     "interface-types": ["uefi"],
@@ -34,8 +34,23 @@ def test_a_machine_has_uefi_where_a_descriptor_serves_our_guests(
     assert has_uefi([tmp_path / "none", tmp_path]) is serves
 
 
+@pytest.mark.parametrize(
+    ("features", "serves"),
+    [
+        (["secure-boot", "requires-smm", "enrolled-keys"], True),
+        (["secure-boot", "requires-smm"], False),
+        (["enrolled-keys"], False),
+    ],
+)
+def test_secure_boot_takes_keys_to_go_by(tmp_path: Path, features: list[str], serves: bool) -> None:
+    (tmp_path / "40-edk2.json").write_text(json.dumps(OVMF | {"features": features}))
+
+    assert has_secure_boot([tmp_path]) is serves
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"interface-types": null}', "\xff"])
 def test_what_is_no_descriptor_is_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "40-edk2.json").write_bytes(text.encode("latin-1"))
 
     assert not has_uefi([tmp_path])
+    assert not has_secure_boot([tmp_path])
