@@ -396,7 +396,7 @@ MUTANTS: Final = (
     Mutant(
         name="claim_without_over_absent",
         without="claims compare that the server is not over (`over/`)",
-        within=300,
+        within=1000,
         swaps=committing(scheduler_cell, keys.OVER.under()),
     ),
     Mutant(

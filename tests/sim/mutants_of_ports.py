@@ -106,7 +106,7 @@ PORT_MUTANTS: Final = (
     Mutant(
         name="ports_bound_twice",
         without="a port is bound to one server",
-        within=120,
+        within=400,
         swaps=_bound_twice,
     ),
     Mutant(
