@@ -7,6 +7,9 @@ from typing import Final
 PLAIN_FIRMWARE: Final = "bios"
 """What every host can boot, so that no trait is asked for."""
 
+SECURE_BOOT_TRAIT: Final = "SECURE_BOOT"
+"""What a host has whose UEFI can boot only what is signed, by keys that it comes with."""
+
 _ARCHITECTURE: Final = "HW_ARCH_"
 _FIRMWARE: Final = "FIRMWARE_"
 

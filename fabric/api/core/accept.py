@@ -14,6 +14,7 @@ from fabric.model.image import Image, ImageFormat, ImageState
 from fabric.model.instance import Answered, Build, Guest, ImageRef, Location, Request, VolumeImage
 from fabric.model.keypair import Keypair
 from fabric.model.network import Network, Port
+from fabric.model.traits import PLAIN_FIRMWARE, SECURE_BOOT_TRAIT
 from fabric.model.volume import GuestVolume, VolumeEntry
 from fabric.quota.core import Admission, charge_of
 from fabric.store.keys import ANSWERED, BUILD, LOCATION
@@ -26,7 +27,7 @@ TRAIT = "trait:"
 TRAIT_VALUES = ("required", "forbidden")
 
 SECURE_BOOT = "os_secure_boot"
-"""The property that asks for Secure Boot, which no guest gets so far."""
+"""The property that asks for Secure Boot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +72,7 @@ def request_for(asked: Asked, *, instance_id: str, project_id: str, user_id: str
         kernel=ref_of(asked.kernel) if asked.kernel is not None else None,
         ramdisk=ref_of(asked.ramdisk) if asked.ramdisk is not None else None,
         kernel_args=asked.image.properties.get("os_command_line", ""),
-        firmware=asked.image.properties.get("hw_firmware_type", "bios"),
+        firmware=firmware_of(asked.image),
         secure_boot=boots_securely(asked.image),
         public_keys={asked.keypair.name: asked.keypair.public_key} if asked.keypair is not None else {},
         user_data=asked.user_data,
@@ -253,6 +254,16 @@ def check_image(image: Image) -> None:
         )
 
 
+def contradicts_itself(properties: Mapping[str, str]) -> bool:
+    """Whether an image's properties insist on Secure Boot by a firmware that has none."""
+    return properties.get(SECURE_BOOT) == "required" and properties.get("hw_firmware_type") != "uefi"
+
+
+def firmware_of(image: Image) -> str:
+    """What the image boots by: `bios` unless it says so otherwise."""
+    return image.properties.get("hw_firmware_type", PLAIN_FIRMWARE)
+
+
 def boots_securely(image: Image) -> bool:
     """Whether the image insists on Secure Boot."""
     return image.properties.get(SECURE_BOOT) == "required"
@@ -263,7 +274,7 @@ def check_boots_as_it_asks(image: Image, *, field: str = "image") -> None:
 
     Raises InvalidRequest, naming the field.
     """
-    if boots_securely(image) and image.properties.get("hw_firmware_type") != "uefi":
+    if contradicts_itself(image.properties):
         raise InvalidRequest(
             f"image {image.name} has {SECURE_BOOT}=required, which takes hw_firmware_type=uefi: give it that, too",
             field=field,
@@ -318,7 +329,7 @@ def image_traits(image: Image) -> dict[str, str]:
     """What an image says of hosts' traits: each required or forbidden."""
     traits = traits_of(image.properties)
     if boots_securely(image):
-        traits["SECURE_BOOT"] = "required"
+        traits[SECURE_BOOT_TRAIT] = "required"
     return traits
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-from fabric.api.core.accept import boots_securely, check_boots_as_it_asks, check_image, image_traits
+from fabric.api.core.accept import (
+    boots_securely,
+    check_boots_as_it_asks,
+    check_image,
+    firmware_of,
+    image_traits,
+)
 from fabric.errors import InvalidRequest
 from fabric.model.image import Image
 from fabric.model.instance import Instance
-from fabric.model.traits import PLAIN_FIRMWARE, boot_traits
+from fabric.model.traits import boot_traits
 
 HostTraits = Callable[[str], Collection[str]]
 """What an administrator has approved of a host, by its name: its traits. None of a host that is not known."""
@@ -49,10 +55,9 @@ def check_fits_server(image: Image, now: Instance, host_traits: HostTraits) -> N
         *request.required_traits,
         *host_traits(now.host),
     }
-    firmware = image.properties.get("hw_firmware_type", PLAIN_FIRMWARE)
     traits = image_traits(image)
     unsure = {name for name, how in traits.items() if chosen.get(name) != how}
-    unsure |= boot_traits(architecture, firmware) - had
+    unsure |= boot_traits(architecture, firmware_of(image)) - had
     if unsure:
         wants = ", ".join(
             f"{'without' if traits.get(name) == 'forbidden' else 'with'} {name}" for name in sorted(unsure)

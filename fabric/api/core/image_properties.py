@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from fabric.api.core.accept import SECURE_BOOT, TRAIT, TRAIT_VALUES
+from fabric.api.core.accept import SECURE_BOOT, TRAIT, TRAIT_VALUES, contradicts_itself
 from fabric.errors import InvalidRequest
 
 _VALUES: Final = {
@@ -23,7 +23,7 @@ def check_properties(properties: Mapping[str, str], *, field: str) -> None:
         if values is None or value in values:
             continue
         raise InvalidRequest(f"{field}[{name}] must be {' or '.join(values)}", field=f"{field}[{name}]")
-    if properties.get(SECURE_BOOT) == "required" and properties.get("hw_firmware_type") != "uefi":
+    if contradicts_itself(properties):
         raise InvalidRequest(
             f"{field}[{SECURE_BOOT}] can be required where {field}[hw_firmware_type] is uefi",
             field=f"{field}[{SECURE_BOOT}]",

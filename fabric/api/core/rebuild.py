@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fabric.api.core.accept import GIB, boots_securely, ref_of
+from fabric.api.core.accept import GIB, boots_securely, firmware_of, ref_of
 from fabric.api.core.edits import renamed
 from fabric.api.core.fit import HostTraits, check_fits_server
 from fabric.errors import InvalidRequest
@@ -43,7 +43,7 @@ class Rebuild:
             kernel=None if self.kernel is None else ref_of(self.kernel),
             ramdisk=None if self.ramdisk is None else ref_of(self.ramdisk),
             kernel_args=image.properties.get("os_command_line", ""),
-            firmware=image.properties.get("hw_firmware_type", "bios"),
+            firmware=firmware_of(image),
             secure_boot=boots_securely(image),
             public_keys=guest.public_keys
             if self.keypair is None

@@ -11,7 +11,7 @@ from fabric.config.settings import TlsSettings
 from fabric.errors import Ambiguous
 from fabric.model.host import Cell, Host
 from fabric.model.network import PHYSICAL_NETWORK
-from fabric.model.traits import PLAIN_FIRMWARE, boot_traits
+from fabric.model.traits import PLAIN_FIRMWARE, SECURE_BOOT_TRAIT, boot_traits
 from fabric.model.volume import trait_of
 from fabric.network.addresses import slots_in
 from fabric.server.dev.files import OPERATOR, host_serial, store_tls
@@ -76,7 +76,7 @@ def _traits(topology: Topology) -> tuple[str, ...]:
     """What each host can: what this machine can."""
     firmware = "uefi" if has_uefi() else PLAIN_FIRMWARE
     shared = (trait_of(SHARED_VOLUMES),) if topology.shares_volumes else ()
-    secure = ("SECURE_BOOT",) if has_secure_boot() else ()
+    secure = (SECURE_BOOT_TRAIT,) if has_secure_boot() else ()
     return (*sorted(boot_traits("x86_64", firmware)), *secure, *shared)
 
 

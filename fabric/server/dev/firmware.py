@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -28,20 +29,16 @@ def has_secure_boot(folders: Sequence[Path] = FOLDERS) -> bool:
 def _served(folders: Sequence[Path]) -> Iterator[frozenset[str]]:
     """The features of each UEFI firmware that serves guests like ours."""
     for path in (path for folder in folders for path in sorted(folder.glob("*.json"))):
-        if _serves(path):
-            yield frozenset(json.loads(path.read_bytes())["features"])
+        # One that libvirt could not read either is passed over: an empty file is how an administrator takes one out.
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            said: Any = json.loads(path.read_bytes())
+            if "uefi" in said["interface-types"] and _is_for_ours(said["targets"]):
+                yield frozenset(said["features"])
 
 
-def _serves(path: Path) -> bool:
-    try:
-        said: Any = json.loads(path.read_bytes())
-        if "uefi" not in said["interface-types"] or not isinstance(said["features"], list):
-            return False
-        return any(
-            target["architecture"] == "x86_64"
-            and any(fnmatchcase(_MACHINE, pattern) for pattern in target["machines"])
-            for target in said["targets"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        # Not one that libvirt could read: an empty file is how an administrator takes one out.
-        return False
+def _is_for_ours(targets: Any) -> bool:
+    return any(
+        target["architecture"] == "x86_64"
+        and any(fnmatchcase(_MACHINE, pattern) for pattern in target["machines"])
+        for target in targets
+    )

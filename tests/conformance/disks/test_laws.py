@@ -537,7 +537,7 @@ async def test_a_snapshot_that_is_given_up_does_not_stop_the_daemon(tmp_path: Pa
     """The file was closed on the event loop, which waits for whoever is reading: beats and all stood still with the disk."""
 
     def no_root(_: Path) -> DiskFile:
-        raise NotImplementedError
+        raise AssertionError("what is read is a copy, and needs no root disk")
 
     disk = SlowDisk(tmp_path / "copy.1.qcow2")
     copies = Copies(no_root, is_root=False)

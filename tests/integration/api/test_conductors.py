@@ -125,7 +125,7 @@ async def test_questions_do_not_wait_behind_consoles(port: int, conductors: Remo
     lines = []
     with contextlib.suppress(TooMuch):
         for _ in range(MAX_STREAMS):
-            lines.append(await conductors.open_console(where, ConsoleKind.SERIAL, take_over=False))  # noqa: PERF401 - to have some
+            lines.append(await conductors.open_console(where, ConsoleKind.SERIAL, take_over=False))  # noqa: PERF401 - those that are open are closed should one fail
 
     assert await conductors.progress(where.conductor, [INSTANCE]) == {INSTANCE: "image 40 %"}
     assert MAX_STREAMS / 2 < len(lines) < MAX_STREAMS

@@ -48,7 +48,9 @@ def test_secure_boot_takes_keys_to_go_by(tmp_path: Path, features: list[str], se
     assert has_secure_boot([tmp_path]) is serves
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"interface-types": null}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"interface-types": null}', "\xff", json.dumps(OVMF | {"features": None})]
+)
 def test_what_is_no_descriptor_is_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "40-edk2.json").write_bytes(text.encode("latin-1"))
 
