@@ -50,7 +50,7 @@ class FakeConsoles:
 
     async def _do(self, lock: str, step: str, delay_s: float, work: Callable[[], T]) -> T:
         """An operation of the machine's, by the driver that this is part of."""
-        raise NotImplementedError
+        raise NotImplementedError  # FakeDriver, which these consoles are mixed into, has it
 
 
 def open_console(machine: FakeMachine, instance_id: str, kind: ConsoleKind) -> Stream:

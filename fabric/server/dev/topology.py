@@ -343,7 +343,7 @@ def dump(topology: Topology) -> bytes:
 def _decode(kind: type, value: object) -> object:
     if issubclass(kind, Path):
         return kind(str(value))
-    raise NotImplementedError(kind)
+    raise NotImplementedError(kind)  # how msgspec is told that a type is none of ours
 
 
 def _store(name: str, members: int, free: Iterator[int]) -> StoreTopology:
